@@ -1,0 +1,293 @@
+"""The `rest` command: one subcommand a stage."""
+
+import difflib
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import tyro
+from rich.console import Console
+
+from rest.errors import UserError
+
+if TYPE_CHECKING:
+    from rest.algorithm import Run
+    from rest.policy.policy import Policy
+
+USAGE = """\
+rest: offline Reinforced Self-Training
+
+  rest run FILE[:variant] --out DIR [flags]     the whole loop; on a half-done folder, what is missing
+  rest bc FILE[:variant] --out DIR              behavioural cloning
+  rest reward train FILE[:variant] --out DIR    rate samples of BC and fit the learned reward
+  rest grow FILE[:variant] --out DIR --g 1      sample, score and store one Grow step
+  rest improve FILE[:variant] --out DIR --g 1 --i 1    fine-tune on the rows that pass
+  rest evaluate FILE[:variant] --out DIR --policy improve-1-1    reward and metrics on test
+  rest report DIR                               the table, report.md and report.html of a run
+  rest translate DIR < sources > translations   with the last policy of a run, or a stage's
+  rest inspect DIR                              counts, rewards, best and worst rows of a scored dataset
+
+FILE is a Python file that builds an Experiment, such as experiments/synthetic.py. Every setting is a flag:
+`rest run FILE --help` lists them.
+"""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _OutFlags:
+    out: Path
+    """The run's folder; made if absent."""
+
+
+@dataclass(frozen=True)
+class _GrowFlags(_OutFlags):
+    g: int = 1
+    """Grow step."""
+
+
+@dataclass(frozen=True)
+class _ImproveFlags(_GrowFlags):
+    i: int = 1
+    """Improve step; 0: all of the Grow step's rows."""
+
+
+@dataclass(frozen=True)
+class _EvaluateFlags(_OutFlags):
+    policy: str = "bc"
+    """Folder of the policy in the run: bc, bc_continued-600, improve-1-2, ..."""
+
+
+@dataclass(frozen=True)
+class _ReportFlags:
+    run: tyro.conf.Positional[Path]
+    """The run's folder."""
+
+
+@dataclass(frozen=True)
+class _TranslateFlags:
+    folder: tyro.conf.Positional[Path]
+    """A run's folder, for its last policy, or the folder of a stage: runs/demo/improve-1-2."""
+    beams: int = 4
+    """Beam search; 1: greedy."""
+    length_penalty: float = 1.0
+    """A hypothesis of n tokens scores log-probability / n^length_penalty."""
+    max_source_tokens: int = 512
+    """A longer line is an error."""
+    max_target_tokens: int = 128
+    """Longest translation, EOS included."""
+
+
+@dataclass(frozen=True)
+class _InspectFlags:
+    folder: tyro.conf.Positional[Path]
+    """A Grow step's folder: runs/demo/grow-1."""
+    rows: int = 5
+    """How many of the best and of the worst rows to show."""
+    verify: bool = False
+    """Hash every shard and compare with the manifest."""
+
+
+# One function a subcommand
+
+
+def _run(arguments: Sequence[str]) -> None:
+    from rest.algorithm import rest
+    from rest.report.summary import summarise
+
+    with _opened("run", arguments, _OutFlags) as (flags, run):
+        rest(run)
+    summarise(flags.out)
+    _show(flags.out)
+
+
+def _bc(arguments: Sequence[str]) -> None:
+    with _opened("bc", arguments, _OutFlags) as (_, run):
+        run.bc()
+
+
+def _reward_train(arguments: Sequence[str]) -> None:
+    with _opened("reward train", arguments, _OutFlags) as (_, run):
+        if not run.learns_reward:
+            raise UserError("reward: the experiment gives its reward, so there is none to train")
+        run.reward()
+
+
+def _grow(arguments: Sequence[str]) -> None:
+    with _opened("grow", arguments, _GrowFlags) as (flags, run):
+        run.grow(flags.g, run.policy_before(flags.g), run.reward())
+
+
+def _improve(arguments: Sequence[str]) -> None:
+    from rest.grow import open_dataset
+
+    with _opened("improve", arguments, _ImproveFlags) as (flags, run):
+        dataset = open_dataset(flags.out / f"grow-{flags.g}")
+        run.improve(flags.g, flags.i, run.policy_before(flags.g, flags.i), dataset, run.reward())
+
+
+def _evaluate(arguments: Sequence[str]) -> None:
+    from rest.report.summary import summarise
+
+    with _opened("evaluate", arguments, _EvaluateFlags) as (flags, run):
+        run.evaluate(flags.policy, run.load(flags.policy))
+    summarise(flags.out)
+
+
+def _report(arguments: Sequence[str]) -> None:
+    from rest.report.summary import summarise
+
+    flags = tyro.cli(_ReportFlags, args=arguments, prog="rest report")
+    if not flags.run.is_dir():
+        raise UserError(f"{flags.run}: no such folder")
+    summarise(flags.run)
+    _show(flags.run)
+
+
+def _translate(arguments: Sequence[str]) -> None:
+    from rest.algorithm import last_policy
+    from rest.policy.beam import BeamSettings, translate
+
+    flags = tyro.cli(_TranslateFlags, args=arguments, prog="rest translate")
+    _configure_jax()
+    policy = last_policy(flags.folder)
+    beam = BeamSettings(flags.beams, flags.length_penalty, flags.max_target_tokens)
+    try:
+        lines = sys.stdin.buffer.read().decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"standard input, line {line}: not valid UTF-8 ({error.reason})") from error
+    if lines[-1] == "":
+        lines.pop()
+    full = [number for number, line in enumerate(lines) if line.strip()]
+    _refuse_long([lines[number] for number in full], full, policy, flags.max_source_tokens)
+    translations = [""] * len(lines)
+    if full:
+        for number, text in zip(full, translate(policy, [lines[n].strip() for n in full], beam), strict=True):
+            translations[number] = text
+    sys.stdout.buffer.write("".join(f"{text}\n" for text in translations).encode())
+
+
+def _refuse_long(lines: list[str], numbers: list[int], policy: "Policy", limit: int) -> None:
+    for number, ids in zip(numbers, policy.encode_sources(lines), strict=True):
+        if len(ids) > limit:
+            raise UserError(
+                f"standard input, line {number + 1}: {len(ids)} tokens, more than max_source_tokens {limit}"
+            )
+
+
+def _inspect(arguments: Sequence[str]) -> None:
+    from rest.data.inspect import describe
+    from rest.grow import open_dataset
+
+    flags = tyro.cli(_InspectFlags, args=arguments, prog="rest inspect")
+    dataset = open_dataset(flags.folder)
+    if flags.verify:
+        dataset.verify()
+    Console().print(describe(dataset, flags.rows))
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "run": _run,
+    "bc": _bc,
+    "reward train": _reward_train,
+    "grow": _grow,
+    "improve": _improve,
+    "evaluate": _evaluate,
+    "report": _report,
+    "translate": _translate,
+    "inspect": _inspect,
+}
+
+
+# What they share
+
+
+@contextmanager
+def _opened(command: str, arguments: Sequence[str], own: type[T]) -> Iterator[tuple[T, "Run"]]:
+    """The command's own flags, and the run that FILE and the other flags describe."""
+    from rest.algorithm import Run
+    from rest.experiment import Experiment, load_experiment
+
+    if not arguments or arguments[0].startswith("-"):
+        raise UserError(f"rest {command}: name an experiment first, as in `rest {command} FILE[:variant] --out DIR`")
+    default = load_experiment(arguments[0])
+
+    def join(
+        flags: Annotated[own, tyro.conf.arg(name="")],  # type: ignore[valid-type]
+        experiment: Annotated[Experiment, tyro.conf.arg(name="")] = default,
+    ) -> tuple[Any, Experiment]:
+        return flags, experiment
+
+    flags, experiment = tyro.cli(
+        join, args=arguments[1:], prog=f"rest {command} FILE", config=(tyro.conf.AvoidSubcommands,)
+    )
+    _configure_jax()
+    run = Run(experiment, flags.out)
+    with run.recorded():
+        yield flags, run
+
+
+def _configure_jax() -> None:
+    """Compiled programs are kept between runs, where the user keeps caches."""
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rest" / "jax"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+def _show(folder: Path) -> None:
+    """The table of a run, what it says, and where the report is."""
+    from rest.report.page import write_report
+    from rest.report.tables import console, verdict
+    from rest.stage import read_json
+
+    rows = read_json(folder / "summary.json")
+    report = write_report(folder)
+    shown = Console()
+    shown.print(console(rows, "test"))
+    for sentence in verdict(rows, "test"):
+        shown.print(sentence, highlight=False, markup=False)
+    shown.print(f"report: {report}", highlight=False, markup=False, soft_wrap=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one subcommand; a user's mistake is one sentence on standard error and exit status 1."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return
+    words = 2 if arguments[0] == "reward" else 1
+    command, rest = " ".join(arguments[:words]), arguments[words:]
+    if command not in COMMANDS:
+        close = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        print(f"rest: no command {command!r}{hint} (`rest --help` lists them)", file=sys.stderr)
+        raise SystemExit(2)
+    try:
+        COMMANDS[command](rest)
+    except UserError as error:
+        print(f"rest: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(
+            f"rest: the disk is full{f' at {error.filename}' if error.filename else ''}; the same command goes on",
+            "from here once there is room",
+            file=sys.stderr,
+        )
+        raise SystemExit(1) from error
+    except KeyboardInterrupt as error:
+        print("rest: stopped; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(130) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What ReST is compared with: behavioural cloning and PPO."""

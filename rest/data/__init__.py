@@ -1,0 +1,1 @@
+"""What is learned from: corpora, tokenizer, the scored dataset on disk, batches."""

@@ -1,0 +1,204 @@
+"""Training batches: pairs of ids packed into rows, shuffled and sharded by Grain.
+
+Several pairs share a row, told apart by segment ids, so that one compiled shape serves every length and little is
+padding. Which pairs share a row is planned once; every epoch shuffles the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+
+Ids = Sequence[int] | np.ndarray
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Batch:
+    """Packed pairs. B rows, S source and T target positions, Q pairs a row at most. Segment 0 is padding."""
+
+    source: Any  # int32 [B, S], each source ends in EOS
+    source_segments: Any  # int32 [B, S], 1.. for the pairs of the row
+    source_positions: Any  # int32 [B, S], from 0 in each pair
+    target_input: Any  # int32 [B, T], the target shifted right: starts with the padding id
+    target: Any  # int32 [B, T], labels
+    target_segments: Any  # int32 [B, T]
+    target_positions: Any  # int32 [B, T]
+    sequence_ids: Any  # int32 [B, Q], row of the dataset that each segment comes from; -1: none
+    columns: dict[str, Any]  # float32 [B, Q], one number a sequence
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Tokenised pairs, by row. Targets hold EOS where the hypothesis ended, as stored; nothing adds it later."""
+
+    sources: Sequence[Ids]
+    targets: Sequence[Ids]
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)  # float32 [n], one number a pair
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """Shape of a training batch."""
+
+    batch_tokens: int = 2048
+    """Target positions of a batch, padding included; rows x target_tokens."""
+    source_tokens: int = 96
+    """Positions of a packed row on the source side; a longer source is an error."""
+    target_tokens: int = 96
+    """Positions of a packed row on the target side; a longer target is an error."""
+
+    @property
+    def rows(self) -> int:
+        return max(1, self.batch_tokens // self.target_tokens)
+
+
+def fitting(examples: Examples, settings: BatchSettings) -> np.ndarray:
+    """Which pairs fit into a row on both sides, bool [n]."""
+    return np.asarray(
+        [
+            len(s) <= settings.source_tokens and len(t) <= settings.target_tokens
+            for s, t in zip(examples.sources, examples.targets, strict=True)
+        ],
+        bool,
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which pairs share which row."""
+
+    rows: list[np.ndarray]  # int64, the pairs of each row, in their order
+    max_pairs: int  # Q
+    padding: float  # share of target positions that hold no token
+
+
+def plan_rows(examples: Examples, settings: BatchSettings, seed: int) -> Plan:
+    """First-fit-decreasing packing within shuffled windows of 2,048 pairs.
+
+    A window, and not the whole set, is sorted, so that rows stay a random mixture of the corpus.
+    """
+    source_lengths = np.fromiter((len(s) for s in examples.sources), np.int64, len(examples))
+    target_lengths = np.fromiter((len(t) for t in examples.targets), np.int64, len(examples))
+    order = np.random.default_rng(seed).permutation(len(examples))
+    rows: list[np.ndarray] = []
+    for start in range(0, len(order), 2048):
+        window = order[start : start + 2048]
+        longest = np.maximum(source_lengths[window], target_lengths[window])
+        window = window[np.argsort(-longest, kind="stable")]
+        rows.extend(_pack(window, source_lengths, target_lengths, settings))
+    max_pairs = max((len(row) for row in rows), default=1)
+    positions = max(1, len(rows) * settings.target_tokens)
+    return Plan(rows, max_pairs, 1.0 - float(target_lengths.sum()) / positions)
+
+
+def _pack(
+    window: np.ndarray, source_lengths: np.ndarray, target_lengths: np.ndarray, settings: BatchSettings
+) -> list[np.ndarray]:
+    """Put each pair, longest first, into the first row that has room on both sides."""
+    source_room = np.zeros(len(window), np.int64)
+    target_room = np.zeros(len(window), np.int64)
+    contents: list[list[int]] = []
+    for pair in window:
+        source, target = source_lengths[pair], target_lengths[pair]
+        opened = len(contents)
+        fits = (source_room[:opened] >= source) & (target_room[:opened] >= target)
+        row = int(fits.argmax()) if fits.any() else opened
+        if row == opened:
+            contents.append([])
+            source_room[row], target_room[row] = settings.source_tokens, settings.target_tokens
+        contents[row].append(int(pair))
+        source_room[row] -= source
+        target_room[row] -= target
+    return [np.asarray(row, np.int64) for row in contents]
+
+
+@dataclass(frozen=True)
+class _Assemble:
+    """One planned row as arrays without the batch axis."""
+
+    examples: Examples
+    settings: BatchSettings
+    max_pairs: int
+    pad_id: int
+
+    def __call__(self, row: np.ndarray) -> Batch:
+        width, height = self.settings.source_tokens, self.settings.target_tokens
+        out = {
+            "source": np.full(width, self.pad_id, np.int32),
+            "source_segments": np.zeros(width, np.int32),
+            "source_positions": np.zeros(width, np.int32),
+            "target_input": np.full(height, self.pad_id, np.int32),
+            "target": np.full(height, self.pad_id, np.int32),
+            "target_segments": np.zeros(height, np.int32),
+            "target_positions": np.zeros(height, np.int32),
+            "sequence_ids": np.full(self.max_pairs, -1, np.int32),
+        }
+        columns = {name: np.zeros(self.max_pairs, np.float32) for name in self.examples.columns}
+        s = t = 0
+        for segment, pair in enumerate(row, start=1):
+            source, target = self.examples.sources[pair], self.examples.targets[pair]
+            m, n = len(source), len(target)
+            out["source"][s : s + m] = source
+            out["source_segments"][s : s + m] = segment
+            out["source_positions"][s : s + m] = np.arange(m)
+            out["target"][t : t + n] = target
+            out["target_input"][t + 1 : t + n] = target[:-1]
+            out["target_segments"][t : t + n] = segment
+            out["target_positions"][t : t + n] = np.arange(n)
+            out["sequence_ids"][segment - 1] = pair
+            for name, values in self.examples.columns.items():
+                columns[name][segment - 1] = values[pair]
+            s, t = s + m, t + n
+        return Batch(**out, columns=columns)
+
+
+def training_batches(
+    examples: Examples,
+    settings: BatchSettings,
+    *,
+    pad_id: int,
+    seed: int,
+    epochs: int | None = None,
+    process: tuple[int, int] = (0, 1),
+) -> tuple[grain.DatasetIterator[Batch], Plan]:
+    """An endless (or `epochs` long) iterator over batches, and the plan that it follows.
+
+    The iterator's `get_state` and `set_state` save and restore the position. `process` is (index, count): each
+    process reads its own share of the rows.
+    """
+    plan = plan_rows(examples, settings, seed)
+    index, count = process
+    rows: Any = grain.MapDataset.source(plan.rows[index::count])
+    assembled = rows.seed(seed).shuffle().repeat(epochs).map(_Assemble(examples, settings, plan.max_pairs, pad_id))
+    batches = assembled.batch(settings.rows // count or 1, drop_remainder=epochs is None)
+    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8))), plan
+
+
+def pad(rows: Sequence[Ids], width: int, pad_id: int) -> np.ndarray:
+    """Rows of ids side by side, int32 [len(rows), width]."""
+    out = np.full((len(rows), width), pad_id, np.int32)
+    for r, row in enumerate(rows):
+        out[r, : len(row)] = row
+    return out
+
+
+def evaluation_batches(examples: Examples, settings: BatchSettings, *, pad_id: int) -> list[Batch]:
+    """All examples once, packed, in fixed batches; the last one is filled up with empty rows."""
+    plan = plan_rows(examples, settings, seed=0)
+    assemble = _Assemble(examples, settings, plan.max_pairs, pad_id)
+    batches = []
+    empty = np.empty(0, np.int64)
+    for start in range(0, len(plan.rows), settings.rows):
+        rows = plan.rows[start : start + settings.rows]
+        rows += [empty] * (settings.rows - len(rows))
+        batches.append(jax.tree.map(lambda *parts: np.stack(parts), *[assemble(row) for row in rows]))
+    return batches

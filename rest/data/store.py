@@ -1,0 +1,365 @@
+"""The scored dataset D_g: the samples and human pairs of one grow step with their rewards, in Parquet shards.
+
+    grow-1/part-00000-of-00064.parquet ...            the rows, never changed once written
+    grow-1/manifest.json                              written last: a folder without it is not complete
+    grow-1/columns/<name>/part-... + manifest.json    sidecar: one more column, same rows, same order
+
+Nothing of ours is needed to look at it: `part-*.parquet` opens with pandas, DuckDB, Polars, HF `datasets`.
+The same columns give the same bytes (under the same pyarrow), and every page carries a checksum, so damage
+is found when it is read and not only by `ScoredDataset.verify`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rest.data.shards import (
+    ROW_GROUP,
+    SCHEMA,
+    SCHEMA_VERSION,
+    Shard,
+    as_array,
+    check_shards,
+    describe_shards,
+    open_shard,
+    read_manifest,
+    reading,
+    replacing,
+    sha256,
+    sync_folder,
+    write_json,
+    write_parquet,
+)
+from rest.errors import UserError
+
+# Columns that `ScoredDataset.columns` derives, and the stored column each is read from.
+DERIVED = {"is_reference": "origin", "is_truncated": "finish", "is_flagged": "flags", "length": "tokens"}
+QUANTILES = tuple(round(0.05 * k, 2) for k in range(1, 20))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`manifest.json`: where the rows come from and what they are; no time, path or process count."""
+
+    schema_version: int
+    rows: int
+    row_group: int  # rows of a row group (the last of a shard may be shorter)
+    shards: tuple[Shard, ...]
+    settings: dict[str, Any]
+    identities: dict[str, str]  # content hashes: of the policy, the reward, the tokenizer
+    seed: int
+    packages: dict[str, str | None]
+    scale: tuple[float, float] | None  # raw scores that became 0 and 1; None: the raw score is the reward
+    reward: dict[str, dict[str, Any]]  # "all", "samples", "references": rows, mean, std, min, max, quantiles
+    clipped: int  # raw scores that fell outside the scale
+    flagged: dict[str, int]  # guard -> rows
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Manifest:
+        shards = tuple(Shard(**shard) for shard in data["shards"])
+        scale = None if data["scale"] is None else tuple(data["scale"])
+        return cls(**{**data, "shards": shards, "scale": scale})
+
+
+def write_manifest(
+    folder: Path,
+    *,
+    settings: dict[str, Any],
+    identities: dict[str, str],
+    seed: int,
+    scale: tuple[float, float] | None,
+) -> Manifest:
+    """Reads the shards and writes `manifest.json`, which makes the folder complete.
+
+    `settings` must be JSON-able. Raw scores outside `scale` were clipped, and are counted here. UserError if
+    a shard is missing or damaged.
+    """
+    for leftover in folder.glob(".part-*.writing"):  # of a process that was killed
+        leftover.unlink()
+    shards = describe_shards(folder)
+    packages = {name: _version(name) for name in ("rest", "jax", "numpy", "pyarrow")}
+    rows = sum(shard.rows for shard in shards)
+    manifest = Manifest(
+        SCHEMA_VERSION, rows, ROW_GROUP, shards, settings, dict(identities), seed, packages, scale, {}, 0, {}
+    )
+    manifest = replace(manifest, **_statistics(ScoredDataset(folder, manifest, "")))
+    write_json(folder / "manifest.json", asdict(manifest))
+    return manifest
+
+
+def _statistics(dataset: ScoredDataset) -> dict[str, Any]:
+    """`reward`, `clipped` and `flagged` of a manifest."""
+    columns = dataset.columns(["reward", "raw_score", "is_reference"])
+    reward, is_reference = columns["reward"], columns["is_reference"]
+    flagged: Counter[str] = Counter()
+    for batch in dataset.batches(["flags"]):
+        for entry in batch["flags"].value_counts():
+            flagged.update({flag: entry["counts"].as_py() for flag in entry["values"].as_py().split(",") if flag})
+    parts = {"all": reward, "samples": reward[~is_reference], "references": reward[is_reference]}
+    low, high = dataset.manifest.scale or (-np.inf, np.inf)
+    if low > high:  # lower is better
+        low, high = high, low
+    return {
+        "reward": {name: _moments(values) for name, values in parts.items()},
+        "clipped": int(((columns["raw_score"] < low) | (columns["raw_score"] > high)).sum()),
+        "flagged": dict(sorted(flagged.items())),
+    }
+
+
+def _moments(values: np.ndarray) -> dict[str, Any]:
+    """Rows, mean, std, min, max and quantiles of float32 [n]; only the rows when there are none."""
+    if not len(values):
+        return {"rows": 0}
+    values = np.sort(values).astype(np.float64)
+    # Nine digits: more depends on the order in which a processor adds.
+    numbers = {"mean": values.mean(), "std": values.std(), "min": values[0], "max": values[-1]}
+    quantiles = zip(QUANTILES, np.quantile(values, QUANTILES), strict=True)
+    return {
+        "rows": len(values),
+        **{name: float(f"{number:.9g}") for name, number in numbers.items()},
+        "quantiles": {f"{q:.2f}": float(f"{number:.9g}") for q, number in quantiles},
+    }
+
+
+@dataclass(frozen=True)
+class ScoredDataset:
+    """A complete scored dataset on disk, from `ScoredDataset.open`; only what is asked for is read."""
+
+    folder: Path
+    manifest: Manifest
+    identity: str  # sha256 of the manifest, and so of every row
+
+    @classmethod
+    def open(cls, folder: Path) -> ScoredDataset:
+        """UserError if the folder is not complete, or a shard is missing, of another size or unreadable."""
+        folder = Path(folder)
+        data, identity = read_manifest(folder, "scored dataset")
+        try:
+            manifest = Manifest.from_json(data)
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{folder / 'manifest.json'} is not that of a scored dataset: {error}") from error
+        check_shards(folder, manifest.shards, SCHEMA)
+        return cls(folder, manifest, identity)
+
+    @property
+    def rows(self) -> int:
+        return self.manifest.rows
+
+    def verify(self) -> None:
+        """Hashes every shard, sidecars too. UserError naming the first whose bytes are not those written."""
+        folders = [(self.folder, self.manifest.shards)]
+        for name in self.column_names:
+            folder, data, _ = self._sidecar(name)
+            folders.append((folder, tuple(Shard(**shard) for shard in data["shards"])))
+        for folder, shards in folders:
+            for shard in shards:
+                if sha256(folder / shard.name) != shard.sha256:
+                    raise UserError(f"{folder / shard.name} is damaged: its sha256 is not the manifest's")
+
+    def columns(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Whole columns as numpy [rows]: scalar columns of SCHEMA, scalar sidecars, and those derived:
+
+        `is_reference`, `is_truncated`, `is_flagged` (bool) and `length` (int32, tokens with EOS). `origin`,
+        `finish` and `flags` come as object arrays of few shared strings. Other text and lists: `batches`.
+        """
+        found = {name: np.empty(self.rows, self._numpy_type(name)) for name in names}
+        stored = list(dict.fromkeys(DERIVED.get(name, name) for name in names))
+        shared: dict[str, str] = {}
+        start = 0
+        for batch in self.batches(stored):
+            stop = start + len(batch)
+            for name, values in found.items():
+                values[start:stop] = _scalars(name, batch[DERIVED.get(name, name)], shared)
+            start = stop
+        return found
+
+    def batches(self, names: Sequence[str], rows: np.ndarray | None = None) -> Iterator[pa.Table]:
+        """Stored columns and sidecars a row group at a time, in row order.
+
+        `rows`: bool [rows] or ascending int [k]; row groups with none of them are neither read nor yielded.
+        UserError naming the shard that cannot be read.
+        """
+        mask = None if rows is None else self._mask(rows)
+        kinds = {name: self._field(name).type for name in names}
+        place = {name: self.folder if name in SCHEMA.names else self._sidecar(name)[0] for name in names}
+        start = 0
+        for shard in self.manifest.shards:
+            with ExitStack() as files:
+                opened = {f: files.enter_context(open_shard(f / shard.name)) for f in set(place.values())}
+                for group in range(-(-shard.rows // self.manifest.row_group)):
+                    size = min(self.manifest.row_group, shard.rows - group * self.manifest.row_group)
+                    chosen = None if mask is None else mask[start : start + size]
+                    start += size
+                    if chosen is not None and not chosen.any():
+                        continue
+                    columns: dict[str, pa.ChunkedArray] = {}
+                    for folder, file in opened.items():
+                        with reading(folder / shard.name):
+                            wanted = [name for name in names if place[name] == folder]
+                            part = file.read_row_group(group, columns=wanted)
+                            found = {field.name: field.type for field in part.schema}
+                            if len(part) != size or found != {name: kinds[name] for name in wanted}:
+                                raise pa.ArrowInvalid(f"row group {group} has other rows or columns")
+                        columns.update({name: part[name] for name in wanted})
+                    table = pa.table({name: columns[name] for name in names})
+                    yield table if chosen is None else table.filter(pa.array(chosen))
+
+    def keep(self, mask: np.ndarray, names: Sequence[str], cache: Path) -> pa.Table:
+        """The rows of `mask` (bool [rows]) as a memory-mapped table of stored columns and sidecars.
+
+        It is an uncompressed Arrow file in `cache`, in row order, named by a hash of what it holds; written a
+        row group at a time whenever it is not there, so it may be deleted.
+        """
+        mask = self._mask(mask)
+        sidecars = [self._sidecar(name)[2] for name in names if name not in SCHEMA.names]
+        key = hashlib.sha256(json.dumps([self.identity, list(names), sidecars]).encode())
+        key.update(np.packbits(mask).tobytes())
+        path = Path(cache) / f"{key.hexdigest()[:32]}.arrow"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            schema = pa.schema([self._field(name) for name in names])
+            with replacing(path) as file, pa.ipc.new_file(file, schema) as writer:
+                waiting: list[pa.Table] = []
+                for batch in self.batches(names, mask):
+                    waiting.append(batch)
+                    if sum(map(len, waiting)) >= self.manifest.row_group:  # few large batches: faster to read
+                        writer.write_table(pa.concat_tables(waiting).combine_chunks())
+                        waiting = []
+                if waiting:
+                    writer.write_table(pa.concat_tables(waiting).combine_chunks())
+        with reading(path):
+            return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+    @property
+    def column_names(self) -> list[str]:
+        """The names of the sidecars."""
+        return sorted(path.parent.name for path in self.folder.glob("columns/[!.]*/manifest.json"))
+
+    def column(self, name: str) -> np.ndarray | pa.ChunkedArray:
+        """A whole sidecar in row order: numpy [rows] when scalar, else a pyarrow list column."""
+        if pa.types.is_list(self._field(name).type):
+            return pa.chunked_array(
+                [chunk for batch in self.batches([name]) for chunk in batch[name].chunks],
+                self._field(name).type,
+            )
+        return self.columns([name])[name]
+
+    def write_column(self, name: str, values: np.ndarray | Iterable[Any], settings: dict[str, Any]) -> None:
+        """Adds a sidecar column, complete or not at all.
+
+        `values`: numpy [rows] in row order, or an iterable with one entry a shard (so that not all need be
+        held): an array [rows of the shard], or a list of that many arrays, None where a row has no value.
+        """
+        if not name.isidentifier() or name in SCHEMA.names or name in DERIVED:
+            raise UserError(f"column name {name!r} cannot be used: it must be an identifier that is not yet taken")
+        final = self.folder / "columns" / name
+        if final.exists():
+            raise UserError(f"{final} exists already: columns never change, choose another name")
+        temporary = final.with_name(f".{name}.{uuid.uuid4().hex[:8]}.writing")
+        temporary.mkdir(parents=True)
+        try:
+            edges = np.cumsum([shard.rows for shard in self.manifest.shards])[:-1]
+            parts = np.split(values, edges) if isinstance(values, np.ndarray) else values
+            kind = None
+            for shard, part in zip(self.manifest.shards, parts, strict=True):
+                array = as_array(part, kind)
+                if len(array) != shard.rows or pa.types.is_null(array.type):
+                    raise ValueError(f"column {name}, {shard.name}: {array.type} [{len(array)}], not [{shard.rows}]")
+                kind = array.type
+                write_parquet(temporary / shard.name, pa.table({name: array}), self.manifest.row_group)
+            shards = [asdict(shard) for shard in describe_shards(temporary)]
+            data = {
+                "dataset": self.identity,
+                "settings": settings,
+                "schema_version": SCHEMA_VERSION,
+                "shards": shards,
+            }
+            write_json(temporary / "manifest.json", data)
+            os.replace(temporary, final)
+            sync_folder(final.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _sidecar(self, name: str) -> tuple[Path, dict[str, Any], str]:
+        """Folder, manifest and identity of a sidecar. UserError if it is absent or belongs to other rows."""
+        folder = self.folder / "columns" / name
+        if not folder.is_dir():
+            known = ", ".join([*SCHEMA.names, *DERIVED, *self.column_names])
+            raise UserError(f"{self.folder} has no column {name!r}; it has {known}")
+        data, identity = read_manifest(folder, "column")
+        if data["dataset"] != self.identity:
+            raise UserError(f"{folder} was made for another dataset than the one now in {self.folder}")
+        check_shards(folder, tuple(Shard(**shard) for shard in data["shards"]), None)
+        return folder, data, identity
+
+    def _field(self, name: str) -> pa.Field:
+        """Name and Arrow type of a stored column or sidecar."""
+        if name in SCHEMA.names:
+            return SCHEMA.field(name)
+        folder, data, _ = self._sidecar(name)
+        with open_shard(folder / data["shards"][0]["name"]) as file:
+            return file.schema_arrow.field(name)
+
+    def _numpy_type(self, name: str) -> np.dtype:
+        """The numpy type that `columns` gives."""
+        if name in DERIVED:
+            return np.dtype(np.int32 if name == "length" else np.bool_)
+        if name in ("origin", "finish", "flags"):
+            return np.dtype(object)
+        kind = self._field(name).type
+        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+            raise ValueError(f"{name} is {kind}, not a scalar column: read it with `batches`")
+        return np.dtype(kind.to_pandas_dtype())
+
+    def _mask(self, rows: np.ndarray) -> np.ndarray:
+        """Bool [rows] from bool [rows] or ascending int [k]."""
+        rows = np.asarray(rows)
+        if rows.dtype != np.bool_:
+            if len(rows) and (rows[0] < 0 or rows[-1] >= self.rows or (np.diff(rows) <= 0).any()):
+                raise ValueError(f"rows must rise and lie in [0, {self.rows})")
+            mask = np.zeros(self.rows, np.bool_)
+            mask[rows.astype(np.int64)] = True
+            return mask
+        if rows.shape != (self.rows,):
+            raise ValueError(f"the mask has shape {rows.shape}, not ({self.rows},)")
+        return rows
+
+
+def _scalars(name: str, column: pa.ChunkedArray, shared: dict[str, str]) -> np.ndarray:
+    """One column of one row group as `columns` gives it; equal strings become one object through `shared`."""
+    if name == "is_reference":
+        column = pc.equal(column, "reference")
+    elif name == "is_truncated":
+        column = pc.equal(column, "length")
+    elif name == "is_flagged":
+        column = pc.not_equal(column, "")
+    elif name == "length":
+        column = pc.list_value_length(column)
+    elif pa.types.is_string(column.type):
+        coded = column.combine_chunks().dictionary_encode()
+        words = [shared.setdefault(word, word) for word in coded.dictionary.to_pylist()]
+        return np.array(words, object)[coded.indices.to_numpy()]
+    return column.to_numpy()
+
+
+def _version(package: str) -> str | None:
+    """The installed version, None where the package is not."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,1 @@
+"""How good a policy is: rewards and metrics with intervals, Best-of-N, minimum Bayes risk."""

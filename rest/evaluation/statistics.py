@@ -1,0 +1,127 @@
+"""The numbers a comparison stands on: means with intervals over sources, and corpus metrics beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from sacrebleu.metrics import BLEU, CHRF
+
+from rest.errors import UserError
+
+DRAWS_AT_ONCE = 4_000_000  # source indices held in memory while resampling, about 50 MB with what they pick
+
+
+def bootstrap_ci(values: np.ndarray, seed: int, resamples: int = 2000, level: float = 0.95) -> tuple[float, float]:
+    """The percentile bootstrap interval of the mean of `values`, float [sources] or [sources, samples].
+
+    Sources are resampled, and the samples of one source stay together: they share its difficulty, so treating
+    them as independent would make the interval too narrow. One source alone gives an interval without width.
+    Efron and Tibshirani 1993, chapter 13. Raises UserError for no values or values that are not finite.
+    """
+    lo, hi = _interval(_resampled_means(_per_source(values, "values"), seed, resamples), level)
+    return lo, hi
+
+
+class PairedDifference(NamedTuple):
+    """Mean of a minus mean of b, its interval, and the two-sided p of no difference."""
+
+    difference: float
+    lo: float
+    hi: float
+    p: float
+
+
+def paired_difference(
+    a: np.ndarray, b: np.ndarray, seed: int, resamples: int = 2000, level: float = 0.95
+) -> PairedDifference:
+    """How far `a` is above `b`, both float [sources] or [sources, samples], row for row the same sources.
+
+    The paired bootstrap (Koehn 2004): sources are resampled for both at once, so what makes a source hard
+    for both cancels. p is twice the share of resampled differences at or beyond zero, so it falls below
+    1 - level about where the interval leaves zero out, and is never below 2 / (resamples + 1).
+    Raises UserError if the numbers of sources differ.
+    """
+    a, b = _per_source(a, "a"), _per_source(b, "b")
+    if len(a) != len(b):
+        raise UserError(f"a paired comparison needs the same sources on both sides, got {len(a)} and {len(b)}")
+    means = _resampled_means(a - b, seed, resamples)
+    lo, hi = _interval(means, level)
+    beyond = min((means <= 0).sum(), (means >= 0).sum())
+    return PairedDifference(float((a - b).mean()), lo, hi, min(1.0, 2.0 * (beyond + 1) / (resamples + 1)))
+
+
+def corpus_scores(
+    hypotheses: Sequence[str], references: Sequence[str], resamples: int = 1000, tokenize: str = "13a"
+) -> dict[str, float | str | list[float]]:
+    """Corpus BLEU and chrF of one hypothesis a source against one reference, in [0, 100], by sacreBLEU.
+
+    Keys: bleu, bleu_signature, chrf, chrf_signature, and, if `resamples` is above 1, bleu_ci95 and chrf_ci95:
+    [lo, hi], sacreBLEU's bootstrap over sentences with the seed that the signature names. `tokenize` is
+    sacreBLEU's name of a tokeniser: 13a, zh, ja-mecab, ... Raises UserError for no lines or unequal counts.
+    """
+    _same_lines(hypotheses, references)
+    scores: dict[str, float | str | list[float]] = {}
+    for name, metric in (("bleu", BLEU(tokenize=tokenize)), ("chrf", CHRF())):
+        score = metric.corpus_score(list(hypotheses), [list(references)], n_bootstrap=max(1, resamples))
+        scores[name] = score.score
+        scores[f"{name}_signature"] = str(metric.get_signature())
+        if resamples > 1:
+            # the unrounded numbers of sacreBLEU's own "(μ = 30.1 ± 1.2)"
+            scores[f"{name}_ci95"] = [float(score._mean - score._ci), float(score._mean + score._ci)]
+    return scores
+
+
+def length_ratio(hypotheses: Sequence[str], references: Sequence[str]) -> float:
+    """Words of all hypotheses over words of all references, split at white space; UserError if none."""
+    _same_lines(hypotheses, references)
+    words = sum(len(line.split()) for line in references)
+    if words == 0:
+        raise UserError(f"the length ratio needs words in the references, and all {len(references)} are empty")
+    return sum(len(line.split()) for line in hypotheses) / words
+
+
+def distinct_per_source(samples: Sequence[Sequence[str]]) -> float:
+    """The mean number of different hypotheses among one source's samples, in [1, N]; UserError if none."""
+    for index, group in enumerate(samples):
+        if len(group) == 0:
+            raise UserError(f"source {index} has no samples to count")
+    if len(samples) == 0:
+        raise UserError("there are no sources whose samples could be counted")
+    return float(np.mean([len(set(group)) for group in samples]))
+
+
+def _per_source(values: np.ndarray, name: str) -> np.ndarray:
+    """float64 [sources]: the mean of each source's samples, which must be finite."""
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim not in (1, 2) or values.size == 0:
+        raise UserError(f"{name} must be [sources] or [sources, samples] and not empty, got shape {values.shape}")
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        raise UserError(f"{name} at {bad[0].tolist()} is {values[tuple(bad[0])]}, which has no mean")
+    return values if values.ndim == 1 else values.mean(axis=1)
+
+
+def _resampled_means(values: np.ndarray, seed: int, resamples: int) -> np.ndarray:
+    """float64 [resamples]: means of `values` [sources], as many drawn with replacement as there are."""
+    rng = np.random.default_rng(seed)
+    sources = len(values)
+    at_once = max(1, DRAWS_AT_ONCE // sources)
+    blocks = [min(at_once, resamples - start) for start in range(0, resamples, at_once)]
+    return np.concatenate([values[rng.integers(sources, size=(block, sources))].mean(axis=1) for block in blocks])
+
+
+def _interval(means: np.ndarray, level: float) -> tuple[float, float]:
+    """The middle `level` of the resampled means."""
+    lo, hi = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(lo), float(hi)
+
+
+def _same_lines(hypotheses: Sequence[str], references: Sequence[str]) -> None:
+    """Refuses lists of lines that cannot be compared line by line."""
+    if len(hypotheses) != len(references) or len(references) == 0:
+        raise UserError(
+            f"a corpus metric needs as many hypotheses as references and at least one, "
+            f"got {len(hypotheses)} and {len(references)}"
+        )

@@ -1,0 +1,77 @@
+"""An experiment: the settings of every stage joined, read from a Python file, with flags over it."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+from rest.baselines.bc import BCSettings
+from rest.data.batches import BatchSettings
+from rest.data.corpus import Cleaning, Corpus
+from rest.data.tokenizer import SentencePieceSettings
+from rest.errors import UserError
+from rest.evaluation.evaluate import EvaluationSettings
+from rest.grow import GrowSettings
+from rest.improve import ImproveSettings
+from rest.model.transformer import TransformerSettings
+
+
+class CorpusSettings(Protocol):
+    """Where the text is: any frozen dataclass that can load it."""
+
+    def load(self, cleaning: Cleaning) -> Corpus: ...
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that a run depends on."""
+
+    corpus: Any
+    """Where the text is: TextFiles, TabSeparated, TensorflowDataset, SyntheticCorpus, or your own."""
+    reward: Any
+    """RewardSettings: learn one from ratings. Reward: a function of yours and its scale."""
+    cleaning: Cleaning = field(default_factory=Cleaning)
+    tokenizer: Any = field(default_factory=SentencePieceSettings)
+    """SentencePieceSettings or HuggingFaceSettings."""
+    model: TransformerSettings = field(default_factory=TransformerSettings)
+    batch: BatchSettings = field(default_factory=BatchSettings)
+    bc: BCSettings = field(default_factory=BCSettings)
+    grow_steps: int = 1
+    """G."""
+    grow: GrowSettings = field(default_factory=GrowSettings)
+    improve: ImproveSettings = field(default_factory=ImproveSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    seed: int = 0
+
+
+def load_experiment(name: str) -> Experiment:
+    """The experiment of `FILE` or `FILE:variant`; the variant is a name in the file, by default `experiment`."""
+    path_text, _, variant = name.partition(":")
+    path, variant = Path(path_text), variant or "experiment"
+    if not path.is_file():
+        raise UserError(f"{path}: no such experiment file")
+    module = _import(path)
+    known = sorted(key for key, value in vars(module).items() if isinstance(value, Experiment))
+    if variant not in known:
+        close = difflib.get_close_matches(variant, known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise UserError(f"{path}: no experiment named {variant!r}; it has {', '.join(known) or 'none'}{hint}")
+    return getattr(module, variant)
+
+
+def _import(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"{path}:{error.lineno}: not valid Python: {error.msg}") from error
+    return module

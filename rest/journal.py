@@ -1,0 +1,80 @@
+"""Following a run: metrics.jsonl, TensorBoard events and a progress bar."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+console = Console(stderr=True)
+
+
+class Journal:
+    """What happened at each step of a stage, in its folder.
+
+    A stage that resumes drops what was written after `from_step`, so every step is there once.
+    """
+
+    def __init__(self, folder: Path, from_step: int = 0) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= from_step]
+        path.write_text("".join(f"{line}\n" for line in kept))
+        self._file = path.open("a")
+        self._events = SummaryWriter(str(folder / "events"), purge_step=from_step + 1 if from_step else None)
+
+    def record(self, step: int, values: Mapping[str, float]) -> None:
+        """Append the numbers of one step."""
+        numbers = {name: float(value) for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **numbers}) + "\n")
+        self._file.flush()
+        for name, value in numbers.items():
+            self._events.add_scalar(name, value, step)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self._events.close()
+
+
+def say(text: str) -> None:
+    """One line for the person who follows the run, on standard error."""
+    console.print(text, highlight=False, markup=False)
+
+
+class Bar:
+    """A progress bar's handle."""
+
+    def __init__(self, progress: Progress, total: int | None, description: str) -> None:
+        self._progress = progress
+        self._task = progress.add_task(description, total=total, note="")
+
+    def update(self, done: int, note: str = "") -> None:
+        """`done` of the total, with a short note beside it."""
+        self._progress.update(self._task, completed=done, note=note)
+
+
+@contextmanager
+def progress(description: str, total: int | None) -> Iterator[Bar]:
+    """A progress bar on standard error; silent when that is not a terminal."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as shown:
+        yield Bar(shown, total, description)

@@ -1,0 +1,1 @@
+"""How parameters change: losses, estimators, the update loop, checkpoints, devices."""

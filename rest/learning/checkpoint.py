@@ -1,0 +1,87 @@
+"""Checkpoints of training, kept by Orbax: parameters, optimizer, data position and progress."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
+
+
+class State(NamedTuple):
+    """Everything that training needs to go on as if it had never stopped. Random keys follow from the step."""
+
+    parameters: Any
+    optimizer: Any
+    progress: dict[str, Any]  # JSON: position of the data, best score, evaluations so far
+
+
+class Checkpoints:
+    """The latest checkpoints of a training and the best one; a step is whole or absent."""
+
+    def __init__(self, folder: Path, keep_latest: int = 1) -> None:
+        best = preserve.BestN(
+            get_metric_fn=lambda metrics: metrics["score"], n=1, keep_checkpoints_without_metrics=False
+        )
+        policy = preserve.AnyPreservationPolicy([preserve.LatestN(keep_latest), best])
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policy,
+                enable_async_checkpointing=False,
+                best_fn=lambda metrics: metrics["score"],
+            ),
+        )
+
+    def steps(self) -> list[int]:
+        """Steps that are kept, rising."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: State, score: float) -> None:
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                parameters=ocp.args.StandardSave(state.parameters),
+                optimizer=ocp.args.StandardSave(state.optimizer),
+                progress=ocp.args.JsonSave(state.progress),
+            ),
+            metrics={"score": score},
+        )
+
+    def restore(self, step: int, like: State) -> State:
+        """The state at a step, with the shapes, types and devices of `like`."""
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                parameters=ocp.args.StandardRestore(_abstract(like.parameters)),
+                optimizer=ocp.args.StandardRestore(_abstract(like.optimizer)),
+                progress=ocp.args.JsonRestore(),
+            ),
+        )
+        return State(restored["parameters"], restored["optimizer"], restored["progress"])
+
+    def parameters(self, step: int, like: Any) -> Any:
+        """Only the parameters at a step."""
+        args = ocp.args.Composite(parameters=ocp.args.StandardRestore(_abstract(like)))
+        return self._manager.restore(step, args=args)["parameters"]
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def _abstract(tree: Any) -> Any:
+    return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
+
+
+def save_parameters(folder: Path, parameters: Any) -> None:
+    """Write one set of parameters."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder.absolute(), parameters, force=True)
+
+
+def load_parameters(folder: Path, like: Any) -> Any:
+    """Read one set of parameters, with the shapes and types of `like`."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(folder.absolute(), _abstract(like))

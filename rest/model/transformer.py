@@ -1,0 +1,320 @@
+"""The encoder-decoder transformer (Vaswani et al. 2017), laid out as Marian by default.
+
+Post-norm LayerNorm, sinusoidal positions, one embedding for source, target and output, and a bias on the logits
+(Junczys-Dowmunt et al. 2018). Settings choose pre-norm, RMSNorm and gated feed-forward layers, as T5 has them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+BLOCKED = -1e9  # logit of an id that must never be produced; finite, so that 0 x BLOCKED is not NaN
+
+
+@dataclass(frozen=True)
+class TransformerSettings:
+    """Sizes and variants of the network."""
+
+    width: int = 256
+    heads: int = 4
+    feed_forward: int = 1024
+    encoder_layers: int = 3
+    decoder_layers: int = 3
+    dropout: float = 0.1
+    activation: Literal["relu", "silu", "gelu"] = "relu"
+    gated: bool = False
+    """Gated feed-forward layer (T5 1.1)."""
+    norm: Literal["layer", "rms"] = "layer"
+    norm_first: bool = False
+    """Normalise the input of a layer (T5) instead of its output (Marian)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of activations and matrix products; parameters, softmax and log-probabilities are float32."""
+
+
+class Keys(NamedTuple):
+    """Keys and values of one attention layer."""
+
+    keys: Array  # [rows, H, time, K]
+    values: Array  # [rows, H, time, K]
+
+
+class Scores(NamedTuple):
+    """What a loss needs of the output distribution, a token each; nats."""
+
+    log_probs: Array  # float32 [B, T], log-probability of the label
+    mean_log_probs: Array  # float32 [B, T], mean over the vocabulary, for label smoothing
+
+
+def dropout(x: Array, rate: float, key: Array | None) -> Array:
+    """Inverted dropout with 8 random bits an element; the rate is rounded to 1/256."""
+    drop = round(rate * 256)
+    if key is None or drop == 0:
+        return x
+    keep = jax.random.bits(key, x.shape, jnp.uint8) >= drop
+    return jnp.where(keep, x * (256.0 / (256 - drop)), 0).astype(x.dtype)
+
+
+def _keys(key: Array | None, n: int) -> list[Array | None]:
+    return [None] * n if key is None else list(jax.random.split(key, n))
+
+
+def sinusoids(positions: Int[Array, "..."], width: int) -> Float[Array, "... D"]:
+    """Sines in the first half, cosines in the second, as Marian orders them."""
+    half = width // 2
+    rates = jnp.exp(jnp.arange(half, dtype=jnp.float32) * (-math.log(10000.0) / half))
+    angles = positions[..., None].astype(jnp.float32) * rates.reshape((1,) * positions.ndim + (half,))
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+class Linear(nnx.Module):
+    """y = x W + b, in the dtype of x."""
+
+    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs) -> None:
+        self.kernel = nnx.Param(nnx.initializers.xavier_uniform()(rngs.params(), (inputs, outputs)))
+        self.bias = nnx.Param(jnp.zeros(outputs))
+
+    def __call__(self, x: Float[Array, "*B inputs"]) -> Float[Array, "*B outputs"]:
+        bias = self.bias[...].astype(x.dtype)
+        return x @ self.kernel[...].astype(x.dtype) + bias.reshape((1,) * (x.ndim - 1) + bias.shape)
+
+
+class Norm(nnx.Module):
+    """LayerNorm or RMSNorm over the last axis, computed in float32."""
+
+    def __init__(self, settings: TransformerSettings) -> None:
+        self.kind = settings.norm
+        self.scale = nnx.Param(jnp.ones(settings.width))
+        self.bias = nnx.Param(jnp.zeros(settings.width)) if self.kind == "layer" else None
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        y = x.astype(jnp.float32)
+        wide = (1,) * (x.ndim - 1) + (-1,)
+        if self.bias is not None:
+            y = y - y.mean(-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-6)
+        y = y * self.scale[...].reshape(wide)
+        if self.bias is not None:
+            y = y + self.bias[...].reshape(wide)
+        return y.astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Multi-head attention whose keys and values can be computed once and kept."""
+
+    def __init__(self, settings: TransformerSettings, *, rngs: nnx.Rngs) -> None:
+        self.heads = settings.heads
+        width = settings.width
+        self.query = Linear(width, width, rngs=rngs)
+        self.key = Linear(width, width, rngs=rngs)
+        self.value = Linear(width, width, rngs=rngs)
+        self.output = Linear(width, width, rngs=rngs)
+
+    def split(self, x: Float[Array, "B T D"]) -> Float[Array, "B H T K"]:
+        return x.reshape(*x.shape[:2], self.heads, -1).swapaxes(1, 2)
+
+    def project(self, x: Float[Array, "B M D"]) -> Keys:
+        """Keys and values of the attended positions."""
+        return Keys(self.split(self.key(x)), self.split(self.value(x)))
+
+    def __call__(self, x: Float[Array, "B T D"], attended: Keys, mask: Bool[Array, "B #T M"]) -> Float[Array, "B T D"]:
+        query = self.split(self.query(x)) * (attended.keys.shape[-1] ** -0.5)
+        logits = jnp.einsum("bhtk,bhmk->bhtm", query, attended.keys).astype(jnp.float32)
+        weights = jax.nn.softmax(jnp.where(mask[:, None], logits, BLOCKED), axis=-1).astype(x.dtype)
+        mixed = jnp.einsum("bhtm,bhmk->bhtk", weights, attended.values)
+        return self.output(mixed.swapaxes(1, 2).reshape(x.shape))
+
+
+class FeedForward(nnx.Module):
+    """Two linear layers with an activation between them, gated if asked."""
+
+    def __init__(self, settings: TransformerSettings, *, rngs: nnx.Rngs) -> None:
+        self.activation = {"relu": jax.nn.relu, "silu": jax.nn.silu, "gelu": jax.nn.gelu}[settings.activation]
+        self.inner = Linear(settings.width, settings.feed_forward, rngs=rngs)
+        self.gate = Linear(settings.width, settings.feed_forward, rngs=rngs) if settings.gated else None
+        self.outer = Linear(settings.feed_forward, settings.width, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        inner = self.activation(self.inner(x))
+        return self.outer(inner if self.gate is None else inner * self.gate(x))
+
+
+def _attending(attention: Attention, mask: Array, states: Array | None = None) -> Callable[[Array], Array]:
+    """Attention to `states`, by default to the queries' own."""
+    return lambda y: attention(y, attention.project(y if states is None else states), mask)
+
+
+class Block(nnx.Module):
+    """One layer: self-attention, cross-attention in the decoder, feed-forward, each with its residual and norm."""
+
+    def __init__(self, settings: TransformerSettings, *, cross: bool, rngs: nnx.Rngs) -> None:
+        self.rate, self.norm_first = settings.dropout, settings.norm_first
+        self.attention, self.attention_norm = Attention(settings, rngs=rngs), Norm(settings)
+        self.cross: Any = Attention(settings, rngs=rngs) if cross else None
+        self.cross_norm = Norm(settings) if cross else None
+        self.feed_forward, self.feed_forward_norm = FeedForward(settings, rngs=rngs), Norm(settings)
+
+    def residual(self, x: Array, norm: Norm, layer: Callable[[Array], Array], key: Array | None) -> Array:
+        if self.norm_first:
+            return x + dropout(layer(norm(x)), self.rate, key)
+        return norm(x + dropout(layer(x), self.rate, key))
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        attend: Callable[[Array], Array],
+        attend_source: Callable[[Array], Array] | None,
+        key: Array | None,
+    ) -> Float[Array, "B T D"]:
+        """`attend` and `attend_source` map the (normalised) input to the attention's output."""
+        first, second, third = _keys(key, 3)
+        x = self.residual(x, self.attention_norm, attend, first)
+        if attend_source is not None and self.cross_norm is not None:
+            x = self.residual(x, self.cross_norm, attend_source, second)
+        return self.residual(x, self.feed_forward_norm, self.feed_forward, third)
+
+
+class Transformer(nnx.Module):
+    """Encoder-decoder. Masks are bool, True = may be seen; ids `blocked` are never produced."""
+
+    def __init__(self, settings: TransformerSettings, vocabulary_size: int, *, pad_id: int, rngs: nnx.Rngs) -> None:
+        if settings.width % (2 * settings.heads):
+            raise ValueError(f"width {settings.width} must be a multiple of twice the heads, {settings.heads}")
+        self.settings, self.vocabulary_size, self.pad_id = settings, vocabulary_size, pad_id
+        padded = -(-vocabulary_size // 64) * 64  # the sampler searches blocks of 64
+        scale = settings.width**-0.5
+        self.embedding = nnx.Param(jax.random.normal(rngs.params(), (padded, settings.width)) * scale)
+        self.output_bias = nnx.Param(jnp.zeros(padded))
+        self.encoder = nnx.List([Block(settings, cross=False, rngs=rngs) for _ in range(settings.encoder_layers)])
+        self.decoder = nnx.List([Block(settings, cross=True, rngs=rngs) for _ in range(settings.decoder_layers)])
+        self.encoder_norm = Norm(settings) if settings.norm_first else None
+        self.decoder_norm = Norm(settings) if settings.norm_first else None
+
+    def embed(self, ids: Int[Array, "B T"], positions: Int[Array, "B T"], key: Array | None) -> Array:
+        x = self.embedding[...][ids] * self.settings.width**0.5 + sinusoids(positions, self.settings.width)
+        return dropout(x.astype(self.settings.dtype), self.settings.dropout, key)
+
+    def encode(
+        self,
+        ids: Int[Array, "B S"],
+        positions: Int[Array, "B S"],
+        mask: Bool[Array, "B #S S"],
+        key: Array | None = None,
+    ) -> Float[Array, "B S D"]:
+        """Hidden states of the source."""
+        embedding_key, *layer_keys = _keys(key, 1 + len(self.encoder))
+        x = self.embed(ids, positions, embedding_key)
+        for block, layer_key in zip(self.encoder, layer_keys, strict=True):
+            x = block(x, _attending(block.attention, mask), None, layer_key)
+        return x if self.encoder_norm is None else self.encoder_norm(x)
+
+    def decode(
+        self,
+        ids: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        mask: Bool[Array, "B T T"],
+        encoded: Float[Array, "B S D"],
+        source_mask: Bool[Array, "B #T S"],
+        key: Array | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Hidden states of the target, teacher-forced."""
+        embedding_key, *layer_keys = _keys(key, 1 + len(self.decoder))
+        x = self.embed(ids, positions, embedding_key)
+        for block, layer_key in zip(self.decoder, layer_keys, strict=True):
+            x = block(
+                x,
+                _attending(block.attention, mask),
+                _attending(block.cross, source_mask, encoded),
+                layer_key,
+            )
+        return x if self.decoder_norm is None else self.decoder_norm(x)
+
+    def cross_keys(self, encoded: Float[Array, "B S D"]) -> list[Keys]:
+        """Keys and values of the source for every decoder layer: once a source, shared by its N samples."""
+        return [block.cross.project(encoded) for block in self.decoder]
+
+    def empty_cache(self, rows: int, steps: int) -> list[Keys]:
+        """Room for the keys and values of `steps` target positions."""
+        heads = self.settings.heads
+        empty = jnp.zeros((rows, heads, steps, self.settings.width // heads), self.settings.dtype)
+        return [Keys(empty, empty) for _ in self.decoder]
+
+    def decode_step(
+        self,
+        ids: Int[Array, " R"],
+        position: Int[Array, ""],
+        cache: list[Keys],
+        source: list[Keys],
+        source_mask: Bool[Array, "B S"],
+    ) -> tuple[Float[Array, "R V"], list[Keys]]:
+        """Logits of the next token of R = B·N rows, N neighbours a source, all at the same position."""
+        rows, sources = ids.shape[0], source_mask.shape[0]
+        steps = cache[0].keys.shape[2]
+        seen = jnp.broadcast_to((jnp.arange(steps) <= position)[None, None], (rows, 1, steps))
+        visible = source_mask[:, None]
+        x = self.embed(ids[:, None], jnp.broadcast_to(position[None, None], (rows, 1)), None)
+        new_cache = []
+        for block, old, of_source in zip(self.decoder, cache, source, strict=True):
+
+            def attend(y: Array, a: Attention = block.attention, old: Keys = old) -> Array:
+                new = a.project(y)
+                kept = Keys(
+                    *(jax.lax.dynamic_update_slice_in_dim(o, n, position, 2) for o, n in zip(old, new, strict=True))
+                )
+                new_cache.append(kept)
+                return a(y, kept, seen)
+
+            def attend_source(y: Array, a: Attention = block.cross, keys: Keys = of_source) -> Array:
+                # the N samples of a source are N queries over one set of keys
+                return a(y.reshape(sources, -1, y.shape[-1]), keys, visible).reshape(y.shape)
+
+            x = block(x, attend, attend_source, None)
+        if self.decoder_norm is not None:
+            x = self.decoder_norm(x)
+        return self.logits(x[:, 0]), new_cache
+
+    def blocked_bias(self) -> Float[Array, " V"]:
+        """Output bias with padding, and the ids that only fill the last block of 64, out of reach."""
+        ids = jnp.arange(self.output_bias.shape[0])
+        allowed = (ids < self.vocabulary_size) & (ids != self.pad_id)
+        return jnp.where(allowed, self.output_bias[...], BLOCKED)
+
+    def logits(self, hidden: Float[Array, "B D"]) -> Float[Array, "B V"]:
+        """float32 logits over the vocabulary, padded to a multiple of 64."""
+        product = hidden @ self.embedding[...].astype(hidden.dtype).T
+        return product.astype(jnp.float32) + self.blocked_bias()[None]
+
+    def scores(self, hidden: Float[Array, "B T D"], labels: Int[Array, "B T"], chunk: int = 512) -> Scores:
+        """Log-probabilities of the labels, a slice of the time axis (about `chunk` tokens) at once.
+
+        The logits of a slice are computed again in the backward pass, so that [B, T, V] never exists.
+        """
+        batch, steps, _ = hidden.shape
+        slices = max(1, min(steps, batch * steps // chunk))
+        while steps % slices:
+            slices -= 1
+        embedding, bias = self.embedding[...].astype(hidden.dtype), self.blocked_bias()
+        allowed = bias > BLOCKED / 2
+        count = self.vocabulary_size - 1
+
+        @jax.checkpoint
+        def score(part: tuple[Array, Array]) -> Scores:
+            states, wanted = part  # [B, c, D], [B, c]
+            logits = (states @ embedding.T).astype(jnp.float32) + bias[None, None]
+            total = jax.nn.logsumexp(logits, axis=-1)
+            label = jnp.take_along_axis(logits, wanted[..., None], axis=-1)[..., 0]
+            mean = jnp.where(allowed[None, None], logits, 0.0).sum(-1) / count
+            return Scores(label - total, mean - total)
+
+        def cut(x: Array) -> Array:
+            return x.reshape(batch, slices, steps // slices, *x.shape[2:]).swapaxes(0, 1)
+
+        parts = jax.lax.map(score, (cut(hidden), cut(labels)))
+        return Scores(*(part.swapaxes(0, 1).reshape(batch, steps) for part in parts))

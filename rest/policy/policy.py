@@ -1,0 +1,134 @@
+"""A policy π(y|x): a network, its parameters and its tokenizer, with an identity."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array
+
+from rest.data.batches import Batch, BatchSettings, Examples, evaluation_batches
+from rest.data.tokenizer import Tokenizer, load_tokenizer
+from rest.errors import UserError
+from rest.learning.checkpoint import load_parameters, save_parameters
+from rest.learning.losses import NLL, Loss
+from rest.learning.mesh import data_mesh, divide
+from rest.model.transformer import Scores, Transformer, TransformerSettings
+from rest.stage import read_json, write_json
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Parameters are a pure dict of arrays; `graph` and they make the network."""
+
+    settings: TransformerSettings
+    tokenizer: Tokenizer
+    graph: Any  # nnx.GraphDef, hashable
+    parameters: Any
+
+    @classmethod
+    def new(cls, settings: TransformerSettings, tokenizer: Tokenizer, seed: int) -> Policy:
+        """Random parameters."""
+        graph, state = nnx.split(build(settings, tokenizer, seed))
+        return cls(settings, tokenizer, graph, nnx.to_pure_dict(state))
+
+    def with_parameters(self, parameters: Any) -> Policy:
+        return dataclasses.replace(self, parameters=parameters)
+
+    @cached_property
+    def identity(self) -> str:
+        """Hash of the network's settings, its parameters and the tokenizer."""
+        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.settings), sort_keys=True).encode())
+        digest.update(self.tokenizer.identity.encode())
+        for path, leaf in jax.tree.leaves_with_path(self.parameters):
+            digest.update(jax.tree_util.keystr(path).encode())
+            digest.update(np.ascontiguousarray(leaf).tobytes())
+        return digest.hexdigest()
+
+    def encode_sources(self, sources: Sequence[str]) -> list[np.ndarray]:
+        """Token ids of each source, ending in EOS."""
+        eos = self.tokenizer.eos_id
+        return [np.asarray([*ids, eos], np.int32) for ids in self.tokenizer.encode(sources)]
+
+    encode_references = encode_sources  # a human translation has ended, so its ids end in EOS too
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save(folder / "tokenizer")
+        save_parameters(folder / "parameters", self.parameters)
+        write_json(folder / "policy.json", dataclasses.asdict(self.settings))
+
+    @classmethod
+    def load(cls, folder: Path) -> Policy:
+        """Read what `save` wrote."""
+        if not (folder / "policy.json").exists():
+            raise UserError(f"{folder}: no policy there (it has no policy.json)")
+        settings = TransformerSettings(**read_json(folder / "policy.json"))
+        empty = cls.new(settings, load_tokenizer(folder / "tokenizer"), seed=0)
+        return empty.with_parameters(load_parameters(folder / "parameters", empty.parameters))
+
+
+def build(settings: TransformerSettings, tokenizer: Tokenizer, seed: int) -> Transformer:
+    """A network with random parameters."""
+    rngs = nnx.Rngs(jax.random.key(seed))
+    return Transformer(settings, tokenizer.vocabulary_size, pad_id=tokenizer.pad_id, rngs=rngs)
+
+
+def hidden_states(network: Transformer, batch: Batch, key: Array | None, *, causal: bool = True) -> Array:
+    """Decoder states [B, T, D] of packed pairs: a token sees its own pair, and of the target what precedes it.
+
+    Not causal: it sees the whole target, as a reward may.
+    """
+    source, target = batch.source_segments, batch.target_segments
+    encoder_key, decoder_key = (None, None) if key is None else jax.random.split(key)
+    pair = (source[:, :, None] == source[:, None, :]) & (source > 0)[:, None]
+    encoded = network.encode(batch.source, batch.source_positions, pair, encoder_key)
+    own = (target[:, :, None] == target[:, None, :]) & (target > 0)[:, None]
+    if causal:
+        own &= jnp.tril(jnp.ones((target.shape[1],) * 2, bool))[None]
+    across = (target[:, :, None] == source[:, None, :]) & (source > 0)[:, None]
+    return network.decode(batch.target_input, batch.target_positions, own, encoded, across, decoder_key)
+
+
+@dataclass(frozen=True)
+class PolicyObjective:
+    """A policy network joined to a token loss; what `train` updates."""
+
+    graph: Any
+    loss: NLL
+
+    def __call__(self, parameters: Any, batch: Batch, key: Array | None) -> Loss:
+        network = nnx.merge(self.graph, parameters)
+        scores: Scores = network.scores(hidden_states(network, batch, key), batch.target)
+        return self.loss(scores.log_probs, scores.mean_log_probs, batch.target_segments > 0)
+
+
+@partial(jax.jit, static_argnames=("graph",))
+def _log_probs(graph: Any, parameters: Any, batch: Batch) -> Array:
+    """Log-probability a sequence [B, Q], nats."""
+    network = nnx.merge(graph, parameters)
+    scores = network.scores(hidden_states(network, batch, None), batch.target)
+    slots = jnp.arange(1, batch.sequence_ids.shape[1] + 1)
+    own = batch.target_segments[:, :, None] == slots[None, None]
+    return jnp.where(own, scores.log_probs[:, :, None], 0.0).sum(1)
+
+
+def sequence_log_probs(policy: Policy, examples: Examples, batch: BatchSettings) -> np.ndarray:
+    """log π(y|x) of every pair, float32 [n], nats, teacher-forced."""
+    out = np.zeros(len(examples), np.float32)
+    mesh = data_mesh()
+    for part in evaluation_batches(examples, batch, pad_id=policy.tokenizer.pad_id):
+        values = np.asarray(_log_probs(policy.graph, policy.parameters, divide(part, mesh)))
+        real = part.sequence_ids >= 0
+        out[part.sequence_ids[real]] = values[real]
+    return out

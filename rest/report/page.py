@@ -1,0 +1,393 @@
+"""A run folder as one page: report.html, which stands by itself, and report.md with the same tables.
+
+The page is made from what lies in the folder and nothing else, so it can be made again at any time and
+comes out the same.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from rest.errors import UserError
+from rest.report import plots, tables
+from rest.report.tables import Row
+
+SAMPLES_OPEN = 6  # sample translations in view; the others fold away
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder holds for its report; all but `rows` may be empty."""
+
+    name: str
+    rows: list[Row]  # summary.json
+    split: str  # the reported split: test, or dev where test was not evaluated
+    settings: dict[str, Any]  # experiment.json
+    samples: list[dict[str, Any]]  # evaluation/samples.json
+    stages: list[dict[str, Any]]  # results in improve-*/stage.json in the order they ran
+    grows: dict[int, dict[str, Any]]  # grow-*/manifest.json
+    rewards: dict[int, np.ndarray]  # g -> float32 [rows], the stored rewards of grow-g
+
+
+def write_report(run: Path) -> Path:
+    """Writes report.html and report.md into the run folder and returns the first one's path.
+
+    Only summary.json must exist. Raises UserError naming the file and what is wrong in it.
+    """
+    content = _read(run)
+    (run / "report.md").write_text(_markdown(content), encoding="utf-8")
+    page = run / "report.html"
+    page.write_text(_html(content), encoding="utf-8")
+    return page
+
+
+# Reading
+
+
+def _read(run: Path) -> Run:
+    """Everything the report shows, checked."""
+    path = run / "summary.json"
+    if not path.is_file():
+        raise UserError(f"{path} does not exist, so there is nothing to report: evaluate the run first")
+    rows = _rows(_json(path), path)
+    split = next((name for name in tables.SPLITS if any(row["split"] == name for row in rows)), rows[0]["split"])
+    experiment, samples = run / "experiment.json", run / "evaluation" / "samples.json"
+    stages = [
+        _stage(folder) for _, folder in _folders(run, r"improve-(\d+)-(\d+)") if (folder / "stage.json").is_file()
+    ]
+    grows = {steps[0]: folder for steps, folder in _folders(run, r"grow-(\d+)")}
+    return Run(
+        name=run.resolve().name,
+        rows=rows,
+        split=split,
+        settings=_typed(_json(experiment), dict, experiment) if experiment.is_file() else {},
+        samples=_samples(_json(samples), samples) if samples.is_file() else [],
+        stages=stages,
+        grows={
+            g: _typed(_json(folder / "manifest.json"), dict, folder / "manifest.json")
+            for g, folder in grows.items()
+            if (folder / "manifest.json").is_file()
+        },
+        rewards={g: rewards for g, folder in grows.items() if (rewards := _rewards(folder)) is not None},
+    )
+
+
+def _json(path: Path) -> Any:
+    """A JSON file's content; UserError if it is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+
+
+def _typed(content: Any, kind: type, path: Path) -> Any:
+    if not isinstance(content, kind):
+        raise UserError(f"{path} must hold a {kind.__name__}, got a {type(content).__name__}")
+    return content
+
+
+def _rows(content: Any, path: Path) -> list[Row]:
+    """The rows of summary.json, each with the fields that a table cannot do without."""
+    if not isinstance(content, list) or not content:
+        raise UserError(f"{path} must hold a list of at least one row")
+    for index, row in enumerate(content):
+        needed: dict[str, type] = {"policy": str, "split": str, "metrics": dict}
+        if isinstance(row, dict) and row.get("policy") == "rest":
+            needed |= {"grow": int, "improve": int}
+        for field, kind in needed.items():
+            if not isinstance(row, dict) or not isinstance(row.get(field), kind):
+                raise UserError(f"{path}, row {index}: the field {field!r} must be a {kind.__name__}")
+    return content
+
+
+def _samples(content: Any, path: Path) -> list[dict[str, Any]]:
+    """The sample translations, each with a source and a list of outputs that have policy and hypothesis."""
+    for index, sample in enumerate(_typed(content, list, path)):
+        outputs = sample.get("outputs") if isinstance(sample, dict) and "source" in sample else None
+        if not isinstance(outputs, list) or not all({"policy", "hypothesis"} <= set(output) for output in outputs):
+            raise UserError(f"{path}, entry {index}: needs a source and outputs with policy and hypothesis")
+    return content
+
+
+def _stage(folder: Path) -> dict[str, Any]:
+    path = folder / "stage.json"
+    result = _typed(_typed(_json(path), dict, path).get("result"), dict, path)
+    for field in ("grow", "improve"):
+        if not isinstance(result.get(field), int):
+            raise UserError(f"{path}: the field {field!r} must be an int")
+    return result
+
+
+def _folders(run: Path, pattern: str) -> list[tuple[tuple[int, ...], Path]]:
+    """The stage folders whose whole name fits, with the numbers in it, in the order of the numbers."""
+    found = [(match, folder) for folder in run.iterdir() if (match := re.fullmatch(pattern, folder.name))]
+    return sorted((tuple(int(step) for step in match.groups()), folder) for match, folder in found)
+
+
+def _rewards(folder: Path) -> np.ndarray | None:
+    """float32 [rows]: the rewards that a Grow step stored, or None where its shards are not here."""
+    shards = sorted(folder.glob("part-*.parquet"))
+    if not shards:
+        return None
+    return np.concatenate([pq.read_table(shard, columns=["reward"])["reward"].to_numpy() for shard in shards])
+
+
+# What the page says
+
+
+def _origin(run: Run) -> list[str]:
+    """How the report was made, in sentences."""
+    read = ["summary.json"]
+    read += ["experiment.json"] if run.settings else []
+    read += ["evaluation/samples.json"] if run.samples else []
+    read += [f"improve-{stage['grow']}-{stage['improve']}/stage.json" for stage in run.stages]
+    read += [f"grow-{g}/manifest.json" for g in run.grows] + [f"grow-{g}/part-*.parquet" for g in run.rewards]
+    return [
+        "ReST starts from behavioural cloning (BC) on human pairs. A Grow step (G) samples hypotheses from "
+        "the policy and scores them; each Improve step (I) fine-tunes on the rows whose reward is above its "
+        "threshold τ and keeps the checkpoint with the best mean reward on dev. I0 is a side branch trained "
+        "on all rows. BC continued is BC trained on the human pairs for as many further steps as ReST.",
+        "Intervals are 95% bootstrap intervals. “Above” and “below” mean that two intervals do not touch; "
+        "that two overlap does not show that the policies are equal. Dev selects, test reports.",
+        f"Made from these files of the run and nothing else: {', '.join(read)}.",
+    ]
+
+
+# Markdown
+
+
+def _markdown(run: Run) -> str:
+    text = tables.markdown_text
+    parts = [
+        f"# {text(run.name)}",
+        "## Verdict",
+        *(f"- {text(line)}" for line in tables.verdict(run.rows, run.split)),
+    ]
+    parts += [f"## Results on {text(run.split)}", tables.markdown(run.rows, run.split).rstrip()]
+    if tables.present(tables.of_split(run.rows, run.split), tables.DECODING_COLUMNS):
+        parts += [
+            "## Greedy and beam search",
+            tables.markdown(run.rows, run.split, tables.DECODING_COLUMNS).rstrip(),
+        ]
+    if run.stages:
+        parts += ["## What each Improve kept", _markdown_lines(tables.improve_lines(run.stages))]
+    if len(grown := tables.grow_lines(run.grows)) > 1:
+        parts.append(_markdown_lines(grown))
+    if run.samples:
+        parts.append("## Sample translations")
+    for sample in run.samples:
+        lines = [["", "text", "reward", "gold"], ["source", sample["source"], "", ""]]
+        lines += [["reference", sample["reference"], "", ""]] if sample.get("reference") else []
+        for output in sample["outputs"]:
+            scores = [tables.plain(output.get("reward")), tables.plain(output.get("gold"))]
+            lines.append([output["policy"], output["hypothesis"], *scores])
+        parts.append(_markdown_lines(lines))
+    if run.settings:
+        parts += ["## Settings", _markdown_lines(tables.setting_lines(run.settings))]
+    parts += ["## How this was made", *_origin(run)]
+    return re.sub(r"(?m)^(- .*)\n\n(?=- )", r"\1\n", "\n\n".join(parts)) + "\n"
+
+
+def _markdown_lines(lines: list[list[str]]) -> str:
+    rows = ["| " + " | ".join(tables.markdown_text(str(cell)) for cell in line) + " |" for line in lines]
+    return "\n".join([rows[0], "|" + " --- |" * len(lines[0]), *rows[1:]])
+
+
+# HTML
+
+
+def _html(run: Run) -> str:
+    rows = tables.of_split(run.rows, run.split)
+    lead, *others = tables.verdict(run.rows, run.split)
+    body = [
+        f'<header><p class="kicker">Reinforced Self-Training</p><h1>{escape(run.name)}</h1></header>',
+        f'<section class="verdict"><p class="lead">{escape(lead)}</p>{_items(others)}</section>',
+        f"<h2>Results on {escape(run.split)}</h2>",
+        _results(rows, tables.COLUMNS),
+        _items(tables.signatures(rows), "notes"),
+        *_figures(run),
+    ]
+    if tables.present(rows, tables.DECODING_COLUMNS):
+        body += ["<h2>Greedy and beam search</h2>", _results(rows, tables.DECODING_COLUMNS)]
+    if run.stages:
+        body += ["<h2>What each Improve kept</h2>", _table(tables.improve_lines(run.stages), "stages")]
+    if len(grown := tables.grow_lines(run.grows)) > 1:
+        body += ["<h3>What each Grow made</h3>", _table(grown, "grown")]
+    if run.samples:
+        cards = [_sample(sample) for sample in run.samples]
+        body += ["<h2>Sample translations</h2>", *cards[:SAMPLES_OPEN]]
+        if len(cards) > SAMPLES_OPEN:
+            body.append(_details(f"{len(cards) - SAMPLES_OPEN} more", "".join(cards[SAMPLES_OPEN:])))
+    if run.settings:
+        pairs = tables.setting_lines(run.settings)
+        body += ["<h2>Settings</h2>", _details(f"{len(pairs) - 1} settings", _table(pairs, "settings"))]
+    body += ["<h2>How this was made</h2>", *(f"<p>{escape(line)}</p>" for line in _origin(run))]
+    return PAGE.format(title=escape(run.name), style=STYLE, body="\n".join(filter(None, body)))
+
+
+def _figures(run: Run) -> Iterable[str]:
+    """The curves, each with a caption that says what to look for."""
+    steps = "Filled points are Improve steps, hollow ones side branches; dashed lines are the other policies."
+    bars = "Bars and bands are 95% intervals."
+    kept = "Dev reward during each Improve; the dot is the checkpoint that was kept."
+    drawn = [
+        (plots.reward_steps(run.rows, run.split), "reward", f"Reward of samples by step. {steps} {bars}"),
+        (plots.held_out_steps(run.rows, run.split), "held-out", "Metrics not trained on, at the same steps."),
+        (plots.dev_rewards(run.stages), "dev", kept),
+    ]
+    for g, rewards in run.rewards.items():
+        stages = [stage for stage in run.stages if stage["grow"] == g]
+        found = [(f"I{stage['improve']}", stage.get("threshold")) for stage in stages]
+        numbers = [(name, float(tau)) for name, tau in found if isinstance(tau, (int, float))]
+        taus = [(name, tau) for name, tau in numbers if math.isfinite(tau)]
+        caption = f"Rewards of the {len(rewards):,} rows of Grow {g}, and what each threshold keeps."
+        drawn.append((plots.reward_histogram(rewards, taus), f"grow{g}", caption))
+    if any(figure for figure, _, _ in drawn):
+        yield "<h2>Curves</h2>"
+    for figure, name, caption in drawn:
+        if figure:
+            drawing = plots.svg(figure, name, caption)
+            yield f"<figure>{drawing}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def _results(rows: list[Row], columns: tuple[tables.Column, ...]) -> str:
+    """The results table: intervals under their numbers, the policy the run ends with marked."""
+    shown, last = tables.present(rows, columns), tables.last_rest(rows, rows[0]["split"])
+    lines = [f"<tr>{_head(['policy', *(column.title for column in shown)])}</tr></thead><tbody>"]
+    for row in rows:
+        cells = [tables.cell(row, column) for column in shown]
+        if any(value for value, _ in cells):
+            texts = "".join(f"<td>{value}{ends and f'<small>{ends}</small>'}</td>" for value, ends in cells)
+            mark = ' class="last"' if row is last else ""
+            lines.append(f'<tr{mark}><th scope="row">{escape(tables.label(row))}</th>{texts}</tr>')
+    return f'<div class="wide"><table><thead>{"".join(lines)}</tbody></table></div>'
+
+
+def _table(lines: list[list[str]], kind: str) -> str:
+    """A plain table, the first line its head and the first cell of a line that line's name."""
+    body = []
+    for name, *cells in lines[1:]:
+        texts = "".join(f"<td>{escape(str(cell))}</td>" for cell in cells)
+        body.append(f'<tr><th scope="row">{escape(str(name))}</th>{texts}</tr>')
+    head = f"<thead><tr>{_head(lines[0])}</tr></thead>"
+    return f'<div class="wide"><table class="{kind}">{head}<tbody>{"".join(body)}</tbody></table></div>'
+
+
+def _head(titles: list[str]) -> str:
+    return "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
+
+
+def _sample(sample: dict[str, Any]) -> str:
+    """One source with its reference above, the policies' outputs side by side below."""
+    above = f'<dt>source</dt><dd dir="auto">{escape(str(sample["source"]))}</dd>'
+    if sample.get("reference"):
+        above += f'<dt>reference</dt><dd dir="auto">{escape(str(sample["reference"]))}</dd>'
+    cards = []
+    for output in sample["outputs"]:
+        found = [(name, output[name]) for name in ("reward", "gold") if output.get(name) is not None]
+        scores = "".join(f"<span>{name} <b>{tables.plain(float(value))}</b></span>" for name, value in found)
+        meter = max(0.0, min(1.0, float(output.get("reward") or 0.0)))
+        cards.append(
+            f'<div class="output"><h4>{escape(str(output["policy"]))}</h4>'
+            f'<p dir="auto">{escape(str(output["hypothesis"]))}</p>'
+            f'<div class="meter"><i style="width:{meter:.1%}"></i></div><p class="scores">{scores}</p></div>'
+        )
+    return f'<article><dl>{above}</dl><div class="outputs">{"".join(cards)}</div></article>'
+
+
+def _items(lines: list[str], kind: str = "") -> str:
+    return f'<ul class="{kind}">{"".join(f"<li>{escape(line)}</li>" for line in lines)}</ul>' if lines else ""
+
+
+def _details(summary: str, content: str) -> str:
+    return f"<details><summary>{escape(summary)}</summary>{content}</details>"
+
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body><main>
+{body}
+</main></body>
+</html>
+"""
+
+STYLE = """
+:root { --paper: #fbfaf7; --card: #fff; --ink: #23262b; --soft: #666d76; --line: #e2e0d9; --accent: #00659f;
+  --tint: #eaf3f9; --serif: Charter, "Bitstream Charter", Georgia, serif }
+@media (prefers-color-scheme: dark) {
+  :root { --paper: #16181b; --card: #1e2125; --ink: #e4e3df; --soft: #9aa1aa; --line: #33383e;
+    --accent: #6db8e8; --tint: #1c2b36 }
+}
+* { box-sizing: border-box }
+body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, sans-serif }
+main { max-width: 62rem; margin: 0 auto; padding: 2.5rem 1.25rem 5rem }
+h1, h2, h3 { font-family: var(--serif); line-height: 1.2; font-weight: 600; text-wrap: balance }
+h1 { font-size: 2.3rem; margin: 0 0 1.5rem; overflow-wrap: anywhere }
+h2 { font-size: 1.45rem; margin: 3rem 0 .9rem }
+h3 { font-size: 1.1rem; margin: 1.6rem 0 .6rem }
+p, li { max-width: 48rem; overflow-wrap: anywhere }
+.kicker { margin: 0; color: var(--soft); font-size: .8rem; letter-spacing: .09em; text-transform: uppercase }
+.verdict { border-left: 4px solid var(--accent); background: var(--tint); padding: 1.1rem 1.4rem;
+  border-radius: 0 8px 8px 0 }
+.lead { margin: 0; font: 600 1.2rem/1.45 var(--serif) }
+.verdict ul { margin: .7rem 0 0; padding-left: 1.1rem }
+.verdict li { margin: .3rem 0 }
+.wide { overflow-x: auto }
+table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; width: 100% }
+th, td { padding: .45rem .55rem; text-align: right; vertical-align: top;
+  border-bottom: 1px solid var(--line) }
+th:first-child, .settings :is(th, td), .stages :is(th, td):last-child { text-align: left }
+thead th { color: var(--soft); font-weight: 500; vertical-align: bottom; border-bottom-width: 2px }
+tbody th { font-weight: 600; white-space: nowrap }
+td small { display: block; color: var(--soft); font-size: .75rem; white-space: nowrap }
+tr.last { background: var(--tint) }
+tr.last th { color: var(--accent) }
+.settings, .grown { width: auto }
+.settings tbody :is(th, td) { font: .8rem/1.4 ui-monospace, monospace; overflow-wrap: anywhere;
+  white-space: normal }
+.notes { color: var(--soft); font-size: .78rem; padding-left: 0; list-style: none }
+figure { margin: 0 0 1.8rem }
+figure svg { display: block; width: 100%; height: auto; background: #fff; border: 1px solid var(--line);
+  border-radius: 8px; padding: .8rem }
+figcaption { color: var(--soft); font-size: .85rem; margin-top: .45rem; max-width: 48rem }
+article { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 1rem 1.2rem;
+  margin: 0 0 1rem }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem .9rem; margin: 0 0 .9rem }
+dt { color: var(--soft); font-size: .85rem; line-height: 1.8 }
+dd { margin: 0; overflow-wrap: anywhere }
+.outputs { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: .9rem }
+.output { border-top: 2px solid var(--line); padding-top: .5rem; display: flex; flex-direction: column }
+.output h4 { margin: 0; font-size: .85rem; color: var(--accent) }
+.output p { margin: .2rem 0 .5rem; flex: 1 }
+.output .scores { display: flex; gap: 1rem; flex: none; margin: .3rem 0 0; color: var(--soft);
+  font-size: .8rem }
+.output .scores b { color: var(--ink); font-variant-numeric: tabular-nums }
+.meter { height: 4px; background: var(--line); border-radius: 2px }
+.meter i { display: block; height: 100%; background: var(--accent); border-radius: 2px }
+summary { cursor: pointer; color: var(--accent); padding: .3rem 0 }
+@media (max-width: 40rem) {
+  main { padding: 1.5rem .9rem 3rem }
+  h1 { font-size: 1.8rem }
+  dl { grid-template-columns: 1fr }
+  figure { overflow-x: auto }
+  figure svg { min-width: 34rem; padding: .2rem }
+}
+@media print { .wide { overflow: visible } article, figure { break-inside: avoid } }
+"""

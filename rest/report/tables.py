@@ -1,0 +1,362 @@
+"""A run's summary rows as tables for page, Markdown and terminal, and what they show in plain sentences."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from rest.errors import UserError
+
+Row = dict[str, Any]  # one row of summary.json
+
+NAMES = {"bc": "BC", "bc_continued": "BC continued", "ppo": "PPO", "reference": "Reference"}
+ORDER = ("bc", "bc_continued", "rest", "ppo")  # of the rows in a table; others follow, references come last
+RELATIONS = {
+    "above": "lies above",
+    "below": "lies below",
+    "equal": "is equal to",
+    "overlap": "cannot be told apart by its interval from",
+}
+SPLITS = ("test", "dev")  # what is reported, the better evidence first
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: where its number and interval stand in a row, and how it is written."""
+
+    title: str
+    short: str  # for the terminal
+    key: str  # in "metrics", or in the row itself
+    digits: int
+    interval: str | None = None  # in "metrics": [lo, hi]
+
+
+COLUMNS = (
+    Column("reward (samples)", "reward", "reward_mean", 3, "reward_ci95"),
+    Column("reward (greedy)", "greedy", "reward_greedy_mean", 3),
+    Column("gold", "gold", "gold_mean", 3, "gold_ci95"),
+    Column("BLEU", "BLEU", "bleu", 1, "bleu_ci95"),
+    Column("chrF", "chrF", "chrf", 1, "chrf_ci95"),
+    Column("length ratio", "length\nratio", "length_ratio", 2),
+    Column("distinct per source", "dist-\ninct", "distinct_per_source", 1),
+    Column("KL to BC (nats)", "KL to\nBC", "kl_to_bc", 1),
+    Column("steps", "steps", "gradient_steps", 0),
+    Column("samples drawn", "samples\ndrawn", "samples_drawn", 0),
+    Column("wall s", "wall s", "wall_s", 0),
+)
+DECODING_COLUMNS = (
+    Column("reward, greedy", "greedy", "reward_greedy_mean", 3, "reward_greedy_ci95"),
+    Column("gold, greedy", "gold", "gold_greedy_mean", 3, "gold_greedy_ci95"),
+    Column("reward, beam", "beam", "reward_beam_mean", 3, "reward_beam_ci95"),
+    Column("gold, beam", "gold\nbeam", "gold_beam_mean", 3, "gold_beam_ci95"),
+    Column("BLEU, beam", "BLEU\nbeam", "bleu_beam", 1, "bleu_beam_ci95"),
+    Column("chrF, beam", "chrF\nbeam", "chrf_beam", 1, "chrf_beam_ci95"),
+)
+
+
+def label(row: Row) -> str:
+    """The name of a row: "BC", "BC continued", "G1 I2", "PPO", "BC, best of 8"."""
+    policy, decode = str(row["policy"]), row.get("decode") or "sample"
+    if policy == "rest":
+        name = f"G{row['grow']} I{row['improve']}"
+    else:
+        name = NAMES.get(policy, policy.replace("_", " "))
+    if decode == "best_of_n":
+        return f"{name}, best of {row.get('n')}"
+    if decode == "mbr":
+        return f"{name}, MBR of {row.get('n')}"
+    return name if decode == "sample" else f"{name}, {decode}"
+
+
+def of_split(rows: list[Row], split: str) -> list[Row]:
+    """The rows of one split in a table's order: BC, BC continued, ReST by step, PPO, others, references."""
+
+    def place(row: Row) -> tuple[int, int, int]:
+        policy = row["policy"]
+        rank = ORDER.index(policy) if policy in ORDER else len(ORDER) + (policy == "reference")
+        return rank, row.get("grow") or 0, row.get("improve") or 0
+
+    found = sorted((row for row in rows if row["split"] == split), key=place)
+    if not found:
+        others = ", ".join(sorted({str(row["split"]) for row in rows})) or "none"
+        raise UserError(f"the summary has no row of split {split!r}; the splits it has: {others}")
+    return found
+
+
+def number(row: Row, key: str) -> float | None:
+    """A row's metric, or its own field, as a finite number; None where it is absent, null or NaN."""
+    value = row["metrics"].get(key, row.get(key))
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def interval(row: Row, key: str | None) -> tuple[float, float] | None:
+    """A row's interval (lo, hi), or None where it is absent, null or not two finite numbers."""
+    pair = row["metrics"].get(key) if key else None
+    if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+        return None
+    if not all(isinstance(end, (int, float)) and math.isfinite(end) for end in pair):
+        return None
+    return float(pair[0]), float(pair[1])
+
+
+def present(rows: list[Row], columns: tuple[Column, ...] = COLUMNS) -> list[Column]:
+    """The columns that at least one row has a number for."""
+    return [column for column in columns if any(number(row, column.key) is not None for row in rows)]
+
+
+def cell(row: Row, column: Column) -> tuple[str, str]:
+    """A number and its interval as text, each empty where there is none."""
+    value, ends = number(row, column.key), interval(row, column.interval)
+    if value is None:
+        return "", ""
+    text = f"{value:,.{column.digits}f}"
+    return text, f"{ends[0]:.{column.digits}f}–{ends[1]:.{column.digits}f}" if ends else ""
+
+
+def signatures(rows: list[Row]) -> list[str]:
+    """Footnotes: each different sacreBLEU signature once; numbers with different ones do not compare."""
+    notes: dict[str, None] = {}  # a set that keeps its order
+    for key, name in (("bleu_signature", "BLEU"), ("chrf_signature", "chrF")):
+        for row in rows:
+            if row["metrics"].get(key):
+                notes[f"{name}: {row['metrics'][key]}"] = None
+    return list(notes)
+
+
+def markdown(rows: list[Row], split: str = "test", columns: tuple[Column, ...] = COLUMNS) -> str:
+    """A Markdown table of one split, intervals in brackets and signatures as lines below it."""
+    shown = present(of_split(rows, split), columns)
+    rows = [row for row in of_split(rows, split) if any(cell(row, column)[0] for column in shown)]
+    lines = [
+        "| " + " | ".join(["policy", *(column.title for column in shown)]) + " |",
+        "| --- |" + " ---: |" * len(shown),
+    ]
+    for row in rows:
+        cells = [cell(row, column) for column in shown]
+        texts = [f"{value} [{ends}]" if ends else value for value, ends in cells]
+        lines.append("| " + " | ".join([markdown_text(label(row)), *texts]) + " |")
+    notes = [f"- {markdown_text(note)}" for note in signatures(rows)]
+    if any(cell(row, column)[1] for row in rows for column in shown):
+        notes.insert(0, "- In brackets: the 95% bootstrap interval over sources.")
+    return "\n".join([*lines, "", *notes]).rstrip() + "\n"
+
+
+def console(rows: list[Row], split: str = "test") -> Table:
+    """The same table for a terminal of about 110 columns: intervals under their numbers."""
+    rows = of_split(rows, split)
+    shown = present(rows)
+    caption = "\n".join(escape(note) for note in signatures(rows))
+    table = Table(
+        title=f"{split} split",
+        title_justify="left",
+        caption=caption or None,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    table.add_column("policy", overflow="fold", min_width=9, max_width=13)
+    for column in shown:
+        table.add_column(column.short, justify="right", no_wrap=True)
+    for row in rows:
+        texts = []
+        for value, ends in (cell(row, column) for column in shown):
+            # 16.0M: the width is needed for the other columns
+            text = Text(f"{float(value.replace(',', '')) / 1e6:.1f}M" if value.count(",") > 1 else value)
+            if ends:
+                # and .701-.723 for 0.701-0.723
+                text.append("\n" + re.sub(r"(?<![\d.])0\.", ".", ends), style="dim")
+            texts.append(text)
+        table.add_row(Text(label(row), style="bold" if row["policy"] == "rest" else ""), *texts)
+    return table
+
+
+def markdown_text(text: str) -> str:
+    """Any text as literal Markdown on one line: HTML and Markdown's own marks lose their meaning."""
+    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
+def last_rest(rows: list[Row], split: str) -> Row | None:
+    """The ReST policy a run ends with: the last Improve of the last Grow; side branches (I0) do not count."""
+    steps = [
+        row
+        for row in rows
+        if row["policy"] == "rest" and row["split"] == split and (row.get("decode") or "sample") == "sample"
+    ]
+    steps = [row for row in steps if row["improve"] > 0]
+    return max(steps, key=lambda row: (row["grow"], row["improve"]), default=None)
+
+
+def compare(a: Row, b: Row, column: Column) -> str | None:
+    """How `a` stands to `b`: "above" or "below" (their intervals do not touch), "overlap", "equal" (in number
+    and interval), "unknown" (an interval is missing), or None where either has no number."""
+    va, vb = number(a, column.key), number(b, column.key)
+    if va is None or vb is None:
+        return None
+    ia, ib = interval(a, column.interval), interval(b, column.interval)
+    if ia is None or ib is None:
+        return "unknown"
+    if va == vb and ia == ib:
+        return "equal"
+    if ia[0] > ib[1]:
+        return "above"
+    return "below" if ia[1] < ib[0] else "overlap"
+
+
+def verdict(rows: list[Row], split: str = "test") -> list[str]:
+    """What the last ReST policy showed against BC and BC continued: a sentence a metric, then cautions."""
+    rows = [row for row in of_split(rows, split) if (row.get("decode") or "sample") == "sample"]
+    last = last_rest(rows, split)
+    if last is None:
+        return [f"No ReST policy was evaluated on the {split} split, so there is nothing to compare."]
+    baselines = [row for policy in ("bc", "bc_continued") for row in rows if row["policy"] == policy]
+    if not baselines:
+        return [f"Neither BC nor BC continued was evaluated on the {split} split to compare {label(last)} with."]
+    sentences = []
+    compared = [column for column in COLUMNS if column.interval and number(last, column.key) is not None]
+    for column in compared:
+        clauses: dict[str, list[str]] = {}
+        for row in baselines:
+            if words := _relation(last, row, column):
+                clauses.setdefault(words, []).append(f"{label(row)} ({_written(row, column)})")
+        if clauses:
+            name = {"reward_mean": "Reward", "gold_mean": "Gold quality"}.get(column.key, column.title)
+            relations = " and ".join(f"{words} {' and '.join(names)}" for words, names in clauses.items())
+            sentences.append(f"{name} on {split}: {label(last)} at {_written(last, column)} {relations}.")
+    if not sentences:
+        sentences.append(f"{label(last)} and the baselines share no metric on the {split} split.")
+    return sentences + _cautions(rows, last, baselines, compared)
+
+
+def _written(row: Row, column: Column) -> str:
+    value, ends = cell(row, column)
+    return f"{value} [{ends}]" if ends else value
+
+
+def _relation(last: Row, baseline: Row, column: Column) -> str | None:
+    """ "lies above" and its like; None where there is nothing to compare."""
+    stands = compare(last, baseline, column)
+    if stands != "unknown":
+        return stands and RELATIONS[stands]
+    value, base = number(last, column.key), number(baseline, column.key)
+    assert value is not None and base is not None  # compare found both
+    size = "level with" if value == base else "higher than" if value > base else "lower than"
+    return f"is, without an interval to judge by, {size}"
+
+
+def _cautions(rows: list[Row], last: Row, baselines: list[Row], compared: list[Column]) -> list[str]:
+    """What a reader must know before believing the sentences above."""
+    reward, held_out = COLUMNS[0], [column for column in compared if column.key != "reward_mean"]
+    cautions = []
+    for row in baselines:
+        fell = [column.title for column in held_out if compare(last, row, column) == "below"]
+        if compare(last, row, reward) == "above" and fell:
+            cautions.append(
+                f"Caution: against {label(row)} the reward rose while {' and '.join(fell)} fell, "
+                "a sign that the policy exploits the reward."
+            )
+    present_policies = {row["policy"] for row in baselines}
+    if "bc_continued" not in present_policies:
+        cautions.append("Caution: BC continued was not evaluated, so a gain may come from further training alone.")
+    if "bc" not in present_policies:
+        cautions.append("Caution: BC, the starting policy, was not evaluated.")
+    if not held_out:
+        cautions.append("Caution: no metric but the reward itself was evaluated.")
+    steps = [(value, row) for row in rows if (value := number(row, reward.key)) is not None]
+    best = max((step for step in steps if step[1]["policy"] == "rest"), key=lambda step: step[0], default=None)
+    if best and best[1] is not last:
+        where = f"{label(best[1])}'s ({_written(best[1], reward)})"
+        cautions.append(f"The highest reward is {where}, not the last step's.")
+    return cautions
+
+
+def plain(value: Any, digits: int = 3) -> str:
+    """A number as a reader wants it; empty for None."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return "−∞" if value == -math.inf else f"{value:.{digits}g}" if abs(value) < 1e-3 else f"{value:.{digits}f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _threshold(stage: dict[str, Any]) -> str:
+    tau = stage.get("threshold")
+    if isinstance(tau, (list, dict)):
+        return "one a source"
+    return "none" if tau is None or tau == -math.inf else plain(tau)
+
+
+def improve_lines(stages: list[dict[str, Any]]) -> list[list[str]]:
+    """What each Improve kept and did, its head first."""
+    lines = [
+        [
+            "stage",
+            "τ",
+            "rows kept",
+            "share",
+            "sources",
+            "human pairs",
+            "mean reward kept",
+            "steps",
+            "best at",
+            "learning rate",
+            "",
+        ]
+    ]
+    for stage in stages:
+        kept, rows = stage.get("rows_kept"), stage.get("rows")
+        share = f"{kept / rows:.1%}" if kept is not None and rows else ""
+        remarks = [
+            "the starting policy won" if stage.get("started_policy_won") else "",
+            stage.get("warning") or "",
+        ]
+        lines.append(
+            [
+                f"G{stage['grow']} I{stage['improve']}",
+                _threshold(stage),
+                plain(kept),
+                share,
+                plain(stage.get("sources_kept")),
+                plain(stage.get("references_kept")),
+                plain(stage.get("mean_reward_kept")),
+                plain(stage.get("gradient_steps")),
+                plain(stage.get("best_step")),
+                f"{stage['learning_rate']:.3g}" if stage.get("learning_rate") is not None else "",
+                "; ".join(filter(None, remarks)),
+            ]
+        )
+    return lines
+
+
+def grow_lines(grows: dict[int, dict[str, Any]]) -> list[list[str]]:
+    """The mean rewards of each Grow's dataset, its head first; only the head where none is recorded."""
+    lines = [["Grow", "mean reward", "of the samples", "of the references"]]
+    for g, manifest in grows.items():
+        reward = manifest.get("reward")
+        parts = [reward.get(part) for part in ("all", "samples", "references")] if isinstance(reward, dict) else []
+        means = [part.get("mean") if isinstance(part, dict) else None for part in parts]
+        if any(mean is not None for mean in means):
+            lines.append([f"G{g}", *map(plain, means)])
+    return lines
+
+
+def setting_lines(settings: dict[str, Any]) -> list[list[str]]:
+    """Nested settings as lines like ["grow.temperature", "0.8"], a head before them."""
+
+    def flat(value: Any, name: str) -> list[list[str]]:
+        if isinstance(value, dict) and value:
+            return [line for key in value for line in flat(value[key], f"{name}.{key}" if name else key)]
+        return [[name, json.dumps(value, ensure_ascii=False)]]
+
+    return [["setting", "value"], *flat(settings, "")]

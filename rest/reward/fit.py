@@ -1,0 +1,197 @@
+"""Training a learned reward: hypotheses are rated, and the network is fitted to the ratings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from scipy import stats
+
+from rest.data.batches import BatchSettings, Examples, training_batches
+from rest.data.corpus import Split
+from rest.errors import UserError
+from rest.journal import say
+from rest.learning.train import Schedule, TrainSettings, train
+from rest.policy.policy import Policy
+from rest.policy.sampler import SamplingSettings, sample
+from rest.reward.learned import LearnedReward, RewardObjective
+from rest.stage import seed_for
+
+Gold = Callable[[list[str], list[str]], np.ndarray]
+
+
+class Rater(Protocol):
+    """Whoever judges hypotheses: people, people simulated from the exact quality, a metric. Float32 [n]."""
+
+    def rate(
+        self,
+        sources: list[str],
+        hypotheses: list[str],
+        references: list[str] | None,
+        gold: Gold | None,
+        seed: int,
+    ) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class RewardSettings:
+    """What is rated, by whom, and how the network is fitted."""
+
+    rater: Any  # a Rater
+    """Gives the ratings."""
+    sources: int = 2000
+    """Training sources set aside for ratings; Grow does not use them."""
+    samples_per_source: int = 4
+    """Samples of the behavioural-cloning policy that are rated."""
+    rate_references: bool = True
+    """Rate the human pairs of these sources too (not with a rater that compares with them)."""
+    temperature: float = 1.0
+    """Of the rated samples; warmer than Grow, so that the reward has seen bad translations."""
+    dev_share: float = 0.15
+    """Share of the rated sources that decides when to stop."""
+    causal: bool = False
+    """The network reads a hypothesis from left to right only, as the policy does."""
+    margin: float = 0.05
+    """How far the scale reaches beyond the held-out scores, as a share of their range."""
+    batch: BatchSettings = field(default_factory=lambda: BatchSettings(4096))
+    train: TrainSettings = field(
+        default_factory=lambda: TrainSettings(
+            max_steps=3000, evaluate_every=100, patience=4, schedule=Schedule(5e-4, 100)
+        )
+    )
+
+
+@dataclass(frozen=True)
+class Rated:
+    """n rated hypotheses."""
+
+    sources: list[str]
+    hypotheses: list[str]
+    ratings: np.ndarray  # float32 [n]
+    groups: np.ndarray  # int64 [n], the id of the source
+
+
+def rate(
+    policy: Policy,
+    split: Split,
+    gold: Gold | None,
+    settings: RewardSettings,
+    sampling: SamplingSettings,
+    seed: int,
+) -> Rated:
+    """Sample from the policy for every source of the split, and have the samples (and human pairs) rated."""
+    n = settings.samples_per_source
+    law = dataclasses.replace(sampling, temperature=settings.temperature)
+    drawn = sample(policy, split.sources, split.ids, n, law, seed=seed_for(seed, "rate"))
+    sources = [x for x in split.sources for _ in range(n)]
+    hypotheses = [y for texts in drawn.texts for y in texts]
+    groups = np.repeat(split.ids, n)
+    references = None if split.references is None else [x for x in split.references for _ in range(n)]
+    if settings.rate_references and split.references is not None:
+        sources += split.sources
+        hypotheses += split.references
+        groups = np.concatenate([groups, split.ids])
+        references = (references or []) + split.references
+    ratings = settings.rater.rate(sources, hypotheses, references, gold, seed_for(seed, "raters"))
+    return Rated(sources, hypotheses, np.asarray(ratings, np.float32), groups)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A reward network, its scale, and how well it agrees with what it did not see in training."""
+
+    reward: LearnedReward
+    scale: tuple[float, float]
+    report: dict[str, Any]
+
+
+def fit(
+    policy: Policy,
+    rated: Rated,
+    settings: RewardSettings,
+    *,
+    folder: Path,
+    seed: int,
+    gold: Gold | None = None,
+) -> Fitted:
+    """Regress the ratings, stopping at the best Pearson correlation on sources held out.
+
+    The scale spans the held-out scores and a margin. `gold` is only looked at to report the agreement with it.
+    """
+    sources = np.unique(rated.groups)
+    held = np.random.default_rng(seed_for(seed, "reward dev")).permutation(sources)
+    held = held[: max(2, round(settings.dev_share * len(sources)))]
+    dev = np.isin(rated.groups, held)
+    if dev.all():
+        raise UserError(f"reward.sources: {len(sources)} rated sources are too few to hold some out")
+    reward = LearnedReward.new(
+        policy,
+        settings.batch,
+        causal=settings.causal,
+        seed=seed_for(seed, "reward head"),
+        bias=float(rated.ratings[~dev].mean()),
+    )
+    all_examples = reward.examples(rated.sources, rated.hypotheses)
+
+    def chosen(mask: np.ndarray) -> Examples:
+        rows = np.flatnonzero(mask).tolist()
+        ids = [all_examples.sources[r] for r in rows], [all_examples.targets[r] for r in rows]
+        return Examples(*ids, {"rating": rated.ratings[rows]})
+
+    held_out, ratings = chosen(dev), rated.ratings[dev]
+    batches, _ = training_batches(
+        chosen(~dev),
+        settings.batch,
+        pad_id=policy.tokenizer.pad_id,
+        seed=seed_for(seed, "reward batches"),
+        process=(jax.process_index(), jax.process_count()),
+    )
+
+    def agreement(parameters: Any) -> dict[str, float]:
+        predicted = reward.predict(parameters, held_out)
+        error = float(np.sqrt(np.mean(np.square(predicted - ratings))))
+        return {"score": correlation(predicted, ratings), "rmse": error}
+
+    trained = train(
+        RewardObjective(reward.graph),
+        reward.parameters,
+        batches,
+        settings.train,
+        evaluate=agreement,
+        folder=folder,
+        seed=seed_for(seed, "reward dropout"),
+        description="reward",
+    )
+    reward = dataclasses.replace(reward, parameters=trained.parameters)
+    predicted = reward.predict(reward.parameters, held_out)
+    margin = settings.margin * float(predicted.max() - predicted.min())
+    scale = (float(predicted.min()) - margin, float(predicted.max()) + margin)
+    report = {
+        "rated": len(rated.ratings),
+        "held_out": int(dev.sum()),
+        "pearson_ratings": correlation(predicted, ratings),
+        "spearman_ratings": float(stats.spearmanr(predicted, ratings).statistic),
+        "scale": list(scale),
+        "steps": trained.steps,
+        "best_step": trained.best_step,
+        "stopped": trained.stopped,
+    }
+    if gold is not None:
+        rows = np.flatnonzero(dev)
+        exact = gold([rated.sources[r] for r in rows], [rated.hypotheses[r] for r in rows])
+        report["pearson_gold"] = correlation(predicted, exact)
+        report["rater_pearson_gold"] = correlation(ratings, exact)
+    say("reward: " + ", ".join(f"{k} {v}" for k, v in report.items()))
+    return Fitted(reward, scale, report)
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Pearson's r; 0 where one side does not vary."""
+    if a.std() == 0 or b.std() == 0:
+        return 0.0
+    return float(stats.pearsonr(a.astype(np.float64), b.astype(np.float64)).statistic)

@@ -1,0 +1,70 @@
+"""Guards: names for hypotheses that no reward should be trusted on, whatever it says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rest.errors import UserError
+
+# A word, or one character of a script written without spaces (Chinese, Japanese).
+_SPACELESS = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_SPACELESS = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+WORD = re.compile(rf"[{_SPACELESS}]|[^\s{_SPACELESS}]+")
+
+
+def _repeats(words: list[str], max_ngram: int) -> int:
+    """How often the most repeated n-gram stands directly behind itself: 1 when nothing is repeated."""
+    most = 1
+    for n in range(1, min(max_ngram, len(words) // 2) + 1):
+        run = longest = 0  # words in a row that equal the word n before
+        for word, earlier in zip(words[n:], words, strict=False):
+            run = run + 1 if word == earlier else 0
+            longest = max(longest, run)
+        most = max(most, 1 + longest // n)
+    return most
+
+
+@dataclass(frozen=True)
+class Guards:
+    """What counts as suspicious. Lengths are in words, in Chinese and Japanese in characters."""
+
+    min_length_ratio: float = 0.4  # shortest hypothesis, as a multiple of the source's length
+    max_length_ratio: float = 2.5  # longest hypothesis, as a multiple of the source's length
+    length_slack: int = 3  # words beyond either limit that are let pass, for short sentences
+    max_repeats: int = 3  # times an n-gram may be said in a row, unless the source does so too
+    max_ngram: int = 8  # longest n-gram looked for, in words
+    min_copy_words: int = 2  # words from which on a copy is one: names and numbers are often left as they are
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_length_ratio <= self.max_length_ratio:
+            raise UserError(
+                "min_length_ratio must lie between 0 and max_length_ratio, but they are "
+                f"{self.min_length_ratio} and {self.max_length_ratio}."
+            )
+        for name, least in (("length_slack", 0), ("max_repeats", 1), ("max_ngram", 1), ("min_copy_words", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} must be at least {least}, but is {getattr(self, name)}.")
+
+    def flags(self, sources: Sequence[str], hypotheses: Sequence[str]) -> list[str]:
+        """For each row the comma-joined names of what is wrong, "" when nothing is.
+
+        In this order: empty (then nothing else), copy (of the source, but for case and spaces), length_ratio,
+        repetition.
+        """
+        return [self._flags(source, text) for source, text in zip(sources, hypotheses, strict=True)]
+
+    def _flags(self, source: str, hypothesis: str) -> str:
+        asked, words = WORD.findall(source.casefold()), WORD.findall(hypothesis.casefold())
+        if not words:
+            return "empty"
+        shortest = self.min_length_ratio * len(asked) - self.length_slack
+        longest = self.max_length_ratio * len(asked) + self.length_slack
+        repeats = _repeats(words, self.max_ngram)
+        found = {
+            "copy": len(words) >= self.min_copy_words and words == asked,
+            "length_ratio": not shortest <= len(words) <= longest,
+            "repetition": repeats > self.max_repeats and repeats > _repeats(asked, self.max_ngram),
+        }
+        return ",".join(name for name, wrong in found.items() if wrong)

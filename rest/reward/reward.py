@@ -1,0 +1,78 @@
+"""The reward R(x, y): any function of sources and hypotheses, mapped to [0, 1]."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from rest.errors import UserError
+from rest.stage import describe
+
+
+class RewardFunction(Protocol):
+    """Scores of n hypotheses, float32 [n]. They may not depend on batch size or order. Any Python function will do."""
+
+    def __call__(
+        self, sources: Sequence[str], hypotheses: Sequence[str], references: Sequence[str] | None, /
+    ) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Scored:
+    """n scores before and after the scale."""
+
+    raw: np.ndarray  # float32 [n]
+    reward: np.ndarray  # float32 [n] in [0, 1]
+    clipped: int  # scores outside the scale
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A reward function and the scale that maps its scores to [0, 1]."""
+
+    function: RewardFunction
+    scale: tuple[float, float] | None = None
+    """Raw scores that become 0 and 1; what falls outside is clipped and counted. None: scores must be in [0, 1]."""
+
+    @property
+    def name(self) -> str:
+        function: Any = self.function
+        return getattr(function, "__qualname__", type(function).__qualname__)
+
+    @property
+    def identity(self) -> str:
+        """Hash of the function (its own identity if it has one, else its source or settings) and of the scale."""
+        own = getattr(self.function, "identity", None) or describe(self.function)
+        return hashlib.sha256(json.dumps([own, describe(self.scale)]).encode()).hexdigest()
+
+    def __call__(self, sources: Sequence[str], hypotheses: Sequence[str], references: Sequence[str] | None) -> Scored:
+        """Score hypotheses; a score that cannot be used is an error that names the first hypothesis it is given to."""
+        n = len(hypotheses)
+        raw = np.asarray(self.function(sources, hypotheses, references))
+        if raw.shape != (n,):
+            raise UserError(f"reward {self.name}: returned shape {raw.shape} for {n} hypotheses, not ({n},)")
+        if not np.issubdtype(raw.dtype, np.number) or np.issubdtype(raw.dtype, np.complexfloating):
+            raise UserError(f"reward {self.name}: returned {raw.dtype}, not numbers")
+        raw = raw.astype(np.float32)
+        self._refuse(~np.isfinite(raw), raw, hypotheses, "is not a finite number")
+        if self.scale is None:
+            outside = (raw < 0) | (raw > 1)
+            self._refuse(outside, raw, hypotheses, "is outside [0, 1] and the reward has no scale")
+            return Scored(raw, raw, 0)
+        low, high = self.scale
+        scaled = (raw - np.float32(low)) / np.float32(high - low)
+        reward = np.clip(scaled, 0, 1).astype(np.float32)
+        return Scored(raw, reward, int((scaled != reward).sum()))
+
+    def _refuse(self, bad: np.ndarray, raw: np.ndarray, hypotheses: Sequence[str], why: str) -> None:
+        if bad.any():
+            first = int(bad.argmax())
+            raise UserError(
+                f"reward {self.name}: the score {raw[first]} of hypothesis {first} "
+                f"({hypotheses[first][:60]!r}) {why}; {int(bad.sum())} of {len(raw)} are so"
+            )

@@ -1,0 +1,144 @@
+"""A stage's folder: complete or absent.
+
+A stage works under a temporary name, `.improve-1-2.partial`, and is renamed when it ends, so that a folder that
+carries its name is complete. `stage.json` holds the settings that decide its bytes: the same stage asked for again
+with other settings is refused, naming them, and a stage that was killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from rest.errors import UserError
+
+
+def describe(value: Any) -> Any:
+    """Settings as JSON: a dataclass by its qualified name and fields, a function by name and hash of its source."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"type": f"{type(value).__module__}.{type(value).__qualname__}", **fields}
+    if isinstance(value, dict):
+        return {str(key): describe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [describe(item) for item in value]
+    if callable(value):
+        source = hashlib.sha256(inspect.getsource(value).encode()).hexdigest()
+        return {"function": f"{value.__module__}:{value.__qualname__}", "source_sha256": source}
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """The settings that differ, each as "name was OLD, is now NEW"."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        found = []
+        for key in keys:
+            found += differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+        return found
+    return [] if old == new else [f"{name} was {json.dumps(old)}, is now {json.dumps(new)}"]
+
+
+def seed_for(seed: int, purpose: str, *numbers: int) -> int:
+    """A seed of 31 bits for one purpose, so that no two purposes share their random numbers."""
+    digest = hashlib.blake2b(repr((seed, purpose, *numbers)).encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+class Stage:
+    """The folder of a stage that is being made, or that was complete when it was opened."""
+
+    def __init__(self, folder: Path, *, finished: bool, settings: dict[str, Any]) -> None:
+        self.folder = folder
+        """Where to write; the temporary name until the stage is complete."""
+        self.finished = finished
+        self.settings = settings
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What the stage reported."""
+        return read_json(self.folder / "stage.json")["result"]
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Record the result and give the folder its name."""
+        write_json(self.folder / "stage.json", {"settings": self.settings, "result": result})
+        final = self.folder.with_name(self.folder.name.removeprefix(".").removesuffix(".partial"))
+        os.replace(self.folder, final)
+        self.folder, self.finished = final, True
+
+
+@contextmanager
+def open_stage(folder: Path, settings: dict[str, Any]) -> Iterator[Stage]:
+    """Enter a stage: finished already (same settings), half done, or new. One process at a time."""
+    settings = json.loads(json.dumps(describe(settings)))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.partial")
+    lock = filelock.FileLock(folder.with_name(f".{folder.name}.lock"), blocking=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise UserError(f"{folder}: another process is working on this stage") from error
+    try:
+        for existing in (folder, partial):
+            record = existing / "stage.json"
+            if record.exists():
+                changed = differences(read_json(record)["settings"], settings)
+                if changed:
+                    raise UserError(
+                        f"{folder} was made with other settings: {'; '.join(changed)}. "
+                        f"Choose another folder, or remove this one to make it again"
+                    )
+        if folder.exists():
+            if not (folder / "stage.json").exists():
+                raise UserError(f"{folder}: not the folder of a stage (it has no stage.json)")
+            yield Stage(folder, finished=True, settings=settings)
+            return
+        partial.mkdir(exist_ok=True)
+        write_json(partial / "stage.json", {"settings": settings})
+        yield Stage(partial, finished=False, settings=settings)
+    finally:
+        lock.release()
+
+
+def completed(folder: Path, made_by: str) -> dict[str, Any]:
+    """The result of a stage that must be complete; `made_by` is the command that makes it."""
+    if not (folder / "stage.json").exists():
+        raise UserError(f"{folder}: this stage is not complete; make it with `{made_by}`")
+    return read_json(folder / "stage.json")["result"]
+
+
+def discard(folder: Path) -> None:
+    """Remove what is only needed while a stage is being made."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write under a temporary name, then rename: the file is whole or absent."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w") as file:
+        file.write(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_json(path: Path) -> Any:
+    """Parse a file that this system wrote."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from error

@@ -1,0 +1,259 @@
+"""Threshold rules: which rows of the scored dataset an improve step learns from (ReST, Algorithm 1 and A.7).
+
+The filter is strict, R > tau. Rewards are float32, so tau is rounded to float32 too before they are compared:
+a reward stored as 0.8 then equals the threshold 0.8 and does not pass (as float64, float32(0.8) > 0.8).
+
+Percentiles are those of the samples' rewards (linear interpolation, as numpy's default); human pairs only
+compete against them, so that adding or dropping D never moves a threshold. Because the filter is strict, a
+percentile that falls on tied best candidates, or percentile 100, keeps no sample.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+from rest.errors import UserError
+
+HumanPairs = Literal["compete", "always", "never"]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The stored columns that rules look at; n rows, samples and human pairs."""
+
+    source_id: np.ndarray  # int64 [n]; fastest when the rows of a source stand together
+    reward: np.ndarray  # float32 [n], never NaN
+    is_reference: np.ndarray  # bool [n], True for human pairs
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a rule chose, and the numbers to report of it."""
+
+    mask: np.ndarray  # bool [n], True for the rows kept
+    threshold: float | None  # the one tau; None when there is none (improve step 0) or one a source
+    thresholds: dict[str, float] | None  # with one tau a source: their min, mean and max
+    rows: int  # kept
+    sources: int  # with a row kept
+    references: int  # human pairs kept
+    mean_reward: float | None  # of the rows kept; None when there are none
+    warning: str | None = None
+
+    def report(self) -> dict[str, Any]:
+        """All but the mask, JSON-able."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "mask"}
+
+
+@runtime_checkable
+class Rule(Protocol):
+    """What an improve step needs of a rule: any frozen dataclass that does this is one."""
+
+    @property
+    def steps(self) -> int:
+        """The number of improve steps."""
+
+    def at(self, i: int) -> dict[str, Any]:
+        """What decides step i, JSON-able; the same whatever steps follow."""
+
+    def choose(self, columns: Columns, i: int, human_pairs: HumanPairs = "compete") -> Selection:
+        """The rows of improve step i in 1..steps; i = 0 keeps everything (tau = -inf).
+
+        `human_pairs`: they "compete" like samples, or are "always" or "never" kept, whatever i.
+        """
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """One threshold for all sources: the paper's main results."""
+
+    thresholds: tuple[float, ...] = (0.7, 0.8, 0.9, 0.95, 0.99)
+    """Rewards to exceed, one an improve step, rising."""
+
+    def __post_init__(self) -> None:
+        _check_rising("thresholds", self.thresholds, low=0.0, high=1.0)
+
+    @property
+    def steps(self) -> int:
+        return len(self.thresholds)
+
+    def at(self, i: int) -> dict[str, Any]:
+        return _at(self, "threshold", self.thresholds, i)
+
+    def choose(self, columns: Columns, i: int, human_pairs: HumanPairs = "compete") -> Selection:
+        """As `Rule.choose`; warns when tau is not above the mean reward of all rows, as Algorithm 1 asks."""
+        if i == 0:
+            return _everything(columns, human_pairs)
+        tau = self.at(i)["threshold"]
+        mean = float(columns.reward.mean(dtype=np.float64)) if len(columns.reward) else -np.inf
+        warning = None
+        if tau <= mean:
+            warning = f"threshold {tau:g} of improve step {i} is not above the dataset's mean reward {mean:.4f}"
+        return _select(columns, columns.reward > np.float32(tau), human_pairs, threshold=tau, warning=warning)
+
+
+@dataclass(frozen=True)
+class GlobalPercentile:
+    """One threshold for all sources, at a percentile of the samples' rewards."""
+
+    percentiles: tuple[float, ...] = (50.0, 75.0, 90.0)
+    """Percentiles in [0, 100], one an improve step, rising."""
+
+    def __post_init__(self) -> None:
+        _check_rising("percentiles", self.percentiles, low=0.0, high=100.0)
+
+    @property
+    def steps(self) -> int:
+        return len(self.percentiles)
+
+    def at(self, i: int) -> dict[str, Any]:
+        return _at(self, "percentile", self.percentiles, i)
+
+    def choose(self, columns: Columns, i: int, human_pairs: HumanPairs = "compete") -> Selection:
+        """As `Rule.choose`. Without any sample there is nothing to exceed and every row passes."""
+        if i == 0:
+            return _everything(columns, human_pairs)
+        tau = _percentile(columns.reward[~columns.is_reference], self.at(i)["percentile"])
+        threshold = float(tau) if np.isfinite(tau) else None
+        return _select(columns, columns.reward > tau, human_pairs, threshold=threshold)
+
+
+@dataclass(frozen=True)
+class PerSourcePercentile:
+    """One threshold a source, at a percentile of its own samples' rewards, so that hard sources stay in.
+
+    With 8 samples a source, 87.5 keeps the best one. A source whose best candidates tie at the threshold
+    keeps none of them; a source without samples keeps its human pair, which has nothing to exceed.
+    """
+
+    percentiles: tuple[float, ...] = (50.0, 75.0, 90.0)
+    """Percentiles in [0, 100], one an improve step, rising."""
+
+    def __post_init__(self) -> None:
+        _check_rising("percentiles", self.percentiles, low=0.0, high=100.0)
+
+    @property
+    def steps(self) -> int:
+        return len(self.percentiles)
+
+    def at(self, i: int) -> dict[str, Any]:
+        return _at(self, "percentile", self.percentiles, i)
+
+    def choose(self, columns: Columns, i: int, human_pairs: HumanPairs = "compete") -> Selection:
+        """As `Rule.choose`."""
+        if i == 0:
+            return _everything(columns, human_pairs)
+        group, groups = _groups(columns.source_id)
+        is_sample = ~columns.is_reference
+        taus = _percentile_by_group(columns.reward[is_sample], group[is_sample], groups, self.at(i)["percentile"])
+        exact = taus[np.isfinite(taus)].astype(np.float64)
+        summary = {"min": exact.min(), "mean": exact.mean(), "max": exact.max()} if len(exact) else {}
+        thresholds = {name: float(number) for name, number in summary.items()}
+        return _select(columns, columns.reward > taus[group], human_pairs, thresholds=thresholds)
+
+
+def _check_rising(name: str, values: tuple[float, ...], low: float, high: float) -> None:
+    """UserError unless the values lie in [low, high] and rise, also when they are rounded to float32."""
+    for value in values:
+        if not low <= value <= high:  # also catches NaN
+            raise UserError(f"{name} must lie in [{low:g}, {high:g}], but {value} does not")
+    for before, after in pairwise(values):
+        if not np.float32(before) < np.float32(after):
+            raise UserError(f"{name} must rise, but {after} follows {before} in {tuple(values)}")
+
+
+def _at(rule: Rule, name: str, values: tuple[float, ...], i: int) -> dict[str, Any]:
+    """`at` of a rule that is a list of numbers. Step 0 depends on no rule."""
+    if i == 0:
+        return {"rule": "everything"}
+    if not 1 <= i <= len(values):
+        raise UserError(f"improve step {i} is not in 0..{len(values)}, the steps of {rule}")
+    return {"rule": type(rule).__name__, name: float(values[i - 1])}
+
+
+def _everything(columns: Columns, human_pairs: HumanPairs) -> Selection:
+    return _select(columns, np.ones(len(columns.reward), np.bool_), human_pairs)
+
+
+def _select(
+    columns: Columns,
+    mask: np.ndarray,
+    human_pairs: HumanPairs,
+    threshold: float | None = None,
+    thresholds: dict[str, float] | None = None,
+    warning: str | None = None,
+) -> Selection:
+    """A selection from the rows that exceed their threshold (bool [n], may be written to)."""
+    if human_pairs == "always":
+        mask |= columns.is_reference
+    elif human_pairs == "never":
+        mask &= ~columns.is_reference
+    kept = columns.reward[mask]
+    return Selection(
+        mask=mask,
+        threshold=threshold,
+        thresholds=thresholds,
+        rows=len(kept),
+        sources=_groups(columns.source_id[mask])[1],
+        references=int(np.count_nonzero(mask & columns.is_reference)),
+        mean_reward=float(kept.mean(dtype=np.float64)) if len(kept) else None,
+        warning=warning,
+    )
+
+
+def _groups(ids: np.ndarray) -> tuple[np.ndarray, int]:
+    """Numbers the distinct ids: int64 [n] in 0..count-1, and the count."""
+    starts = np.empty(len(ids), np.bool_)
+    starts[:1] = True
+    np.not_equal(ids[1:], ids[:-1], out=starts[1:])
+    firsts = ids[starts]
+    if len(np.unique(firsts)) == len(firsts):  # the rows of a source stand together: no sort of all rows
+        return np.cumsum(starts) - 1, len(firsts)
+    unique, group = np.unique(ids, return_inverse=True)
+    return group, len(unique)
+
+
+def _percentile(values: np.ndarray, percentile: float) -> np.float32:
+    """Percentile of float32 [n], with linear interpolation in float64; -inf when n = 0."""
+    if not len(values):
+        return np.float32(-np.inf)
+    position = (len(values) - 1) * (percentile / 100)
+    low = int(position)
+    high = min(low + 1, len(values) - 1)
+    ordered = np.partition(values, (low, high))
+    return _between(ordered[[low]], ordered[[high]], np.array([position - low])).astype(np.float32)[0]
+
+
+def _percentile_by_group(values: np.ndarray, group: np.ndarray, groups: int, percentile: float) -> np.ndarray:
+    """Percentile of the float32 [n] values of each group (int64 [n]): float32 [groups], -inf where empty."""
+    # One sort of whole numbers orders by group, then value: the bits of a float32, negative ones turned
+    # over, rise as the number does. It is several times faster than a sort by two keys.
+    bits = np.ascontiguousarray(values + np.float32(0)).view(np.int32)  # + 0 turns -0.0 into 0.0
+    order = np.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits).astype(np.int64) + 2**31
+    keys = (group << 32) | order
+    keys.sort()
+    counts = np.bincount(group, minlength=groups)
+    position = np.maximum(counts - 1, 0) * (percentile / 100)
+    low = position.astype(np.int64)
+    first = np.cumsum(counts) - counts
+    full = counts > 0
+    at_low = (first + low)[full]
+    at_high = (first + np.minimum(low + 1, counts - 1))[full]
+    taus = np.full(groups, -np.inf, np.float32)
+    taus[full] = _between(_from_key(keys[at_low]), _from_key(keys[at_high]), (position - low)[full])
+    return taus
+
+
+def _from_key(keys: np.ndarray) -> np.ndarray:
+    """The float32 values behind sorted keys."""
+    bits = ((keys & 0xFFFFFFFF) - 2**31).astype(np.int32)
+    return np.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits).view(np.float32)
+
+
+def _between(low: np.ndarray, high: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Linear interpolation [n] in float64, exact at both ends as numpy's own is."""
+    low, high = low.astype(np.float64), high.astype(np.float64)
+    return np.where(share < 0.5, low + (high - low) * share, high - (high - low) * (1 - share))

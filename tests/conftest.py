@@ -1,0 +1,70 @@
+"""Settings of every test, made through the environment so that processes started by a test have them too.
+
+This file is read before JAX is imported. `pyproject.toml` adds to it: warnings are errors, and the shapes and
+types in the signatures of `rest` are checked at every call (jaxtyping and beartype).
+"""
+
+import os
+import pathlib
+
+import hypothesis
+import pytest
+
+CACHE = pathlib.Path(__file__).resolve().parent.parent / ".cache"
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+# Compiled programs are kept between runs, since compiling takes most of the suite's time.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(CACHE / "hypothesis"))
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MPLBACKEND"] = "agg"
+
+# No verdict depends on the machine's load or on chance: no deadlines, the same examples every time.
+hypothesis.settings.register_profile(
+    "rest",
+    deadline=None,
+    derandomize=True,
+    max_examples=30,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("rest")
+
+
+# Small real parts that many tests share.
+
+
+@pytest.fixture(scope="session")
+def corpus():
+    """A made-up language pair: 300 training, 24 dev and 24 test sentences."""
+    from rest.data.corpus import Cleaning, SyntheticCorpus
+    from rest.data.synthetic import SyntheticLanguage
+
+    return SyntheticCorpus(SyntheticLanguage(train=300, dev=24, test=24)).load(Cleaning())
+
+
+@pytest.fixture(scope="session")
+def tokenizer(corpus):
+    """SentencePiece with 256 pieces."""
+    from rest.data.tokenizer import SentencePieceSettings
+
+    return SentencePieceSettings(256).train([corpus.train.sources, corpus.train.references], 0)
+
+
+@pytest.fixture(scope="session")
+def policy(tokenizer):
+    """An untrained policy: one layer on each side, 32 wide."""
+    from rest.model.transformer import TransformerSettings
+    from rest.policy.policy import Policy
+
+    settings = TransformerSettings(width=32, heads=2, feed_forward=64, encoder_layers=1, decoder_layers=1, dropout=0.1)
+    return Policy.new(settings, tokenizer, seed=1)
+
+
+@pytest.fixture(scope="session")
+def batch():
+    """Batches of eight rows of 64 positions."""
+    from rest.data.batches import BatchSettings
+
+    return BatchSettings(batch_tokens=512, source_tokens=64, target_tokens=64)
