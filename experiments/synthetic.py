@@ -23,7 +23,7 @@ from rest.reward.fit import RewardSettings
 from rest.reward.raters import SimulatedRater
 from rest.thresholds import GlobalPercentile
 
-batch = BatchSettings(batch_tokens=2048, source_tokens=64, target_tokens=64)
+batch = BatchSettings(batch_tokens=1024, source_tokens=64, target_tokens=64)
 sampling = SamplingSettings(temperature=0.8, max_target_tokens=48, rows=512)
 
 experiment = Experiment(
@@ -34,7 +34,7 @@ experiment = Experiment(
     batch=batch,
     bc=BCSettings(
         train=TrainSettings(
-            max_steps=1500,
+            max_steps=2000,
             evaluate_every=100,
             patience=3,
             average=3,
@@ -43,9 +43,10 @@ experiment = Experiment(
     ),
     reward=RewardSettings(
         rater=SimulatedRater(),
-        sources=3000,
+        sources=2000,
         samples_per_source=3,
-        train=TrainSettings(max_steps=600, evaluate_every=50, patience=4, schedule=Schedule(5e-4, 50)),
+        batch=batch,
+        train=TrainSettings(max_steps=200, evaluate_every=50, patience=2, schedule=Schedule(1e-4, 20)),
     ),
     grow_steps=2,
     grow=GrowSettings(sources=3000, samples_per_source=8, sampling=sampling, sources_per_shard=512),

@@ -250,7 +250,7 @@ def _show(folder: Path) -> None:
 
     rows = read_json(folder / "summary.json")
     report = write_report(folder)
-    shown = Console()
+    shown = Console(width=max(116, Console().width))  # narrower than that, the table would lose columns
     shown.print(console(rows, "test"))
     for sentence in verdict(rows, "test"):
         shown.print(sentence, highlight=False, markup=False)
@@ -278,11 +278,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        print(
-            f"rest: the disk is full{f' at {error.filename}' if error.filename else ''}; the same command goes on",
-            "from here once there is room",
-            file=sys.stderr,
-        )
+        where = f" at {error.filename}" if error.filename else ""
+        print(f"rest: the disk is full{where}; once there is room, the same command goes on", file=sys.stderr)
         raise SystemExit(1) from error
     except KeyboardInterrupt as error:
         print("rest: stopped; the same command goes on from here", file=sys.stderr)

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rest.baselines.bc import BCSettings
 from rest.data.batches import BatchSettings
@@ -21,6 +21,7 @@ from rest.improve import ImproveSettings
 from rest.model.transformer import TransformerSettings
 
 
+@runtime_checkable
 class CorpusSettings(Protocol):
     """Where the text is: any frozen dataclass that can load it."""
 

@@ -20,14 +20,14 @@ from rest.learning.losses import NLL
 from rest.learning.train import Schedule, Trained, TrainSettings, train
 from rest.policy.policy import Policy, PolicyObjective
 from rest.stage import discard, seed_for
-from rest.thresholds import Columns, GlobalPercentile, HumanPairs, Rule, Selection
+from rest.thresholds import Columns, GlobalPercentile, HumanPairs, Selection
 
 
 @dataclass(frozen=True)
 class ImproveSettings:
     """The Improve steps that follow a Grow step."""
 
-    rule: Rule = field(default_factory=lambda: GlobalPercentile((50.0, 75.0, 90.0)))
+    rule: Any = field(default_factory=lambda: GlobalPercentile((50.0, 75.0, 90.0)))  # a Rule
     """What passes at each Improve step; its length is I."""
     human_pairs: HumanPairs = "compete"
     """D's own pairs are filtered like samples (the paper), always kept, or never."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import SupportsFloat
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -31,7 +32,7 @@ class Journal:
         self._file = path.open("a")
         self._events = SummaryWriter(str(folder / "events"), purge_step=from_step + 1 if from_step else None)
 
-    def record(self, step: int, values: Mapping[str, float]) -> None:
+    def record(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
         """Append the numbers of one step."""
         numbers = {name: float(value) for name, value in values.items()}
         self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **numbers}) + "\n")

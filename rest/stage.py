@@ -8,6 +8,7 @@ with other settings is refused, naming them, and a stage that was killed goes on
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import inspect
 import json
@@ -24,7 +25,10 @@ from rest.errors import UserError
 
 
 def describe(value: Any) -> Any:
-    """Settings as JSON: a dataclass by its qualified name and fields, a function by name and hash of its source."""
+    """Settings as JSON: a dataclass by its qualified name and fields, a function by name and hash of its source.
+
+    Any other object that can be called is known by its class, as a function is, and by its attributes.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"type": f"{type(value).__module__}.{type(value).__qualname__}", **fields}
@@ -32,9 +36,17 @@ def describe(value: Any) -> Any:
         return {str(key): describe(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [describe(item) for item in value]
+    if isinstance(value, functools.partial):
+        return {"partial": describe(value.func), "arguments": describe(value.args), **describe(value.keywords)}
     if callable(value):
-        source = hashlib.sha256(inspect.getsource(value).encode()).hexdigest()
-        return {"function": f"{value.__module__}:{value.__qualname__}", "source_sha256": source}
+        function = value if hasattr(value, "__qualname__") else type(value)
+        name = f"{function.__module__}:{function.__qualname__}"
+        try:
+            source = hashlib.sha256(inspect.getsource(function).encode()).hexdigest()
+        except (OSError, TypeError) as error:
+            raise UserError(f"{name}: has no Python source to know it by; use a function in a file") from error
+        attributes = {} if function is value else describe(getattr(value, "__dict__", {}))
+        return {"function": name, "source_sha256": source, **attributes}
     if isinstance(value, Path):
         return str(value)
     return value
@@ -127,7 +139,7 @@ def discard(folder: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write under a temporary name, then rename: the file is whole or absent."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
+    with temporary.open("w", encoding="utf-8") as file:
         file.write(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
@@ -137,8 +149,10 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Parse a file that this system wrote."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: byte {error.start + 1} is not UTF-8") from error

@@ -68,3 +68,50 @@ def batch():
     from rest.data.batches import BatchSettings
 
     return BatchSettings(batch_tokens=512, source_tokens=64, target_tokens=64)
+
+
+@pytest.fixture(scope="session")
+def lively(policy):
+    """The untrained policy, made to listen to what came before, and to end some hypotheses early."""
+    import jax
+
+    parameters = jax.tree.map(lambda leaf: leaf, policy.parameters)  # new dicts around the same arrays
+    for layer, output in (("attention", "output"), ("cross", "output"), ("feed_forward", "outer")):
+        parameters["decoder"][0][layer][output]["kernel"] *= 6
+    bias = parameters["output_bias"].at[policy.tokenizer.eos_id].set(3.0)
+    return policy.with_parameters({**parameters, "output_bias": bias})
+
+
+@pytest.fixture(scope="session")
+def teacher_forced():
+    """A function (policy, source, tokens) -> logits float64 [tokens, V] at temperature 1, of the plain network.
+
+    One pair, not packed, without any cache: what every faster way to the same numbers is held to.
+    """
+    from functools import partial
+
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from flax import nnx
+
+    @partial(jax.jit, static_argnames="graph")
+    def logits(graph, parameters, source, length, target_input):
+        network = nnx.merge(graph, parameters)
+        here = jnp.arange(source.shape[1])[None]
+        there = jnp.arange(target_input.shape[1])[None]
+        mask = (here < length)[:, None]
+        causal = jnp.tril(jnp.ones((target_input.shape[1],) * 2, bool))[None]
+        encoded = network.encode(source, here, mask)
+        states = network.decode(target_input, there, causal, encoded, mask)
+        return network.logits(states[0])
+
+    def compute(policy, source, tokens):
+        ids = policy.encode_sources([source])[0]
+        padded = np.full((2, 64), policy.tokenizer.pad_id, np.int32)
+        padded[0, : len(ids)] = ids
+        padded[1, 1 : len(tokens)] = tokens[:-1]
+        out = logits(policy.graph, policy.parameters, padded[:1], len(ids), padded[1:])
+        return np.asarray(out, np.float64)[: len(tokens)]
+
+    return compute

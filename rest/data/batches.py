@@ -14,6 +14,8 @@ import grain
 import jax
 import numpy as np
 
+from rest.errors import UserError
+
 Ids = Sequence[int] | np.ndarray
 
 
@@ -84,10 +86,18 @@ class Plan:
 def plan_rows(examples: Examples, settings: BatchSettings, seed: int) -> Plan:
     """First-fit-decreasing packing within shuffled windows of 2,048 pairs.
 
-    A window, and not the whole set, is sorted, so that rows stay a random mixture of the corpus.
+    A window, and not the whole set, is sorted, so that rows stay a random mixture of the corpus. A pair that does
+    not fit into a row is a UserError.
     """
     source_lengths = np.fromiter((len(s) for s in examples.sources), np.int64, len(examples))
     target_lengths = np.fromiter((len(t) for t in examples.targets), np.int64, len(examples))
+    long = (source_lengths > settings.source_tokens) | (target_lengths > settings.target_tokens)
+    if long.any():
+        pair = int(long.argmax())
+        raise UserError(
+            f"batch: pair {pair} has {source_lengths[pair]} source and {target_lengths[pair]} target tokens, more "
+            f"than source_tokens {settings.source_tokens} or target_tokens {settings.target_tokens}"
+        )
     order = np.random.default_rng(seed).permutation(len(examples))
     rows: list[np.ndarray] = []
     for start in range(0, len(order), 2048):

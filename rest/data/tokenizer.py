@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import sentencepiece
@@ -17,6 +17,7 @@ import sentencepiece
 from rest.errors import UserError
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What the rest of the system asks of a tokenizer. Source and target share one vocabulary."""
 
@@ -83,7 +84,7 @@ class SentencePieceSettings:
                 num_threads=1,  # the pieces must not depend on how many cores there are
                 minloglevel=2,
             )
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, ValueError) as error:
             raise UserError(
                 f"tokenizer: SentencePiece could not learn {self.vocabulary_size} pieces ({self.kind}): "
                 f"{str(error).strip().splitlines()[-1]}"
@@ -119,7 +120,8 @@ class SentencePieceTokenizer:
 
     def decode(self, ids: Sequence[Sequence[int] | np.ndarray]) -> list[str]:
         silent = {self.pad_id, self.eos_id}
-        return self._processor.decode([[int(i) for i in row if i not in silent] for row in ids], num_threads=1)
+        rows = [[int(i) for i in row if i not in silent] for row in ids]
+        return self._processor.decode(rows, num_threads=1) if rows else []
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -151,9 +153,9 @@ class HuggingFaceTokenizer:
         if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
             raise UserError(f"tokenizer: {tokenizer.name_or_path!r} lacks an EOS or a padding token")
 
-    @property
+    @cached_property
     def vocabulary_size(self) -> int:
-        return len(self._tokenizer)
+        return max(self._tokenizer.get_vocab().values()) + 1  # ids may have gaps
 
     @property
     def pad_id(self) -> int:
@@ -165,17 +167,19 @@ class HuggingFaceTokenizer:
 
     @cached_property
     def identity(self) -> str:
-        vocabulary = json.dumps(self._tokenizer.get_vocab(), sort_keys=True)
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
-        rules = backend.to_str() if backend is not None else type(self._tokenizer).__qualname__
-        return hashlib.sha256(f"{vocabulary}{rules}".encode()).hexdigest()
+        rules = json.loads(backend.to_str()) if backend is not None else {}
+        for unused in ("truncation", "padding"):  # `encode` turns both off
+            rules.pop(unused, None)
+        parts = [self._tokenizer.get_vocab(), rules or type(self._tokenizer).__qualname__]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return self._tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
 
     def decode(self, ids: Sequence[Sequence[int] | np.ndarray]) -> list[str]:
         rows = [[int(i) for i in row] for row in ids]
-        return self._tokenizer.batch_decode(rows, skip_special_tokens=True)
+        return self._tokenizer.batch_decode(rows, skip_special_tokens=True) if rows else []
 
     def save(self, folder: Path) -> None:
         self._tokenizer.save_pretrained(folder)

@@ -9,6 +9,9 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
 
+from rest.errors import UserError
+from rest.learning.mesh import data_mesh, replicate
+
 
 class State(NamedTuple):
     """Everything that training needs to go on as if it had never stopped. Random keys follow from the step."""
@@ -82,6 +85,8 @@ def save_parameters(folder: Path, parameters: Any) -> None:
 
 
 def load_parameters(folder: Path, like: Any) -> Any:
-    """Read one set of parameters, with the shapes and types of `like`."""
+    """Read one set of parameters, with the shapes and types of `like`, onto every device."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no parameters there")
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(folder.absolute(), _abstract(like))
+        return checkpointer.restore(folder.absolute(), _abstract(replicate(like, data_mesh())))

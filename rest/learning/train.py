@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +22,14 @@ from rest.learning.losses import Loss
 from rest.learning.mesh import data_mesh, divide, replicate
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A network joined to a loss. Hashable, so that equal objectives share one compiled update."""
 
     def __call__(self, parameters: Any, batch: Batch, key: jax.Array) -> Loss: ...
 
 
+@runtime_checkable
 class Batches(Protocol):
     """An iterator whose position can be saved."""
 
@@ -122,7 +124,7 @@ def _update(
         loss = objective(parameters, batch, key)
         return loss.sum, loss
 
-    def gradient(i: int) -> tuple[Any, Loss]:
+    def gradient(i: int | jax.Array) -> tuple[Any, Loss]:
         micro = jax.tree.map(lambda leaf: leaf[i], batches)
         (_, loss), gradients = jax.value_and_grad(summed, has_aux=True)(parameters, micro, jax.random.fold_in(key, i))
         return gradients, loss
@@ -136,7 +138,7 @@ def _update(
     updates, optimizer = adam.direction().update(gradients, optimizer, parameters)
     parameters = jax.tree.map(lambda p, u: p - learning_rate * u, parameters, updates)
     metrics = {"loss": loss.sum / weight, **{name: value / weight for name, value in loss.metrics.items()}}
-    return parameters, optimizer, {**metrics, "gradient_norm": optax.global_norm(gradients)}
+    return parameters, optimizer, {**metrics, "gradient_norm": optax.tree.norm(gradients)}
 
 
 def train(
@@ -169,11 +171,14 @@ def train(
     history = [(int(at), float(score)) for at, score in history]
     root = jax.random.key(seed)
 
-    with Journal(folder, step) as journal, progress(description, settings.max_steps) as bar:
+    with Journal(folder, step if kept else -1) as journal, progress(description, settings.max_steps) as bar:
 
         def look() -> None:
             values = evaluate(parameters)
-            history.append((step, float(values["score"])))
+            score = float(values["score"])
+            if not math.isfinite(score):
+                raise UserError(f"{description}: the evaluation at step {step} gave the score {score}")
+            history.append((step, score))
             journal.record(step, {f"dev/{name}": value for name, value in values.items()})
             saved = {"history": history, "data": batches.get_state()}
             checkpoints.save(step, State(parameters, optimizer, saved), history[-1][1])

@@ -20,7 +20,7 @@ from rest.policy.policy import Policy
 
 @dataclass(frozen=True)
 class BeamSettings:
-    """Beam search; one beam is greedy decoding."""
+    """Beam search; one beam is greedy decoding, whatever the penalty."""
 
     beams: int = 4
     length_penalty: float = 1.0
@@ -51,12 +51,14 @@ def _search(
     """The best hypothesis of each source, int32 [B, T], and its score."""
     network = nnx.merge(graph, parameters)
     batch, beams, steps = sources.shape[0], settings.beams, settings.max_target_tokens
+    # without a penalty a greedy hypothesis that has ended stays ahead of all that could still come
+    length_penalty = settings.length_penalty if beams > 1 else 0.0
     positions = jnp.broadcast_to(jnp.arange(sources.shape[1])[None], sources.shape)
     mask = positions < lengths[:, None]
     cross = network.cross_keys(network.encode(sources, positions, mask[:, None]))
 
     def penalised(scores: Array, length: Array) -> Array:
-        return scores / length.astype(jnp.float32) ** settings.length_penalty
+        return scores / length.astype(jnp.float32) ** length_penalty
 
     def step(s: _Beams) -> _Beams:
         t = s.step
@@ -65,12 +67,13 @@ def _search(
         log_probs = jax.nn.log_softmax(logits, axis=-1).reshape(batch, beams, -1)
         size = log_probs.shape[-1]
         candidates = (s.scores[:, :, None] + log_probs).reshape(batch, -1)
-        # at most `beams` of the best 2·beams end here, so that enough are left to go on
+        # an end counts among the best `beams`; of twice as many, enough are left to go on
         scores, flat = jax.lax.top_k(candidates, 2 * beams)
         parent, token = flat // size, (flat % size).astype(jnp.int32)
         tokens = jnp.take_along_axis(s.tokens, parent[:, :, None], 1).at[:, :, t].set(token)
         ends = token == eos
-        ended = jnp.where(ends, penalised(scores, t + 1), BLOCKED)
+        counts = ends & (jnp.arange(2 * beams) < beams)[None]
+        ended = jnp.where(counts, penalised(scores, t + 1), BLOCKED)
         ended_scores, best = jax.lax.top_k(jnp.concatenate([s.ended_scores, ended], 1), beams)
         ended_tokens = jnp.take_along_axis(jnp.concatenate([s.ended_tokens, tokens], 1), best[:, :, None], 1)
         going, keep = jax.lax.top_k(jnp.where(ends, BLOCKED, scores), beams)
@@ -86,7 +89,7 @@ def _search(
 
     def unfinished(s: _Beams) -> Array:
         # scores only fall, and a longer hypothesis is divided by more: the most that a going beam can reach
-        reach = penalised(s.scores[:, 0], jnp.float32(steps if settings.length_penalty > 0 else 1))
+        reach = penalised(s.scores[:, 0], jnp.float32(steps if length_penalty > 0 else 1))
         open_ = (reach > s.ended_scores[:, -1]) & (lengths > 0)
         return (s.step < steps) & open_.any()
 

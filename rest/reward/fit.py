@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -25,6 +25,7 @@ from rest.stage import seed_for
 Gold = Callable[[list[str], list[str]], np.ndarray]
 
 
+@runtime_checkable
 class Rater(Protocol):
     """Whoever judges hypotheses: people, people simulated from the exact quality, a metric. Float32 [n]."""
 
@@ -54,8 +55,8 @@ class RewardSettings:
     """Of the rated samples; warmer than Grow, so that the reward has seen bad translations."""
     dev_share: float = 0.15
     """Share of the rated sources that decides when to stop."""
-    causal: bool = False
-    """The network reads a hypothesis from left to right only, as the policy does."""
+    ridge: float = 0.01
+    """Penalty of the regression that the head starts from, relative to the number of ratings."""
     margin: float = 0.05
     """How far the scale reaches beyond the held-out scores, as a share of their range."""
     batch: BatchSettings = field(default_factory=lambda: BatchSettings(4096))
@@ -123,19 +124,14 @@ def fit(
 
     The scale spans the held-out scores and a margin. `gold` is only looked at to report the agreement with it.
     """
+    _check_ratings(rated)
     sources = np.unique(rated.groups)
     held = np.random.default_rng(seed_for(seed, "reward dev")).permutation(sources)
     held = held[: max(2, round(settings.dev_share * len(sources)))]
     dev = np.isin(rated.groups, held)
     if dev.all():
         raise UserError(f"reward.sources: {len(sources)} rated sources are too few to hold some out")
-    reward = LearnedReward.new(
-        policy,
-        settings.batch,
-        causal=settings.causal,
-        seed=seed_for(seed, "reward head"),
-        bias=float(rated.ratings[~dev].mean()),
-    )
+    reward = LearnedReward.new(policy, settings.batch)
     all_examples = reward.examples(rated.sources, rated.hypotheses)
 
     def chosen(mask: np.ndarray) -> Examples:
@@ -143,9 +139,10 @@ def fit(
         ids = [all_examples.sources[r] for r in rows], [all_examples.targets[r] for r in rows]
         return Examples(*ids, {"rating": rated.ratings[rows]})
 
-    held_out, ratings = chosen(dev), rated.ratings[dev]
+    held_out, ratings, training = chosen(dev), rated.ratings[dev], chosen(~dev)
+    reward = reward.probe(training, rated.ratings[~dev], settings.ridge)
     batches, _ = training_batches(
-        chosen(~dev),
+        training,
         settings.batch,
         pad_id=policy.tokenizer.pad_id,
         seed=seed_for(seed, "reward batches"),
@@ -175,7 +172,7 @@ def fit(
         "rated": len(rated.ratings),
         "held_out": int(dev.sum()),
         "pearson_ratings": correlation(predicted, ratings),
-        "spearman_ratings": float(stats.spearmanr(predicted, ratings).statistic),
+        "spearman_ratings": correlation(stats.rankdata(predicted), stats.rankdata(ratings)),
         "scale": list(scale),
         "steps": trained.steps,
         "best_step": trained.best_step,
@@ -190,8 +187,21 @@ def fit(
     return Fitted(reward, scale, report)
 
 
+def _check_ratings(rated: Rated) -> None:
+    """UserError for ratings that nothing can be learned from."""
+    ratings = rated.ratings
+    bad = ~np.isfinite(ratings)
+    if bad.any():
+        row = int(bad.argmax())
+        raise UserError(
+            f"reward.rater: the rating of hypothesis {row} ({rated.hypotheses[row][:60]!r}) is {ratings[row]}"
+        )
+    if np.ptp(ratings) == 0:
+        raise UserError(f"reward.rater: all {len(ratings)} ratings are {ratings[0]}: nothing can be learned")
+
+
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Pearson's r; 0 where one side does not vary."""
-    if a.std() == 0 or b.std() == 0:
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
         return 0.0
     return float(stats.pearsonr(a.astype(np.float64), b.astype(np.float64)).statistic)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from rest.errors import UserError
 from rest.stage import describe
 
 
+@runtime_checkable
 class RewardFunction(Protocol):
     """Scores of n hypotheses, float32 [n]. They may not depend on batch size or order. Any Python function will do."""
 
@@ -38,6 +40,12 @@ class Reward:
     function: RewardFunction
     scale: tuple[float, float] | None = None
     """Raw scores that become 0 and 1; what falls outside is clipped and counted. None: scores must be in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        if self.scale is not None:
+            low, high = self.scale
+            if not (math.isfinite(low) and math.isfinite(high)) or low == high:
+                raise UserError(f"reward {self.name}: its scale ({low}, {high}) must be two different numbers")
 
     @property
     def name(self) -> str:

@@ -1,0 +1,191 @@
+"""Packing pairs into rows, and rows into batches that can be resumed and shared between processes."""
+
+from itertools import chain, islice
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rest.data.batches import (
+    Batch,
+    BatchSettings,
+    Examples,
+    evaluation_batches,
+    fitting,
+    pad,
+    plan_rows,
+    training_batches,
+)
+from rest.errors import UserError
+
+PAD = 0
+LENGTHS = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 10)), min_size=1, max_size=40)
+
+
+def made(lengths: list[tuple[int, int]]) -> Examples:
+    """Pairs of these lengths; every token of the set is another number."""
+    total = 1
+
+    def ids(length: int) -> np.ndarray:
+        nonlocal total
+        total += length
+        return np.arange(total - length, total, dtype=np.int32)
+
+    sources, targets = [ids(m) for m, _ in lengths], [ids(n) for _, n in lengths]
+    weights = np.arange(len(lengths), dtype=np.float32) + 0.5
+    return Examples(sources, targets, {"weight": weights})
+
+
+def settings(rows: int = 3) -> BatchSettings:
+    return BatchSettings(batch_tokens=rows * 16, source_tokens=16, target_tokens=16)
+
+
+def many(n: int = 60) -> Examples:
+    random = np.random.default_rng(0)
+    return made([(int(m), int(t)) for m, t in random.integers(1, 13, (n, 2))])
+
+
+def epoch(examples: Examples, **changes) -> list[Batch]:
+    options = {"pad_id": PAD, "seed": 0, "epochs": 1, **changes}
+    return list(training_batches(examples, settings(), **options)[0])
+
+
+def sequence_ids(batches: list[Batch]) -> list[int]:
+    return [int(i) for batch in batches for i in batch.sequence_ids.ravel() if i >= 0]
+
+
+def same(one: Batch, other: Batch) -> bool:
+    return jax.tree.all(jax.tree.map(np.array_equal, one, other))
+
+
+def check(batch: Batch, examples: Examples) -> None:
+    """Every segment of every row is the pair that `sequence_ids` names, and the rest is padding."""
+    for row in range(len(batch.source)):
+        pairs = batch.sequence_ids[row]
+        for slot, pair in enumerate(pairs):
+            source = batch.source_segments[row] == slot + 1
+            target = batch.target_segments[row] == slot + 1
+            if pair < 0:
+                assert not source.any() and not target.any() and batch.columns["weight"][row, slot] == 0
+                continue
+            assert batch.source[row, source].tolist() == examples.sources[pair].tolist()
+            assert batch.target[row, target].tolist() == examples.targets[pair].tolist()
+            assert batch.target_input[row, target].tolist() == [PAD, *examples.targets[pair][:-1]]
+            assert batch.source_positions[row, source].tolist() == list(range(source.sum()))
+            assert batch.target_positions[row, target].tolist() == list(range(target.sum()))
+            assert batch.columns["weight"][row, slot] == examples.columns["weight"][pair]
+        assert (batch.source[row, batch.source_segments[row] == 0] == PAD).all()
+        for part in (batch.target, batch.target_input):
+            assert (part[row, batch.target_segments[row] == 0] == PAD).all()
+
+
+@given(LENGTHS, st.integers(0, 3))
+def test_every_row_keeps_within_its_capacity_and_every_pair_has_one_row(lengths, seed):
+    examples = made(lengths)
+    plan = plan_rows(examples, settings(), seed)
+    assert sorted(int(pair) for row in plan.rows for pair in row) == list(range(len(lengths)))
+    for row in plan.rows:
+        assert sum(lengths[pair][0] for pair in row) <= 16
+        assert sum(lengths[pair][1] for pair in row) <= 16
+    assert plan.max_pairs == max(len(row) for row in plan.rows)
+
+
+@given(LENGTHS)
+def test_padding_is_the_share_of_target_positions_without_a_token(lengths):
+    examples = made(lengths)
+    share = plan_rows(examples, settings(rows=1), 0).padding
+    batches = evaluation_batches(examples, settings(rows=1), pad_id=PAD)
+    assert share == pytest.approx(np.mean([batch.target_segments == 0 for batch in batches]))
+
+
+@given(LENGTHS)
+def test_an_evaluation_sees_every_pair_once_in_batches_of_one_shape(lengths):
+    examples = made(lengths)
+    batches = evaluation_batches(examples, settings(), pad_id=PAD)
+    assert sorted(sequence_ids(batches)) == list(range(len(lengths)))
+    assert {batch.source.shape for batch in batches} == {(3, 16)}
+    for batch in batches:
+        check(batch, examples)
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_an_epoch_of_training_sees_every_pair_once_with_its_ids_positions_and_columns(seed):
+    examples = many()
+    batches = epoch(examples, seed=seed)
+    assert sorted(sequence_ids(batches)) == list(range(60))
+    for batch in batches:
+        check(batch, examples)
+
+
+def test_every_epoch_shuffles_the_rows_again():
+    examples = many()
+    two = epoch(examples, epochs=2)
+    ids = sequence_ids(two)
+    assert sorted(ids[:60]) == sorted(ids[60:]) == list(range(60))
+    assert ids[:60] != ids[60:]
+
+
+def test_without_an_end_every_batch_is_full_and_the_data_comes_round_again():
+    batches, plan = training_batches(many(), settings(), pad_id=PAD, seed=0)
+    some = list(islice(batches, 2 * len(plan.rows)))
+    assert {batch.target.shape for batch in some} == {(3, 16)}
+    seen = sequence_ids(some)
+    assert all(seen.count(pair) == 6 for pair in range(60))  # 2 batches a row of the plan, 3 rows each
+
+
+def test_packing_leaves_little_padding_when_there_are_many_short_pairs():
+    assert plan_rows(many(400), settings(), 0).padding < 0.2
+
+
+def test_the_seed_alone_decides_the_order():
+    examples = many()
+    first, again, other = (epoch(examples, seed=seed) for seed in (1, 1, 2))
+    assert all(same(a, b) for a, b in zip(first, again, strict=True))
+    assert sequence_ids(first) != sequence_ids(other)
+
+
+def test_the_processes_have_disjoint_shares_that_are_the_whole_together():
+    shares = [sequence_ids(epoch(many(), process=(index, 3))) for index in range(3)]
+    assert sorted(chain(*shares)) == list(range(60))
+    assert all(shares)
+
+
+def test_processes_together_read_as_many_rows_a_step_as_one_does():
+    batches, _ = training_batches(many(), settings(rows=4), pad_id=PAD, seed=0, process=(1, 2))
+    assert next(batches).target.shape == (2, 16)
+
+
+@pytest.mark.parametrize("before", [0, 1, 9])
+def test_a_saved_position_goes_on_with_the_same_batches(before):
+    def fresh():
+        return training_batches(many(), settings(), pad_id=PAD, seed=3)[0]
+
+    batches = fresh()
+    list(islice(batches, before))
+    state = batches.get_state()
+    wanted = list(islice(batches, 12))
+    resumed = fresh()
+    resumed.set_state(state)
+    assert all(same(a, b) for a, b in zip(wanted, islice(resumed, 12), strict=True))
+
+
+def test_fitting_looks_at_both_sides():
+    examples = made([(16, 16), (17, 3), (3, 17)])
+    assert fitting(examples, settings()).tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("lengths", [(17, 3), (3, 17)])
+def test_a_pair_that_is_too_long_is_refused_by_its_number_and_lengths(lengths):
+    examples = made([(2, 2), lengths])
+    with pytest.raises(UserError, match=rf"pair 1 has {lengths[0]} source and {lengths[1]} target tokens"):
+        training_batches(examples, settings(), pad_id=PAD, seed=0)
+
+
+def test_a_batch_has_at_least_one_row():
+    assert BatchSettings(batch_tokens=10, source_tokens=16, target_tokens=16).rows == 1
+
+
+def test_pad_puts_rows_side_by_side():
+    assert pad([[1, 2], [], [3]], 3, 9).tolist() == [[1, 2, 9], [9, 9, 9], [3, 9, 9]]

@@ -1,0 +1,154 @@
+"""What a policy is worth: the means are those of what it says, and the KL divergence that of two plain networks."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rest.errors import UserError
+from rest.evaluation.evaluate import EvaluationSettings, evaluate, kl_divergence, mean_reward
+from rest.policy.beam import BeamSettings, translate
+from rest.policy.sampler import SamplingSettings, sample
+from rest.reward.reward import Reward
+from rest.stage import seed_for
+
+SAMPLING = SamplingSettings(temperature=0.8, max_target_tokens=12, rows=24)
+SETTINGS = EvaluationSettings(
+    samples_per_source=2,
+    sampling=SAMPLING,
+    beam=BeamSettings(2, max_target_tokens=12, rows=24),
+    dev_samples_per_source=2,
+    shown=3,
+)
+
+
+def words(sources, hypotheses, references):
+    """Words of a hypothesis, by hand."""
+    return np.array([len(y.split()) for y in hypotheses], np.float32)
+
+
+REWARD = Reward(words, (0.0, 24.0))
+
+
+def gold(sources, hypotheses):
+    return np.array([0.5 * (len(y) % 2) for y in hypotheses], np.float32)
+
+
+@pytest.fixture(scope="module")
+def dev(corpus, policy):
+    short = [row for row, ids in enumerate(policy.encode_sources(corpus.dev.sources)) if len(ids) <= 32]
+    return corpus.dev.take(short[:12])
+
+
+@pytest.fixture(scope="module")
+def evaluation(lively, policy, dev, batch):
+    return evaluate(lively, dev, REWARD, SETTINGS, bc=policy, batch=batch, gold=gold, seed=0)
+
+
+def test_mean_reward_is_that_of_the_samples_and_the_same_at_every_call(lively, policy, dev):
+    score = mean_reward(policy, dev, REWARD, SETTINGS, seed=0)
+    drawn = sample(lively, dev.sources, dev.ids, 2, SAMPLING, seed=seed_for(0, f"sample {dev.name}"))
+    by_hand = np.mean([len(text.split()) / 24 for texts in drawn.texts for text in texts])
+    assert score(lively.parameters) == {"score": pytest.approx(by_hand, rel=1e-6)}
+    assert score(lively.parameters) == score(lively.parameters)
+    assert score(policy.parameters) != score(lively.parameters)
+    assert mean_reward(policy, dev, REWARD, SETTINGS, seed=1)(lively.parameters) != score(lively.parameters)
+
+
+def test_mean_reward_can_look_at_the_first_sources_only(lively, dev):
+    some = mean_reward(lively, dev, REWARD, replace(SETTINGS, dev_sources=5), seed=0)
+    first = mean_reward(lively, dev.take(slice(0, 5)), REWARD, SETTINGS, seed=0)
+    assert some(lively.parameters) == first(lively.parameters)
+
+
+def test_a_reward_gets_the_source_and_reference_of_each_hypothesis(lively, dev):
+    seen = []
+
+    def watch(sources, hypotheses, references):
+        seen.append((sources, references))
+        return np.zeros(len(hypotheses))
+
+    mean_reward(lively, dev, Reward(watch), SETTINGS, seed=0)(lively.parameters)
+    [(sources, references)] = seen
+    assert sources == [x for x in dev.sources for _ in range(2)]
+    assert references == [y for y in dev.references for _ in range(2)]
+
+
+def test_the_metrics_are_those_of_the_outputs(evaluation, lively, dev):
+    metrics = evaluation.metrics
+    greedy = translate(lively, dev.sources, replace(SETTINGS.beam, beams=1))
+    beam = translate(lively, dev.sources, SETTINGS.beam)
+    assert metrics["reward_greedy_mean"] == pytest.approx(np.mean([len(y.split()) / 24 for y in greedy]))
+    assert metrics["reward_beam_mean"] == pytest.approx(np.mean([len(y.split()) / 24 for y in beam]))
+    assert metrics["gold_greedy_mean"] == pytest.approx(np.mean([0.5 * (len(y) % 2) for y in greedy]))
+    reference_words = sum(len(y.split()) for y in dev.references)
+    assert metrics["length_ratio"] == pytest.approx(sum(len(y.split()) for y in greedy) / reference_words)
+    assert 1 <= metrics["distinct_per_source"] <= 2
+    for name in ("reward", "reward_greedy", "gold", "gold_greedy"):
+        low, high = metrics[f"{name}_ci95"]
+        assert low <= metrics[f"{name}_mean"] <= high and low < high
+    assert {"bleu", "bleu_signature", "bleu_beam", "chrf", "chrf_signature", "chrf_beam"} < set(metrics)
+
+
+def test_evaluating_again_gives_the_same_numbers(evaluation, lively, policy, dev, batch):
+    again = evaluate(lively, dev, REWARD, SETTINGS, bc=policy, batch=batch, gold=gold, seed=0)
+    assert again == evaluation
+
+
+def test_gold_and_references_are_reported_only_where_there_are_any(evaluation, lively, policy, dev, batch):
+    bare = replace(dev, references=None)
+    found = evaluate(lively, bare, REWARD, SETTINGS, bc=policy, batch=batch, gold=None, seed=0)
+    expected = {
+        "reward_mean",
+        "reward_ci95",
+        "reward_greedy_mean",
+        "reward_greedy_ci95",
+        "reward_beam_mean",
+        "distinct_per_source",
+        "kl_to_bc",
+    }
+    assert set(found.metrics) == expected
+    assert found.metrics == {name: evaluation.metrics[name] for name in expected}
+    assert all(row["gold"] is None and row["reference"] is None for row in found.shown)
+
+
+def test_the_first_sources_are_shown_with_their_greedy_output(evaluation, lively, dev):
+    greedy = translate(lively, dev.sources, replace(SETTINGS.beam, beams=1))
+    assert [row["source"] for row in evaluation.shown] == dev.sources[:3]
+    for row, reference, hypothesis in zip(evaluation.shown, dev.references, greedy, strict=False):
+        assert row["reference"] == reference and row["hypothesis"] == hypothesis
+        assert row["reward"] == pytest.approx(len(hypothesis.split()) / 24)
+        assert row["gold"] == gold([row["source"]], [hypothesis])[0]
+
+
+def test_a_policy_does_not_diverge_from_itself(lively, dev, batch):
+    assert kl_divergence(lively, lively, dev, SETTINGS, batch, seed=0) == pytest.approx(0, abs=1e-4)
+
+
+def test_the_divergence_is_that_of_draws_at_temperature_one(lively, policy, dev, batch, teacher_forced):
+    def log_prob(who, source, tokens):
+        logits = teacher_forced(who, source, tokens)
+        return (logits - np.log(np.exp(logits).sum(1, keepdims=True)))[np.arange(len(tokens)), tokens].sum()
+
+    # whatever law Grow samples from
+    settings = replace(SETTINGS, sampling=replace(SAMPLING, temperature=0.3, top_k=7, top_p=0.9))
+    law = replace(SAMPLING, temperature=1.0)
+    drawn = sample(lively, dev.sources, dev.ids, 1, law, seed=seed_for(0, "kl"))
+    by_hand = np.mean(
+        [
+            log_prob(lively, source, tokens) - log_prob(policy, source, tokens)
+            for source, [tokens] in zip(dev.sources, drawn.tokens, strict=True)
+        ]
+    )
+    assert kl_divergence(lively, policy, dev, settings, batch, seed=0) == pytest.approx(by_hand, abs=1e-3)
+    assert by_hand > 1
+    few = replace(settings, kl_sources=4)
+    assert kl_divergence(lively, policy, dev, few, batch, seed=0) == pytest.approx(
+        kl_divergence(lively, policy, dev.take(slice(0, 4)), settings, batch, seed=0)
+    )
+
+
+def test_draws_longer_than_a_row_are_refused_by_the_settings_to_change(policy, dev, batch):
+    short = replace(batch, target_tokens=8)
+    with pytest.raises(UserError, match=r"batch.target_tokens 8 is less than max_target_tokens 12"):
+        kl_divergence(policy, policy, dev, SETTINGS, short, seed=0)

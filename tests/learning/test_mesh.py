@@ -1,0 +1,126 @@
+"""Several devices give what one gives. Each run is a process, since their number is fixed when JAX starts."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rest.learning.mesh import data_mesh, divide, replicate
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+# Trains a policy, draws from it as it is and as it is read back, and writes what came of it.
+SCRIPT = """
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from rest.baselines.bc import clone, dev_loss
+from rest.data.batches import BatchSettings
+from rest.data.corpus import Cleaning, SyntheticCorpus
+from rest.data.synthetic import SyntheticLanguage
+from rest.data.tokenizer import SentencePieceSettings
+from rest.errors import UserError
+from rest.learning.losses import NLL
+from rest.learning.mesh import data_mesh, divide, replicate
+from rest.learning.train import Adam, Schedule, TrainSettings
+from rest.model.transformer import TransformerSettings
+from rest.policy.policy import Policy
+from rest.policy.sampler import SamplingSettings, sample
+
+out = Path(sys.argv[1])
+mesh = data_mesh()
+rows = divide({"x": np.arange(8.0).reshape(2, 4)}, mesh, axis=1)["x"]
+assert len(rows.sharding.device_set) == jax.device_count() == len(jax.devices())
+assert rows.addressable_shards[0].data.shape == (2, 4 // jax.device_count())
+assert replicate(np.ones(3), mesh).addressable_shards[-1].data.shape == (3,)
+try:
+    refused = str(divide(np.zeros((3, 2)), mesh).shape)
+except UserError as error:
+    refused = str(error)
+
+corpus = SyntheticCorpus(SyntheticLanguage(train=80, dev=8, test=8)).load(Cleaning())
+tokenizer = SentencePieceSettings(192).train([corpus.train.sources, corpus.train.references], 0)
+layers = {"encoder_layers": 1, "decoder_layers": 1}
+policy = Policy.new(TransformerSettings(width=16, heads=2, feed_forward=32, **layers), tokenizer, 1)
+batch = BatchSettings(batch_tokens=384, source_tokens=96, target_tokens=96)
+learned, trained = clone(
+    policy,
+    corpus.train,
+    NLL(),
+    # An epsilon well above rounding: a gradient that is zero but for its last bits must not move parameters.
+    TrainSettings(max_steps=10, evaluate_every=5, schedule=Schedule(1e-2), adam=Adam(epsilon=1e-4)),
+    batch,
+    evaluate=dev_loss(policy, corpus.dev, batch),
+    folder=out / "bc",
+    seed=0,
+    description="bc",
+)
+learned.save(out / "policy")
+law, tokens = SamplingSettings(max_target_tokens=12, rows=8), []
+for drawn_from in (learned, Policy.load(out / "policy")):
+    drawn = sample(drawn_from, corpus.dev.sources[:5], corpus.dev.ids[:5], 2, law, seed=0)
+    tokens.append(np.concatenate([y for samples in drawn.tokens for y in samples]))
+np.savez(
+    out / "result.npz",
+    *[np.asarray(leaf) for leaf in jax.tree.leaves(learned.parameters)],
+    scores=np.asarray([score for _, score in trained.history]),
+    tokens=tokens[0],
+    tokens_of_the_saved=tokens[1],
+    refused=refused,
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> dict[int, dict[str, np.ndarray]]:
+    """What the script gave on one device and on two."""
+    found = {}
+    for devices in (1, 2):
+        folder = tmp_path_factory.mktemp(f"devices{devices}")
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", SCRIPT, str(folder)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        found[devices] = dict(np.load(folder / "result.npz"))
+    return found
+
+
+def test_training_on_two_devices_gives_the_parameters_of_one(results):
+    one, two = results[1], results[2]
+    parameters = [name for name in one if name.startswith("arr_")]
+    assert len(parameters) > 40
+    for name in parameters:
+        np.testing.assert_allclose(one[name], two[name], atol=1e-5)
+    assert one["scores"][-1] > one["scores"][0]
+    np.testing.assert_allclose(one["scores"], two["scores"], atol=1e-5)
+
+
+def test_sampling_on_two_devices_draws_the_tokens_of_one(results):
+    np.testing.assert_array_equal(results[1]["tokens"], results[2]["tokens"])
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_policy_that_was_read_back_draws_the_same_on_any_number_of_devices(results, devices):
+    np.testing.assert_array_equal(results[devices]["tokens"], results[devices]["tokens_of_the_saved"])
+
+
+def test_rows_that_the_devices_cannot_share_evenly_are_refused(results):
+    assert results[1]["refused"] == "(3, 2)"
+    assert results[2]["refused"] == "batch: 3 rows cannot be divided over 2 devices; change batch_tokens"
+
+
+def test_one_device_holds_everything():
+    mesh = data_mesh()
+    assert mesh.axis_names == ("data",) and mesh.size == jax.device_count() == 1
+    tree = {"a": jnp.arange(3), "b": np.ones((2, 2), np.float32)}
+    for placed in (replicate(tree, mesh), divide(tree, mesh)):
+        jax.tree.map(np.testing.assert_array_equal, placed, tree)

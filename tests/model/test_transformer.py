@@ -1,0 +1,230 @@
+"""The network: what a token may see, caching, packing, scores and variants."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from rest.data.batches import Batch, BatchSettings, Examples, evaluation_batches
+from rest.model.transformer import Scores, Transformer, TransformerSettings, dropout, sinusoids
+from rest.policy.policy import hidden_states
+
+VOCABULARY, PAD = 70, 0  # not a multiple of 64: the last block is filled up
+SMALL = TransformerSettings(width=16, heads=2, feed_forward=24, encoder_layers=1, decoder_layers=2)
+VARIANTS = [
+    SMALL,
+    dataclasses.replace(SMALL, norm_first=True, norm="rms", gated=True, activation="gelu"),
+]
+variants = pytest.mark.parametrize("settings", VARIANTS, ids=["Marian", "T5"])
+
+
+@functools.cache
+def network(settings: TransformerSettings = SMALL) -> Transformer:
+    """A network whose biases and norms are not at their neutral start."""
+    net = nnx.jit(lambda: Transformer(settings, VOCABULARY, pad_id=PAD, rngs=nnx.Rngs(0)))()
+    graph, state = nnx.split(net)
+    leaves, form = jax.tree.flatten(nnx.to_pure_dict(state))
+    random = np.random.default_rng(0)
+    moved = [leaf + 0.2 * random.standard_normal(leaf.shape, np.float32) for leaf in leaves]
+    return nnx.merge(graph, jax.tree.unflatten(form, moved))
+
+
+def pairs(lengths: list[tuple[int, int]], seed: int = 0) -> Examples:
+    random = np.random.default_rng(seed)
+    return Examples(
+        [random.integers(1, VOCABULARY, m) for m, _ in lengths],
+        [random.integers(1, VOCABULARY, n) for _, n in lengths],
+    )
+
+
+def packed(examples: Examples, tokens: int = 16, rows: int = 1) -> Batch:
+    settings = BatchSettings(batch_tokens=rows * tokens, source_tokens=tokens, target_tokens=tokens)
+    (batch,) = evaluation_batches(examples, settings, pad_id=PAD)
+    return jax.tree.map(jnp.asarray, batch)
+
+
+hidden = nnx.jit(hidden_states, static_argnames="causal")
+logits_of = nnx.jit(lambda net, states: jax.vmap(net.logits)(states))
+
+
+@nnx.jit
+def scored(net: Transformer, batch: Batch) -> Scores:
+    return net.scores(hidden_states(net, batch, None), batch.target)
+
+
+def by_pair(scores: Scores, batch: Batch, pair: int) -> np.ndarray:
+    """Both scores of a pair's tokens [2, n], wherever the pair lies."""
+    row, slot = np.argwhere(np.asarray(batch.sequence_ids) == pair)[0]
+    own = np.asarray(batch.target_segments[row]) == slot + 1
+    return np.stack([np.asarray(part)[row, own] for part in scores])
+
+
+@variants
+def test_packed_rows_score_as_one_pair_a_row(settings):
+    net = network(settings)
+    examples = pairs([(5, 4), (3, 6), (7, 5)])
+    together = packed(examples)
+    assert together.source.shape[0] == 1
+    scores = scored(net, together)
+    for pair in range(3):
+        alone = packed(Examples([examples.sources[pair]], [examples.targets[pair]]))
+        np.testing.assert_allclose(by_pair(scores, together, pair), by_pair(scored(net, alone), alone, 0), atol=1e-5)
+
+
+def test_padding_changes_nothing():
+    net, examples = network(), pairs([(5, 4)])
+    exact, wide = packed(examples, tokens=5), packed(examples, tokens=32, rows=3)
+    np.testing.assert_allclose(by_pair(scored(net, exact), exact, 0), by_pair(scored(net, wide), wide, 0), atol=1e-5)
+
+
+def test_what_stands_in_the_padding_changes_nothing():
+    net, batch = network(), packed(pairs([(5, 4)]))
+    dirty = dataclasses.replace(
+        batch,
+        source=jnp.where(batch.source_segments > 0, batch.source, 7),
+        target_input=jnp.where(batch.target_segments > 0, batch.target_input, 7),
+    )
+    np.testing.assert_array_equal(by_pair(scored(net, batch), batch, 0), by_pair(scored(net, dirty), dirty, 0))
+
+
+def test_a_token_does_not_see_what_follows_it_unless_asked_to():
+    net, batch = network(), packed(pairs([(5, 6)]))
+    changed = dataclasses.replace(batch, target_input=batch.target_input.at[0, 4].set(9))
+    before, after = (hidden(net, b, None)[0, :6] for b in (batch, changed))
+    np.testing.assert_array_equal(before[:4], after[:4])
+    assert not np.allclose(before[4:], after[4:])
+    before, after = (hidden(net, b, None, causal=False)[0, :6] for b in (batch, changed))
+    assert not np.allclose(before[0], after[0])
+
+
+@variants
+def test_decoding_step_by_step_gives_the_logits_of_teacher_forcing(settings):
+    net, samples, steps = network(settings), 2, 6
+    examples = pairs([(5, steps), (3, steps), (7, steps)])
+    one_a_row = [packed(Examples([x], [y]), tokens=8) for x, y in zip(examples.sources, examples.targets, strict=True)]
+    batch = jax.tree.map(lambda *rows: jnp.concatenate(rows), *one_a_row)
+    forced = logits_of(net, hidden(net, batch, None))[:, :steps]
+
+    mask = batch.source_segments > 0
+    cross = net.cross_keys(net.encode(batch.source, batch.source_positions, mask[:, None]))
+    cache = net.empty_cache(3 * samples, steps)
+    step = nnx.jit(Transformer.decode_step)
+    for t in range(steps):
+        ids = jnp.repeat(batch.target_input[:, t], samples)
+        logits, cache = step(net, ids, jnp.int32(t), cache, cross, mask)
+        np.testing.assert_allclose(logits, np.repeat(forced[:, t], samples, 0), atol=1e-5, rtol=1e-5)
+
+
+def test_padding_and_ids_beyond_the_vocabulary_are_never_likely():
+    net = nnx.clone(network())
+    net.output_bias[...] = net.output_bias[...].at[PAD].set(1e6).at[VOCABULARY:].set(1e6)
+    logits = net.logits(jnp.ones((1, 16)))
+    probabilities = np.asarray(jax.nn.softmax(logits))[0]
+    assert logits.shape == (1, 128) and np.isfinite(logits).all()
+    assert probabilities[PAD] == 0 and (probabilities[VOCABULARY:] == 0).all()
+    assert (probabilities[1:VOCABULARY] > 0).all()
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 512])
+def test_scores_in_chunks_are_those_of_a_direct_log_softmax(chunk):
+    net = network()
+    states = jnp.asarray(np.random.default_rng(1).standard_normal((3, 12, 16), np.float32))
+    labels = jnp.asarray(np.random.default_rng(2).integers(1, VOCABULARY, (3, 12)))
+    direct = np.asarray(jax.nn.log_softmax(logits_of(net, states), axis=-1))
+    scores = nnx.jit(Transformer.scores, static_argnames="chunk")(net, states, labels, chunk=chunk)
+    wanted = np.take_along_axis(direct, np.asarray(labels)[..., None], -1)[..., 0]
+    np.testing.assert_allclose(scores.log_probs, wanted, atol=1e-5)
+    # the mean is over what can be produced: neither padding nor the ids that fill up the last block
+    np.testing.assert_allclose(scores.mean_log_probs, direct[..., 1:VOCABULARY].mean(-1), atol=1e-4)
+
+
+def test_the_chunk_does_not_change_the_gradient():
+    graph, state = nnx.split(network())
+    parameters = nnx.to_pure_dict(state)
+    states = jnp.asarray(np.random.default_rng(1).standard_normal((2, 8, 16), np.float32))
+    labels = jnp.ones((2, 8), jnp.int32)
+
+    def gradient(chunk: int):
+        return jax.jit(jax.grad(lambda p: nnx.merge(graph, p).scores(states, labels, chunk).log_probs.sum()))(
+            parameters
+        )
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), gradient(2), gradient(512))
+
+
+def test_padding_positions_give_no_gradient_that_is_not_a_number():
+    graph, state = nnx.split(network())
+    batch = packed(pairs([(5, 4)]), rows=2)  # the second row is all padding
+
+    def loss(parameters):
+        scores = scored(nnx.merge(graph, parameters), batch)
+        return jnp.where(batch.target_segments > 0, scores.log_probs + scores.mean_log_probs, 0.0).sum()
+
+    gradients = jax.tree.leaves(jax.jit(jax.grad(loss))(nnx.to_pure_dict(state)))
+    assert all(np.isfinite(g).all() for g in gradients)
+
+
+def test_bfloat16_computes_in_half_precision_and_scores_in_single():
+    settings = dataclasses.replace(SMALL, dtype="bfloat16")
+    net, exact = network(settings), network()
+    batch = packed(pairs([(5, 4), (3, 6)]))
+    assert hidden(net, batch, None).dtype == jnp.bfloat16
+    half, single = scored(net, batch).log_probs, scored(exact, batch).log_probs
+    assert half.dtype == jnp.float32 and net.embedding[...].dtype == jnp.float32
+    np.testing.assert_allclose(half, single, atol=0.5, rtol=0.1)
+    assert net.empty_cache(2, 3)[0].keys.dtype == jnp.bfloat16
+
+
+def test_dropout_follows_its_key_and_is_off_without_one():
+    net, batch = network(), packed(pairs([(5, 4)]))
+    keys = [jax.random.key(0), jax.random.key(0), jax.random.key(1)]
+    first, again, other = (hidden(net, batch, key) for key in keys)
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, other)
+    assert not np.allclose(first, hidden(net, batch, None))
+    certain = network(dataclasses.replace(SMALL, dropout=0.0))
+    np.testing.assert_array_equal(hidden(certain, batch, jax.random.key(0)), hidden(certain, batch, None))
+
+
+def test_dropout_drops_its_share_and_keeps_the_mean():
+    x = jnp.ones((200, 200))
+    dropped = np.asarray(dropout(x, 0.25, jax.random.key(0)))
+    assert np.unique(dropped).tolist() == pytest.approx([0.0, 4 / 3])
+    assert (dropped == 0).mean() == pytest.approx(0.25, abs=0.01)
+    assert dropped.mean() == pytest.approx(1.0, abs=0.02)
+
+
+def test_sinusoids_by_hand():
+    # width 4: rates 1 and 1/100; sines first, then cosines
+    positions = jnp.asarray([[0, 1, 50]])
+    wanted = [
+        [0, 0, 1, 1],
+        [math.sin(1), math.sin(0.01), math.cos(1), math.cos(0.01)],
+        [math.sin(50), math.sin(0.5), math.cos(50), math.cos(0.5)],
+    ]
+    np.testing.assert_allclose(sinusoids(positions, 4)[0], wanted, atol=1e-5)
+
+
+@variants
+def test_the_number_of_parameters_follows_from_the_settings(settings):
+    width, inner = settings.width, settings.feed_forward
+    linear = lambda m, n: m * n + n  # noqa: E731
+    norm = width * (2 if settings.norm == "layer" else 1)
+    attention = 4 * linear(width, width)
+    feed_forward = linear(width, inner) * (2 if settings.gated else 1) + linear(inner, width)
+    encoder = settings.encoder_layers * (attention + feed_forward + 2 * norm)
+    decoder = settings.decoder_layers * (2 * attention + feed_forward + 3 * norm)
+    embedding = 128 * width + 128  # 70 ids and what fills up the second block of 64; the output's bias
+    last_norms = 2 * norm if settings.norm_first else 0
+    leaves = jax.tree.leaves(nnx.state(network(settings)))
+    assert sum(leaf.size for leaf in leaves) == embedding + encoder + decoder + last_norms
+
+
+def test_a_width_that_the_heads_do_not_divide_is_refused():
+    with pytest.raises(ValueError, match="width 18 must be a multiple of twice the heads, 4"):
+        network(dataclasses.replace(SMALL, width=18, heads=4))

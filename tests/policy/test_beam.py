@@ -1,0 +1,143 @@
+"""Beam search against exhaustive search over a small language, and greedy decoding against its definition."""
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+
+from rest.model.transformer import BLOCKED
+from rest.policy.beam import BeamSettings, translate
+
+LONGEST = 4
+
+
+@pytest.fixture(scope="module")
+def sources(corpus, policy):
+    return [
+        x
+        for x, ids in zip(corpus.dev.sources, policy.encode_sources(corpus.dev.sources), strict=True)
+        if len(ids) <= 32
+    ][:10]
+
+
+def spoken(policy, words: int, eos_bias: float):
+    """A policy that knows only so many words and EOS, so that its text tells its tokens; and the words' ids."""
+    pieces = range(3, policy.tokenizer.vocabulary_size)
+    ids = [i for i in pieces if policy.tokenizer.decode([[5, i]])[0].count(" ") == 1]
+    ids = [i for i in ids if policy.tokenizer.decode([[i]])[0].isalpha()][:words]
+    bias = np.full(policy.parameters["output_bias"].shape, BLOCKED, np.float32)
+    bias[ids] = 0
+    bias[policy.tokenizer.eos_id] = eos_bias
+    return policy.with_parameters({**policy.parameters, "output_bias": bias}), ids
+
+
+@pytest.fixture(scope="module")
+def three_words(lively):
+    return spoken(lively, 3, 0.0)
+
+
+@pytest.fixture(scope="module")
+def many_words(lively):
+    return spoken(lively, 40, 2.0)
+
+
+def settings_of(beams: int) -> BeamSettings:
+    return BeamSettings(beams, length_penalty=0.0, max_target_tokens=8, rows=10 * beams)
+
+
+def tokens_of(policy, ids, text: str, longest: int) -> list[int]:
+    """The tokens behind a text: its words, and EOS unless it was cut."""
+    words = {policy.tokenizer.decode([[i]])[0]: i for i in ids}
+    tokens = [words[word] for word in text.split()]
+    return tokens if len(tokens) == longest else [*tokens, policy.tokenizer.eos_id]
+
+
+def log_probs(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def log_prob(teacher_forced, policy, source: str, tokens: list[int]) -> float:
+    return float(log_probs(teacher_forced(policy, source, tokens))[np.arange(len(tokens)), tokens].sum())
+
+
+def test_one_beam_takes_the_likeliest_token_at_every_step(many_words, sources, teacher_forced):
+    policy, ids = many_words
+    texts = translate(policy, sources, settings_of(1))
+    lengths = set()
+    for source, text in zip(sources, texts, strict=True):
+        tokens: list[int] = []
+        while len(tokens) < 8 and policy.tokenizer.eos_id not in tokens:
+            tokens.append(int(teacher_forced(policy, source, [*tokens, 0])[-1].argmax()))
+        assert tokens_of(policy, ids, text, 8) == tokens
+        lengths.add(len(tokens))
+    assert len(lengths) > 2  # some end early, some late
+
+
+def every_hypothesis(policy, ids):
+    """All that end within LONGEST tokens."""
+    for words in range(LONGEST):
+        for tokens in product(ids, repeat=words):
+            yield [*tokens, policy.tokenizer.eos_id]
+
+
+@pytest.fixture(scope="module")
+def exhaustive(three_words, sources, teacher_forced):
+    """For each source, every hypothesis with its log-probability."""
+    policy, ids = three_words
+    return [[(y, log_prob(teacher_forced, policy, x, y)) for y in every_hypothesis(policy, ids)] for x in sources[:4]]
+
+
+def winners(exhaustive, penalty: float) -> list[list[int]]:
+    return [max(ys, key=lambda entry: entry[1] / len(entry[0]) ** penalty)[0] for ys in exhaustive]
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1.5])
+def test_a_wide_beam_finds_the_best_of_all_hypotheses(three_words, sources, exhaustive, penalty):
+    policy, ids = three_words
+    # 128 beams hold the 27 x 4 candidates of the last step: nothing is pruned
+    settings = BeamSettings(128, penalty, max_target_tokens=LONGEST, rows=512)
+    texts = translate(policy, sources[:4], settings)
+    assert [tokens_of(policy, ids, text, LONGEST) for text in texts] == winners(exhaustive, penalty)
+
+
+def test_the_length_penalty_changes_which_hypothesis_wins(exhaustive):
+    """Else the test above would say nothing of the formula."""
+    short, long = winners(exhaustive, 0.0), winners(exhaustive, 1.5)
+    assert sum(map(len, short)) < sum(map(len, long))
+
+
+def test_batches_and_order_change_no_output(many_words, sources):
+    policy, _ = many_words
+    together = translate(policy, sources, settings_of(4))
+    assert len(set(together)) >= 5
+    assert translate(policy, sources[::-1], settings_of(4)) == together[::-1]
+    # pairs of sources, some padded less wide
+    assert translate(policy, sources, replace(settings_of(4), rows=8)) == together
+
+
+def test_more_beams_find_hypotheses_that_are_likelier(many_words, sources, teacher_forced):
+    policy, ids = many_words
+    scores = {}
+    for beams in (1, 4):
+        texts = translate(policy, sources, settings_of(beams))
+        tokens = [tokens_of(policy, ids, text, 8) for text in texts]
+        pairs = zip(sources, tokens, strict=True)
+        scores[beams] = np.asarray([log_prob(teacher_forced, policy, x, y) for x, y in pairs])
+    assert (scores[4] >= scores[1] - 1e-4).all()
+    assert scores[4].sum() > scores[1].sum()
+
+
+def test_what_never_ends_is_cut_at_the_longest_length(many_words, sources):
+    policy, _ = many_words
+    bias = policy.parameters["output_bias"].copy()
+    bias[policy.tokenizer.eos_id] = BLOCKED
+    talker = policy.with_parameters({**policy.parameters, "output_bias": bias})
+    for beams in (1, 4):
+        texts = translate(talker, sources, settings_of(beams))
+        assert [len(text.split()) for text in texts] == [8] * len(sources)
+
+
+def test_no_sources_give_no_translations(policy):
+    assert translate(policy, [], BeamSettings()) == []

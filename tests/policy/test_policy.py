@@ -1,0 +1,75 @@
+"""A policy on disk and in batches: the same identity, the same probabilities."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rest.data.batches import Examples
+from rest.data.tokenizer import SentencePieceSettings
+from rest.errors import UserError
+from rest.policy.policy import Policy, sequence_log_probs
+
+
+def test_a_saved_policy_keeps_its_identity_and_its_logits(lively, tmp_path, corpus, teacher_forced):
+    lively.save(tmp_path / "a" / "policy")
+    loaded = Policy.load(tmp_path / "a" / "policy")
+    assert loaded.identity == lively.identity
+    assert loaded.settings == lively.settings
+    source, tokens = corpus.dev.sources[0], np.arange(3, 20)
+    np.testing.assert_array_equal(teacher_forced(loaded, source, tokens), teacher_forced(lively, source, tokens))
+
+
+def test_saving_again_replaces_what_was_there(policy, lively, tmp_path):
+    policy.save(tmp_path)
+    lively.save(tmp_path)
+    assert Policy.load(tmp_path).identity == lively.identity
+
+
+def test_a_folder_without_a_policy_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere: no policy there"):
+        Policy.load(tmp_path / "nowhere")
+
+
+def test_equal_seeds_give_equal_policies_and_others_do_not(policy):
+    assert Policy.new(policy.settings, policy.tokenizer, seed=1).identity == policy.identity
+    assert Policy.new(policy.settings, policy.tokenizer, seed=2).identity != policy.identity
+
+
+def test_identity_changes_with_one_number_the_tokenizer_and_the_settings(policy, corpus):
+    bias = np.array(policy.parameters["output_bias"])
+    bias[-1] = np.nextafter(bias[-1], np.float32(1))
+    nudged = policy.with_parameters({**policy.parameters, "output_bias": bias})
+    other_pieces = SentencePieceSettings(128).train([corpus.train.sources], 0)
+    others = [
+        nudged,
+        replace(policy, tokenizer=other_pieces),
+        # the same arrays, read in another way
+        replace(policy, settings=replace(policy.settings, heads=1)),
+    ]
+    identities = {policy.identity, *(other.identity for other in others)}
+    assert len(identities) == 4
+
+
+def test_ids_of_sources_and_references_end_in_eos_once(policy, corpus):
+    for ids in [*policy.encode_sources(corpus.dev.sources), *policy.encode_references(["", "a b"])]:
+        assert ids[-1] == policy.tokenizer.eos_id
+        assert policy.tokenizer.eos_id not in ids[:-1]
+
+
+def test_packed_pairs_score_as_they_do_one_by_one(lively, corpus, batch, teacher_forced):
+    sources, references = corpus.dev.sources[:12], corpus.dev.references[:12]
+    targets = lively.encode_references(references)
+    targets[5] = targets[5][:-1]  # a truncated one is scored without EOS
+    examples = Examples(lively.encode_sources(sources), targets)
+    wanted = []
+    for source, tokens in zip(sources, targets, strict=True):
+        logits = teacher_forced(lively, source, tokens)
+        total = np.log(np.exp(logits - logits.max()).sum(1)) + logits.max()
+        wanted.append((logits[np.arange(len(tokens)), tokens] - total).sum())
+    found = sequence_log_probs(lively, examples, batch)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-4)
+    # packed otherwise: other rows, other neighbours
+    backwards = Examples(examples.sources[::-1], examples.targets[::-1])
+    other = sequence_log_probs(lively, backwards, replace(batch, source_tokens=96, target_tokens=96))
+    np.testing.assert_allclose(other[::-1], wanted, rtol=1e-5, atol=1e-4)

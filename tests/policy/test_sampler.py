@@ -1,0 +1,199 @@
+"""The sampler: its law, its log-probabilities, and that a hypothesis depends on its source, index and seed alone."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from rest.model.transformer import BLOCKED
+from rest.policy.beam import BeamSettings, translate
+from rest.policy.sampler import SamplingSettings, draw, sample
+
+SETTINGS = SamplingSettings(temperature=0.8, max_target_tokens=12, rows=12)
+SAMPLES = 3
+
+
+@pytest.fixture(scope="module")
+def split(corpus, policy):
+    """Six short sources, so that one shape serves most tests."""
+    short = [row for row, ids in enumerate(policy.encode_sources(corpus.train.sources)) if len(ids) <= 16]
+    return corpus.train.take(short[:6])
+
+
+def draws(policy, split, settings=SETTINGS, seed=3, grow_step=1):
+    return sample(policy, split.sources, split.ids, SAMPLES, settings, seed=seed, grow_step=grow_step)
+
+
+@pytest.fixture(scope="module")
+def drawn(lively, split):
+    return draws(lively, split)
+
+
+def same_tokens(a, b) -> bool:
+    return all(np.array_equal(x, y) for xs, ys in zip(a, b, strict=True) for x, y in zip(xs, ys, strict=True))
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max()
+    return shifted - np.log(np.exp(shifted).sum())
+
+
+def law(logits: np.ndarray, settings: SamplingSettings) -> np.ndarray:
+    """Log-probabilities [V] of the law sampled from, by sorting and cutting the list of tokens."""
+    cold = logits / settings.temperature
+    ranked = np.argsort(-cold)
+    if settings.top_k:
+        ranked = ranked[: settings.top_k]
+    probabilities = np.exp(log_softmax(cold[ranked]))
+    if settings.top_p < 1:
+        ranked = ranked[: 1 + int(np.searchsorted(np.cumsum(probabilities), settings.top_p))]
+    out = np.full(len(logits), -np.inf)
+    out[ranked] = log_softmax(cold[ranked])
+    return out
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        SETTINGS,
+        replace(SETTINGS, top_k=5),
+        replace(SETTINGS, top_p=0.7),
+        replace(SETTINGS, temperature=1.3, top_k=40, top_p=0.9),
+    ],
+    ids=["whole", "top_k", "top_p", "both"],
+)
+def test_both_log_probabilities_are_those_of_a_teacher_forced_pass(lively, split, teacher_forced, settings):
+    found = draws(lively, split, settings)
+    for source, *columns in zip(split.sources, found.tokens, found.log_probs, found.behaviour_log_probs, strict=True):
+        for tokens, own, behaviour in zip(*columns, strict=True):
+            logits = teacher_forced(lively, source, tokens)
+            at = np.arange(len(tokens)), tokens
+            np.testing.assert_allclose(own, np.stack([log_softmax(row) for row in logits])[at], atol=1e-4)
+            np.testing.assert_allclose(behaviour, np.stack([law(row, settings) for row in logits])[at], atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 64])
+def test_a_hypothesis_does_not_depend_on_how_many_rows_are_decoded_at_once(lively, split, drawn, rows):
+    other = draws(lively, split, replace(SETTINGS, rows=rows))
+    assert same_tokens(other.tokens, drawn.tokens)
+    assert other.texts == drawn.texts
+    for ours, theirs in zip(drawn.log_probs, other.log_probs, strict=True):
+        np.testing.assert_allclose(np.concatenate(ours), np.concatenate(theirs), atol=1e-5)
+
+
+def test_a_hypothesis_does_not_depend_on_the_sources_beside_it(lively, corpus, split, drawn):
+    backwards = draws(lively, split.take(slice(None, None, -1)))
+    assert same_tokens(backwards.tokens[::-1], drawn.tokens)
+    some = draws(lively, split.take([4, 1]))
+    assert same_tokens(some.tokens, [drawn.tokens[4], drawn.tokens[1]])
+    # among longer sources the short ones are padded wider
+    long = corpus.train.take(np.argsort([-len(x) for x in corpus.train.sources])[:3])
+    mixed = sample(
+        lively,
+        [*long.sources, *split.sources],
+        np.concatenate([long.ids, split.ids]),
+        SAMPLES,
+        replace(SETTINGS, rows=27),
+        seed=3,
+        grow_step=1,
+    )
+    assert same_tokens(mixed.tokens[3:], drawn.tokens)
+
+
+def test_another_seed_grow_step_or_source_id_draws_others(lively, split, drawn):
+    for other in (draws(lively, split, seed=4), draws(lively, split, grow_step=2)):
+        assert not same_tokens(other.tokens, drawn.tokens)
+    moved = replace(split, ids=split.ids + 2**32)  # the upper half of an id counts too
+    assert not same_tokens(draws(lively, moved).tokens, drawn.tokens)
+    first, second, third = drawn.tokens[0]
+    assert not (np.array_equal(first, second) and np.array_equal(second, third))
+
+
+def test_tokens_end_in_eos_exactly_when_finished_and_are_never_too_long(lively, split, drawn):
+    eos, pad = lively.tokenizer.eos_id, lively.tokenizer.pad_id
+    assert drawn.finished.any() and not drawn.finished.all()
+    for i, samples in enumerate(drawn.tokens):
+        for k, tokens in enumerate(samples):
+            assert 1 <= len(tokens) <= SETTINGS.max_target_tokens
+            assert (tokens[-1] == eos) == drawn.finished[i, k]
+            assert eos not in tokens[:-1] and pad not in tokens
+            assert drawn.finished[i, k] or len(tokens) == SETTINGS.max_target_tokens
+            assert len(drawn.log_probs[i][k]) == len(drawn.behaviour_log_probs[i][k]) == len(tokens)
+        assert drawn.texts[i] == lively.tokenizer.decode(samples)
+    assert 0 < drawn.useful_steps <= 1
+
+
+def test_no_sources_give_no_hypotheses(lively):
+    nothing = sample(lively, [], np.empty(0, np.int64), SAMPLES, SETTINGS, seed=0)
+    assert nothing.tokens == nothing.texts == []
+    assert nothing.finished.shape == (0, SAMPLES)
+
+
+def test_the_likeliest_token_alone_is_greedy_decoding(lively, split):
+    sampled = draws(lively, split, replace(SETTINGS, top_k=1))
+    greedy = translate(lively, split.sources, BeamSettings(1, max_target_tokens=12, rows=12))
+    assert sampled.texts == [[text] * SAMPLES for text in greedy]
+    for values in sampled.behaviour_log_probs:
+        np.testing.assert_allclose(np.concatenate(values), 0, atol=1e-6)
+
+
+jitted = jax.jit(draw, static_argnums=(2, 3, 4))
+
+
+def one_row(logits: np.ndarray, uniform: np.ndarray, temperature=1.0, top_k=0, top_p=1.0):
+    rows = np.broadcast_to(np.asarray(logits, np.float32), (len(uniform), len(logits)))
+    drawn = jitted(jnp.asarray(rows), jnp.asarray(uniform, jnp.float32), temperature, top_k, top_p)
+    return [np.asarray(part) for part in drawn]
+
+
+def uneven_logits() -> np.ndarray:
+    """V = 128 with every fifth token out of reach, and a whole run of them over the edge of the two blocks."""
+    logits = np.random.default_rng(0).normal(size=128)
+    logits[::5] = BLOCKED
+    logits[56:70] = BLOCKED
+    return logits
+
+
+def test_frequencies_of_drawn_tokens_follow_the_tempered_softmax():
+    logits, rows = uneven_logits(), 20_000
+    uniform = np.random.default_rng(1).random(rows)
+    counts = np.bincount(one_row(logits, uniform, temperature=0.8)[0], minlength=128)
+    reachable = logits > BLOCKED / 2
+    assert counts[~reachable].sum() == 0
+    expected = rows * np.exp(log_softmax(logits[reachable] / 0.8))
+    assert expected.min() > 5  # else the statistic is not chi-squared
+    assert stats.chisquare(counts[reachable], expected, sum_check=False).pvalue > 0.01
+
+
+def test_frequencies_of_drawn_tokens_follow_the_truncated_law():
+    logits, rows = uneven_logits(), 20_000
+    settings = SamplingSettings(temperature=1.0, top_k=12, top_p=0.8)
+    tokens, _, behaviour = one_row(logits, np.random.default_rng(2).random(rows), 1.0, 12, 0.8)
+    wanted = law(logits, settings)
+    counts = np.bincount(tokens, minlength=128)
+    assert set(np.flatnonzero(counts)) == set(np.flatnonzero(np.isfinite(wanted)))
+    kept = np.isfinite(wanted)
+    assert stats.chisquare(counts[kept], rows * np.exp(wanted[kept]), sum_check=False).pvalue > 0.01
+    np.testing.assert_allclose(behaviour, wanted[tokens], atol=1e-5)
+
+
+@pytest.mark.parametrize("mass", [(0, 127), (3, 60), (64, 127), (65, 100), (63, 64), (77, 77)])
+def test_the_ends_of_the_unit_interval_give_the_first_and_last_token_that_have_mass(mass):
+    first, last = mass
+    logits = np.full(128, BLOCKED)
+    logits[first : last + 1] = 0.3
+    uniform = np.array([0.0, np.nextafter(np.float32(1), np.float32(0))], np.float32)
+    tokens, log_probs, behaviour = one_row(logits, uniform)
+    assert tokens.tolist() == [first, last]
+    np.testing.assert_allclose(log_probs, -np.log(last - first + 1), atol=1e-5)
+    np.testing.assert_allclose(behaviour, log_probs, atol=1e-5)
+
+
+def test_a_point_on_the_border_of_two_tokens_never_gives_one_without_mass():
+    logits = np.full(128, BLOCKED)
+    logits[[10, 50, 90, 120]] = 0.0  # a quarter of the mass each: the borders are exact in binary
+    tokens = one_row(logits, np.array([0.0, 0.25, 0.5, 0.75]))[0]
+    assert tokens.tolist() == [10, 50, 90, 120]

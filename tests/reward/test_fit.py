@@ -1,0 +1,169 @@
+"""Training a reward: it learns what ratings say, stops on sources it has not seen, and never sees gold."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from rest.errors import UserError
+from rest.learning.train import Schedule, TrainSettings
+from rest.policy.sampler import SamplingSettings
+from rest.reward import fit as module
+from rest.reward.fit import Rated, RewardSettings, correlation, fit, rate
+from rest.reward.raters import MetricRater
+
+SAMPLING = SamplingSettings(temperature=0.8, max_target_tokens=12, rows=64)
+
+
+@dataclass(frozen=True)
+class LengthRater:
+    """Rates a hypothesis by its words; remembers nothing, looks at nothing else."""
+
+    def rate(self, sources, hypotheses, references, gold, seed):
+        return np.array([min(1.0, len(y.split()) / 14) for y in hypotheses], np.float32)
+
+
+@pytest.fixture(scope="module")
+def settings(batch):
+    training = TrainSettings(max_steps=40, evaluate_every=20, patience=2, schedule=Schedule(4e-3, 20))
+    return RewardSettings(LengthRater(), samples_per_source=2, batch=batch, train=training)
+
+
+@pytest.fixture(scope="module")
+def rated(corpus, policy):
+    """120 sources with two hypotheses each: a reference and half of it, rated by their length."""
+    split = corpus.train.take(slice(0, 120))
+    halves = [" ".join(y.split()[: len(y.split()) // 2]) for y in split.references]
+    hypotheses = split.references + halves
+    ratings = LengthRater().rate(split.sources * 2, hypotheses, None, None, 0)
+    return Rated(split.sources * 2, hypotheses, ratings, np.concatenate([split.ids, split.ids]))
+
+
+def gold(sources, hypotheses):
+    return np.array([len(set(y.split())) / 20 for y in hypotheses], np.float32)
+
+
+@pytest.fixture(scope="module")
+def fitted(policy, rated, settings, tmp_path_factory):
+    return fit(policy, rated, settings, folder=tmp_path_factory.mktemp("fit"), seed=0, gold=gold)
+
+
+def test_a_fitted_reward_agrees_with_ratings_of_sources_it_has_not_seen(fitted, rated):
+    report = fitted.report
+    assert report["pearson_ratings"] > 0.9 and report["spearman_ratings"] > 0.85
+    assert report["rated"] == len(rated.ratings)
+    assert report["held_out"] == 2 * round(0.15 * 120)  # whole sources are held out
+    assert report["pearson_gold"] > 0.8 and report["rater_pearson_gold"] > 0.8
+    assert 0 <= report["best_step"] <= report["steps"] <= 40
+
+
+def test_the_scale_spans_the_held_out_scores_with_a_margin(fitted, rated):
+    low, high = fitted.scale
+    assert list(fitted.scale) == fitted.report["scale"]
+    scores = fitted.reward(rated.sources, rated.hypotheses, None)
+    inside = (scores >= low) & (scores <= high)
+    assert low < high and inside.mean() > 0.9
+
+
+def test_gold_is_only_reported_and_changes_nothing(policy, rated, settings, tmp_path):
+    few = replace(settings, train=replace(settings.train, max_steps=3))
+    blind, seeing = (fit(policy, rated, few, folder=tmp_path / str(g), seed=0, gold=g) for g in (None, gold))
+    assert blind.reward.identity == seeing.reward.identity and blind.scale == seeing.scale
+    with_gold = {"pearson_gold", "rater_pearson_gold"}
+    assert blind.report == {k: v for k, v in seeing.report.items() if k not in with_gold}
+    assert with_gold <= set(seeing.report)
+    other = fit(policy, rated, few, folder=tmp_path / "other", seed=1)
+    assert other.reward.identity != blind.reward.identity
+
+
+def test_held_out_sources_are_not_trained_on(policy, rated, settings, tmp_path, monkeypatch):
+    """What reaches the update loop and the head's first fit is compared with what the evaluation scores."""
+    trained_on, probed, scored = [], [], []
+
+    def watched(examples, *rest, **keywords):
+        trained_on.extend(tuple(x) for x in examples.sources)
+        return batches(examples, *rest, **keywords)
+
+    def probe(self, examples, *rest):
+        probed.extend(tuple(x) for x in examples.sources)
+        return real_probe(self, examples, *rest)
+
+    def predict(self, parameters, examples):
+        scored.extend(tuple(x) for x in examples.sources)
+        return real(self, parameters, examples)
+
+    batches, real, real_probe = module.training_batches, module.LearnedReward.predict, module.LearnedReward.probe
+    monkeypatch.setattr(module, "training_batches", watched)
+    monkeypatch.setattr(module.LearnedReward, "predict", predict)
+    monkeypatch.setattr(module.LearnedReward, "probe", probe)
+    none = replace(settings, train=replace(settings.train, max_steps=0))
+    report = fit(policy, rated, none, folder=tmp_path, seed=0).report
+    assert trained_on and scored and not set(trained_on) & set(scored)
+    assert trained_on == probed
+    assert len(trained_on) + report["held_out"] == report["rated"]
+    assert report["best_step"] == report["steps"] == 0
+
+
+def test_ratings_that_are_all_equal_teach_nothing_and_are_refused(policy, rated, settings, tmp_path):
+    # 0.3 has no exact mean in float32
+    equal = replace(rated, ratings=np.full(len(rated.ratings), 0.3, np.float32))
+    with pytest.raises(UserError, match=r"all 240 ratings are 0.3"):
+        fit(policy, equal, settings, folder=tmp_path, seed=0)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_rating_that_is_no_number_is_refused(policy, rated, settings, tmp_path, bad):
+    ratings = rated.ratings.copy()
+    ratings[7] = bad
+    with pytest.raises(UserError, match=r"rating of hypothesis 7 .* is (nan|inf)"):
+        fit(policy, replace(rated, ratings=ratings), settings, folder=tmp_path, seed=0)
+
+
+def test_too_few_sources_to_hold_some_out_are_refused(policy, rated, settings, tmp_path):
+    few = Rated(rated.sources[:2], rated.hypotheses[:2], rated.ratings[:2], rated.groups[:2])
+    with pytest.raises(UserError, match=r"2 rated sources are too few"):
+        fit(policy, few, settings, folder=tmp_path, seed=0)
+
+
+def test_one_side_without_variation_correlates_with_nothing():
+    constant, varied = np.full(7, 0.3, np.float32), np.arange(7, dtype=np.float32)
+    assert correlation(constant, varied) == correlation(varied, constant) == 0
+    assert correlation(varied, 2 * varied + 1) == pytest.approx(1)
+
+
+def test_every_sample_and_human_pair_gets_one_rating(lively, corpus, settings):
+    split = corpus.train.take([5, 9, 30])
+    found = rate(lively, split, None, settings, SAMPLING, seed=0)
+    assert found.groups.tolist() == [5, 5, 9, 9, 30, 30, 5, 9, 30]
+    by_id = dict(zip(split.ids.tolist(), split.sources, strict=True))
+    assert found.sources == [by_id[group] for group in found.groups.tolist()]
+    assert found.hypotheses[6:] == split.references
+    expected = LengthRater().rate(found.sources, found.hypotheses, None, None, 0)
+    np.testing.assert_array_equal(found.ratings, expected)
+    assert rate(lively, split, None, settings, SAMPLING, seed=0).hypotheses == found.hypotheses
+    assert rate(lively, split, None, settings, SAMPLING, seed=1).hypotheses != found.hypotheses
+    assert split.sources == corpus.train.take([5, 9, 30]).sources  # the split is left as it was
+
+
+def test_rating_human_pairs_can_be_turned_off(lively, corpus, settings):
+    split = corpus.train.take([5, 9, 30])
+    found = rate(lively, split, None, replace(settings, rate_references=False), SAMPLING, seed=0)
+    assert found.groups.tolist() == [5, 5, 9, 9, 30, 30]
+    no_references = replace(split, references=None)
+    assert rate(lively, no_references, None, settings, SAMPLING, seed=0).hypotheses == found.hypotheses
+
+
+def test_a_rater_that_compares_with_references_gets_the_one_of_each_row(lively, corpus, settings):
+    split = corpus.train.take([5, 9, 30])
+    found = rate(lively, split, None, replace(settings, rater=MetricRater()), SAMPLING, seed=0)
+    np.testing.assert_array_equal(found.ratings[6:], 1)  # the human pairs against themselves
+    assert (found.ratings[:6] < 1).all()
+
+
+def test_rated_samples_are_drawn_at_the_temperature_of_the_reward(lively, corpus, settings):
+    split = corpus.train.take([5, 9, 30])
+    warm = rate(lively, split, None, replace(settings, temperature=1.0), SAMPLING, seed=0)
+    same = rate(lively, split, None, settings, replace(SAMPLING, temperature=0.1), seed=0)
+    assert warm.hypotheses == same.hypotheses
+    cold = rate(lively, split, None, replace(settings, temperature=0.1), SAMPLING, seed=0)
+    assert cold.hypotheses != warm.hypotheses

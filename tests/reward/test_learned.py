@@ -1,0 +1,128 @@
+"""The learned reward: a score is a function of its source and hypothesis alone, and survives being saved."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rest.errors import UserError
+from rest.reward.learned import LearnedReward
+from rest.reward.reward import Reward
+
+
+@pytest.fixture(scope="module")
+def texts(corpus):
+    """Sources and hypotheses, among them an empty one, and one that is the same as another."""
+    hypotheses = [*corpus.dev.references[:20], "", corpus.dev.references[0]]
+    return [*corpus.dev.sources[:21], corpus.dev.sources[0]], hypotheses
+
+
+@pytest.fixture(scope="module")
+def reward(lively, batch, texts):
+    """The head is fitted to noise, so that every feature counts."""
+    new = LearnedReward.new(lively, batch)
+    ratings = np.random.default_rng(0).random(len(texts[0])).astype(np.float32)
+    return new.probe(new.examples(*texts), ratings, 0.01)
+
+
+@pytest.fixture(scope="module")
+def scores(reward, texts):
+    return reward(*texts, None)
+
+
+def test_scores_are_one_number_a_hypothesis_and_differ(scores, texts):
+    assert scores.dtype == np.float32 and scores.shape == (len(texts[0]),)
+    assert len(np.unique(scores[:-1].round(4))) > 15
+    np.testing.assert_allclose(scores[0], scores[-1], atol=1e-5)
+
+
+def test_scores_do_not_depend_on_batch_size_order_or_neighbours(reward, texts, scores):
+    sources, hypotheses = texts
+    np.testing.assert_allclose(reward(sources[::-1], hypotheses[::-1], None)[::-1], scores, atol=1e-5)
+    np.testing.assert_allclose(reward(sources[3:8], hypotheses[3:8], None), scores[3:8], atol=1e-5)
+    alone = [reward([x], [y], None)[0] for x, y in zip(sources[:4], hypotheses[:4], strict=True)]
+    np.testing.assert_allclose(alone, scores[:4], atol=1e-5)
+    # in wider rows; a text that the narrow ones cut scores otherwise there
+    short = [
+        i
+        for i, pair in enumerate(zip(sources, hypotheses, strict=True))
+        if all(len(ids) <= 64 for ids in reward.base.encode_sources(pair))
+    ]
+    wider = replace(reward, batch=replace(reward.batch, batch_tokens=192, source_tokens=96, target_tokens=96))
+    np.testing.assert_allclose(wider(sources, hypotheses, None)[short], scores[short], atol=1e-5)
+
+
+def test_references_are_not_looked_at(reward, texts, scores):
+    np.testing.assert_array_equal(reward(*texts, texts[0]), scores)
+
+
+def test_both_the_source_and_the_hypothesis_matter(reward, texts, scores):
+    sources, hypotheses = texts
+    for other in (reward(sources[1:], hypotheses[:-1], None), reward(sources[:-1], hypotheses[1:], None)):
+        assert (np.abs(other - scores[:-1]) > 1e-4).mean() > 0.8
+
+
+def test_the_head_can_read_how_likely_the_network_finds_a_hypothesis(reward, lively, texts, teacher_forced):
+    """The last three features, against the plain network: the mean log p, the mean p and the lowest log p."""
+    sources, hypotheses = texts[0][:6], texts[1][:6]
+    wanted = []
+    for source, tokens in zip(sources, lively.encode_references(hypotheses), strict=True):
+        logits = teacher_forced(lively, source, tokens)
+        log_probs = (logits - np.log(np.exp(logits).sum(1, keepdims=True)))[np.arange(len(tokens)), tokens]
+        wanted.append([log_probs.mean(), np.exp(log_probs).mean(), log_probs.min()])
+    kernel = np.zeros(reward.parameters["head"]["kernel"].shape, np.float32)
+    for feature in range(3):
+        one = kernel.copy()
+        one[feature - 3] = 1
+        reading = with_head(reward, one, np.zeros(1, np.float32))
+        np.testing.assert_allclose(
+            reading(sources, hypotheses, None), np.asarray(wanted)[:, feature], rtol=1e-4, atol=1e-5
+        )
+
+
+def with_head(reward: LearnedReward, kernel: np.ndarray, bias: np.ndarray) -> LearnedReward:
+    return replace(reward, parameters={**reward.parameters, "head": {"kernel": kernel, "bias": bias}})
+
+
+def test_a_probe_fits_the_head_alone_as_far_as_the_penalty_allows(lively, batch, texts):
+    new = LearnedReward.new(lively, batch)
+    examples = new.examples(*texts)
+    ratings = np.asarray([len(ids) for ids in examples.targets], np.float32)
+    errors = []
+    for ridge in (1e-6, 0.1, 1e6):
+        probed = new.probe(examples, ratings, ridge)
+        assert probed.parameters["body"] is new.parameters["body"]
+        scores = probed.predict(probed.parameters, examples)
+        np.testing.assert_allclose(scores.mean(), ratings.mean(), rtol=1e-3)  # the bias is not penalised
+        errors.append(np.abs(scores - ratings).mean())
+    assert errors[0] < 0.1 < errors[1] < errors[2]
+    assert errors[2] == pytest.approx(np.abs(ratings - ratings.mean()).mean(), rel=1e-2)
+
+
+def test_a_text_longer_than_a_row_is_cut_to_it(reward, batch):
+    long = "pu " * 200
+    examples = reward.examples([long], [long])
+    assert len(examples.sources[0]) == batch.source_tokens
+    assert len(examples.targets[0]) == batch.target_tokens
+    assert np.isfinite(reward([long], [long], None)).all()
+
+
+def test_a_saved_reward_scores_the_same_on_the_same_scale(reward, texts, scores, tmp_path):
+    reward.save(tmp_path / "reward", (-0.5, 1.5))
+    loaded, scale = LearnedReward.load(tmp_path / "reward")
+    assert scale == (-0.5, 1.5)
+    assert loaded.identity == reward.identity
+    np.testing.assert_array_equal(loaded(*texts, None), scores)
+    assert Reward(loaded, scale).identity == Reward(reward, (-0.5, 1.5)).identity
+
+
+def test_identity_changes_with_a_parameter(reward):
+    kernel, bias = (np.asarray(reward.parameters["head"][name]) for name in ("kernel", "bias"))
+    assert with_head(reward, kernel, bias).identity == reward.identity
+    assert with_head(reward, kernel, np.nextafter(bias, np.float32(1))).identity != reward.identity
+
+
+def test_a_folder_without_a_reward_is_an_error_that_names_it(lively, tmp_path):
+    lively.save(tmp_path)
+    with pytest.raises(UserError, match="no learned reward there"):
+        LearnedReward.load(tmp_path)

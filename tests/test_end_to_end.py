@@ -1,0 +1,294 @@
+"""The `rest` command as a user runs it: the whole loop, killed and gone on with, and every wrong input."""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rest.__main__ import main
+
+TINY = str(Path(__file__).parent / "tiny.py")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """What `rest ...` says on standard error as it refuses: one sentence, and a status that is not zero."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    assert stopped.value.code not in (0, None)
+    said = capsys.readouterr().err.splitlines()
+    return said[-1] if stopped.value.code == 1 else "\n".join(said)
+
+
+def files(folder: Path, pattern: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob(pattern))}
+
+
+def summary(folder: Path) -> list[dict]:
+    """summary.json without what a clock decides."""
+    rows = json.loads((folder / "summary.json").read_text())
+    return [{key: value for key, value in row.items() if key != "wall_s"} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny experiment, run through."""
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    main(["run", TINY, "--out", str(out)])
+    return out
+
+
+def test_a_run_leaves_every_stage_and_its_report(finished: Path) -> None:
+    stages = ["bc", "reward", "grow-1", "improve-1-0", "improve-1-1", "improve-1-2", "bc_continued-40"]
+    for stage in stages:
+        assert (finished / stage / "stage.json").exists()
+    assert not list(finished.glob(".*.partial"))
+    assert [(row["policy"], row["grow"], row["improve"]) for row in summary(finished)] == [
+        ("bc", 0, 0), ("bc_continued", 0, 0), ("rest", 1, 0), ("rest", 1, 1), ("rest", 1, 2)
+    ]  # fmt: skip
+    for row in summary(finished):
+        low, high = row["metrics"]["reward_ci95"]
+        assert 0 <= low <= row["metrics"]["reward_mean"] <= high <= 1
+        assert {"gold_mean", "bleu", "bleu_signature", "chrf", "kl_to_bc"} <= set(row["metrics"])
+    assert summary(finished)[0]["metrics"]["kl_to_bc"] == pytest.approx(0, abs=1e-3)
+    assert "G1 I2" in (finished / "report.html").read_text() and (finished / "report.md").exists()
+    lines = (finished / "improve-1-1" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines if "dev/score" in line] == [0, 10, 20]
+
+
+def test_a_finished_run_is_left_alone_and_more_improves_are_added(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.glob("*/stage.json")}
+    main(["run", TINY, "--out", str(finished)])
+    assert "G1 I2" in capsys.readouterr().out
+    main(["run", TINY, "--out", str(finished), "--improve.rule.percentiles", "50", "75", "90"])
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    new = {path.parent.name for path in finished.glob("*/stage.json")} - {path.parent.name for path in before}
+    assert new == {"improve-1-3", "bc_continued-60"}
+    assert [row["improve"] for row in summary(finished) if row["policy"] == "rest"] == [0, 1, 2, 3]
+
+
+def killed_while(out: Path, underway: str) -> None:
+    """Starts the run in its own process and kills it as soon as a path in `out` fits the pattern `underway`."""
+    # What the process compiles is not cached: it would be half written as the process dies.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rest", "run", TINY, "--out", str(out)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        while not list(out.glob(underway)):
+            assert process.poll() is None, process.stderr and process.stderr.read()
+            time.sleep(0.002)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert process.stderr is not None
+    process.stderr.close()
+
+
+def test_a_run_killed_in_bc_in_grow_and_in_improve_ends_as_if_it_had_not_been(tmp_path: Path, finished: Path) -> None:
+    out = tmp_path / "killed"
+    killed_while(out, ".bc.partial/checkpoints/20")
+    assert not (out / "bc").exists()
+    killed_while(out, ".grow-1.partial/part-00001-of-00004.parquet")
+    assert (out / "bc").exists() and not (out / "grow-1").exists()
+    killed_while(out, ".improve-1-1.partial/checkpoints/10")
+    assert (out / "grow-1").exists() and not (out / "improve-1-1").exists()
+    main(["run", TINY, "--out", str(out)])
+    assert files(out / "grow-1", "part-*") == files(finished / "grow-1", "part-*")
+    assert files(out / "grow-1", "manifest.json") == files(finished / "grow-1", "manifest.json")
+    undisturbed = {json.dumps(row) for row in summary(finished)}
+    assert len(summary(out)) == 5
+    assert [row for row in summary(out) if json.dumps(row) not in undisturbed and row["policy"] != "bc_continued"] == []
+
+
+def test_the_stages_alone_make_what_the_run_makes(tmp_path: Path, finished: Path) -> None:
+    out = ["--out", str(tmp_path / "alone")]
+    main(["bc", TINY, *out])
+    main(["reward", "train", TINY, *out])
+    main(["grow", TINY, *out, "--g", "1"])
+    main(["improve", TINY, *out, "--g", "1", "--i", "1"])
+    main(["evaluate", TINY, *out, "--policy", "improve-1-1"])
+    assert files(tmp_path / "alone" / "grow-1", "*.*") == files(finished / "grow-1", "*.*")
+    alone = summary(tmp_path / "alone")
+    assert [row for row in alone if row not in summary(finished)] == []
+    main(["report", str(tmp_path / "alone")])
+    assert (tmp_path / "alone" / "report.html").exists()
+
+
+def test_inspect_shows_counts_and_rewards(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["inspect", str(finished / "grow-1"), "--rows", "2", "--verify"])
+    shown = capsys.readouterr().out
+    assert "256" in shown and "Best 2" in shown and "Worst 2" in shown
+
+
+def translated(monkeypatch: pytest.MonkeyPatch, text: bytes, *arguments: object) -> str:
+    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+    with contextlib.redirect_stdout(out):
+        main(["translate", *map(str, arguments)])
+    return out.buffer.getvalue().decode()  # type: ignore[attr-defined]
+
+
+def test_translate_gives_a_line_for_a_line(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = b"nu bapo geki migo gido\n\nrapini ni gasi luso\n"
+    last = translated(monkeypatch, sources, finished, "--max-target-tokens", 16)
+    assert last.count("\n") == 3 and last.split("\n")[1] == ""
+    stage = translated(monkeypatch, sources, finished / "bc", "--beams", 1, "--max-target-tokens", 16)
+    assert stage.count("\n") == 3
+
+
+def test_translate_refuses_what_it_cannot_read(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"nu\n" + b"ra " * 10_000 + b"\n")))
+    said = refused(capsys, "translate", finished)
+    assert "line 2" in said and "more than max_source_tokens 512" in said
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"nu\nra\n\xff\n")))
+    assert "line 3: not valid UTF-8" in refused(capsys, "translate", finished)
+    assert "no policy there" in refused(capsys, "translate", finished / "grow-1")
+
+
+# Wrong settings
+
+
+def test_a_misspelt_flag_is_refused_and_the_right_one_suggested(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(capsys, "run", TINY, "--out", tmp_path, "--grow.sample-per-source", "4")
+    assert "--grow.sample-per-source" in said and "--grow.samples-per-source" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_misspelt_commands_files_and_variants_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "did you mean 'improve'" in refused(capsys, "imporve", TINY)
+    assert "no such experiment file" in refused(capsys, "run", tmp_path / "none.py", "--out", tmp_path)
+    assert "did you mean 'given'" in refused(capsys, "run", f"{TINY}:givn", "--out", tmp_path)
+    assert "name an experiment first" in refused(capsys, "run", "--out", tmp_path)
+    (tmp_path / "wrong.py").write_text("experiment = Experiment(\n")
+    assert "wrong.py:1: not valid Python" in refused(capsys, "run", tmp_path / "wrong.py", "--out", tmp_path)
+
+
+def test_a_folder_made_with_other_settings_is_refused_naming_them(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (finished / "experiment.json").read_bytes()
+    said = refused(capsys, "run", TINY, "--out", finished, "--bc.train.max-steps", "70")
+    assert "bc.train.max_steps was 60, is now 70" in said
+    said = refused(capsys, "run", TINY, "--out", finished, "--grow.sampling.temperature", "0.7")
+    assert "temperature was 0.8, is now 0.7" in said
+    assert (finished / "experiment.json").read_bytes() == before
+
+
+def test_stages_need_the_ones_before_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "rest bc" in refused(capsys, "reward", "train", TINY, "--out", tmp_path)
+    assert "no such grow step" in refused(capsys, "improve", TINY, "--out", tmp_path, "--g", 3)
+    assert "no such folder" in refused(capsys, "report", tmp_path / "none")
+    assert "no such grow step" in refused(capsys, "inspect", tmp_path / "none")
+
+
+def test_a_damaged_shard_is_named(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "grow-1"
+    folder.mkdir()
+    for name, content in files(finished / "grow-1", "*.*").items():
+        (folder / name).write_bytes(content)
+    shard = folder / "part-00002-of-00004.parquet"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-10])
+    assert "part-00002-of-00004.parquet is damaged" in refused(capsys, "inspect", folder)
+    shard.write_bytes(content[:500] + bytes([content[500] ^ 1]) + content[501:])
+    assert "part-00002-of-00004.parquet is damaged" in refused(capsys, "inspect", folder, "--verify")
+    shard.unlink()
+    assert "part-00002-of-00004.parquet is missing" in refused(capsys, "inspect", folder)
+
+
+# Wrong rewards
+
+
+@pytest.mark.parametrize(
+    ("score", "rows", "said"),
+    [
+        ("nan", 0, "the score nan of hypothesis 0"),
+        ("1.5", 0, "is outside [0, 1] and the reward has no scale"),
+        ("0.5", 2, "returned shape (34,) for 32 hypotheses, not (32,)"),
+    ],
+)
+def test_a_wrong_reward_is_refused_and_nothing_is_lost(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], score: str, rows: int, said: str
+) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    os.symlink(finished / "bc", out / "bc")
+    wrong = ["--reward.function.score", score, "--reward.function.rows", rows]
+    message = refused(capsys, "run", f"{TINY}:constant", "--out", out, *wrong)
+    assert said in message and "Constant" in message
+    assert (out / "bc" / "stage.json").exists()
+
+
+# Wrong text
+
+
+@pytest.fixture
+def text(tmp_path: Path, corpus) -> dict[str, Path]:
+    """Six files of a made-up corpus, by the flags that name them."""
+    sides = {}
+    for name in ("train", "dev", "test"):
+        split = getattr(corpus, name)
+        for side, lines in (("source", split.sources), ("reference", split.references)):
+            path = tmp_path / f"{name}.{side}"
+            path.write_text("".join(f"{line}\n" for line in lines))
+            sides[f"--corpus.{name}-{side}"] = path
+    return sides
+
+
+def flags(text: dict[str, Path]) -> list[object]:
+    return [part for flag in text.items() for part in flag]
+
+
+def test_text_files_are_given_by_flags(text: dict[str, Path], tmp_path: Path) -> None:
+    main(["bc", f"{TINY}:text", "--out", str(tmp_path / "run"), *map(str, flags(text))])
+    assert (tmp_path / "run" / "bc" / "policy").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("side", "change", "said"),
+    [
+        ("train-reference", lambda lines: lines[:-1], "300"),
+        ("dev-source", lambda lines: [*lines[:4], b"", *lines[5:]], "dev.source:5"),
+        ("train-source", lambda lines: [*lines[:6], b"ra \xff", *lines[7:]], "train.source:7"),
+        ("test-source", lambda lines: [*lines[:2], b"ra " * 10_000, *lines[3:]], "test.source:3"),
+        ("dev-reference", None, "dev.reference does not exist"),
+    ],
+    ids=["line counts differ", "empty dev line", "bad UTF-8", "10,000 words", "missing file"],
+)
+def test_wrong_text_is_refused_naming_file_and_line(
+    text: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], side: str, change, said: str
+) -> None:
+    path = text[f"--corpus.{side}"]
+    if change is None:
+        path.unlink()
+    else:
+        path.write_bytes(b"".join(line + b"\n" for line in change(path.read_bytes().splitlines())))
+    message = refused(capsys, "bc", f"{TINY}:text", "--out", tmp_path / "run", *flags(text))
+    assert said in message
+    assert not (tmp_path / "run" / "bc").exists()
+
+
+def test_a_sentence_of_ten_thousand_words_in_training_text_is_dropped_and_counted(
+    text: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = text["--corpus.train-source"]
+    path.write_text("ra " * 10_000 + "\n" + path.read_text().split("\n", 1)[1])
+    main(["bc", f"{TINY}:text", "--out", str(tmp_path / "run"), *map(str, flags(text))])
+    assert "too_long 1" in " ".join(capsys.readouterr().err.split())

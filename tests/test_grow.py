@@ -1,0 +1,206 @@
+"""A Grow step on disk: the rows that the algorithm asks for, and the same bytes however often it was interrupted."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rest.data.shards import SCHEMA
+from rest.errors import UserError
+from rest.grow import GrowSettings, grow, grow_sources, open_dataset
+from rest.policy.sampler import SamplingSettings, sample
+from rest.reward.guards import Guards
+from rest.reward.reward import Reward
+from rest.stage import describe, open_stage, seed_for
+
+SAMPLING = SamplingSettings(temperature=0.8, max_target_tokens=12, rows=24)
+SETTINGS = GrowSettings(samples_per_source=3, sampling=SAMPLING, sources_per_shard=8)
+
+
+def words(sources, hypotheses, references):
+    return np.array([len(y.split()) for y in hypotheses], np.float32)
+
+
+REWARD = Reward(words, (0.0, 10.0))
+
+
+@pytest.fixture(scope="module")
+def train(corpus, policy):
+    """20 sources, so that the third shard is shorter; ids are not positions."""
+    short = [row for row, ids in enumerate(policy.encode_sources(corpus.train.sources)) if len(ids) <= 16]
+    return corpus.train.take(short[3:23])
+
+
+def make(folder, policy, train, reward=REWARD, settings=SETTINGS, g=1):
+    """Enter, make and finish the stage."""
+    with open_stage(folder, {"grow": settings, "g": g}) as stage:
+        stage.finish(grow(stage, policy, train, reward, settings, g=g, seed=0))
+    return open_dataset(folder)
+
+
+def contents(folder):
+    """Bytes of all that a dataset is."""
+    return {path.name: path.read_bytes() for path in [*folder.glob("part-*"), folder / "manifest.json"]}
+
+
+def rows(dataset):
+    return [row for table in dataset.batches(SCHEMA.names) for row in table.to_pylist()]
+
+
+@pytest.fixture(scope="module")
+def dataset(lively, train, tmp_path_factory):
+    return make(tmp_path_factory.mktemp("run") / "grow-1", lively, train)
+
+
+def test_every_source_has_its_human_pair_and_then_its_samples(dataset, train):
+    found = rows(dataset)
+    assert dataset.rows == len(found) == 20 * 4
+    assert [row["source_id"] for row in found] == [i for i in train.ids for _ in range(4)]
+    assert [row["sample_index"] for row in found] == [-1, 0, 1, 2] * 20
+    assert [row["origin"] for row in found] == ["reference", *["sample"] * 3] * 20
+    assert [row["source"] for row in found] == [x for x in train.sources for _ in range(4)]
+    assert [shard.rows for shard in dataset.manifest.shards] == [32, 32, 16]
+
+
+def test_samples_are_stored_as_they_were_drawn(dataset, lively, train):
+    found = rows(dataset)
+    drawn = sample(lively, train.sources, train.ids, 3, SAMPLING, seed=seed_for(0, "grow"), grow_step=1)
+    assert {row["finish"] for row in found if row["origin"] == "sample"} == {"eos", "length"}
+    for i in range(20):
+        for k in range(3):
+            row = found[4 * i + 1 + k]
+            assert row["tokens"] == drawn.tokens[i][k].tolist()
+            assert row["hypothesis"] == drawn.texts[i][k]
+            assert row["finish"] == ("eos" if drawn.finished[i, k] else "length")
+            assert (row["tokens"][-1] == lively.tokenizer.eos_id) == (row["finish"] == "eos")
+            np.testing.assert_allclose(row["log_probs"], drawn.log_probs[i][k], atol=1e-5)
+            np.testing.assert_allclose(row["behaviour_log_probs"], drawn.behaviour_log_probs[i][k], atol=1e-5)
+
+
+def test_human_pairs_are_tokenised_and_have_no_log_probabilities(dataset, lively, train):
+    human = [row for row in rows(dataset) if row["origin"] == "reference"]
+    ids = lively.encode_references(train.references)
+    for row, reference, tokens in zip(human, train.references, ids, strict=True):
+        assert row["hypothesis"] == reference and row["tokens"] == tokens.tolist()
+        assert row["finish"] == "eos" and row["log_probs"] is row["behaviour_log_probs"] is None
+
+
+def test_every_row_is_scored_and_guarded(dataset):
+    found = rows(dataset)
+    raw = words(None, [row["hypothesis"] for row in found], None)
+    assert [row["raw_score"] for row in found] == raw.tolist()
+    np.testing.assert_allclose([row["reward"] for row in found], np.clip(raw / 10, 0, 1), rtol=1e-6)
+    flags = Guards().flags([row["source"] for row in found], [row["hypothesis"] for row in found])
+    assert [row["flags"] for row in found] == flags
+    assert dataset.manifest.clipped == (raw > 10).sum() > 0
+
+
+def test_the_stage_reports_the_dataset(dataset):
+    result = json.loads((dataset.folder / "stage.json").read_text())["result"]
+    assert result["rows"] == 80 and result["samples"] == 60
+    assert result["reward"] == dataset.manifest.reward
+    assert result["reward"]["samples"]["rows"] == 60 and result["reward"]["references"]["rows"] == 20
+
+
+def test_the_manifest_names_what_made_the_dataset_and_nothing_of_the_machine(dataset, lively):
+    manifest = dataset.manifest
+    assert manifest.identities == {
+        "policy": lively.identity,
+        "reward": REWARD.identity,
+        "tokenizer": lively.tokenizer.identity,
+    }
+    assert manifest.seed == 0 and manifest.scale == (0.0, 10.0)
+    assert manifest.settings["grow"]["samples_per_source"] == 3
+    text = (dataset.folder / "manifest.json").read_text()
+    assert "/" not in text and "time" not in text
+    dataset.verify()
+
+
+class Interrupted(Exception):
+    pass
+
+
+def counted(stop_after: int = 99):
+    """The reward `words`, the rows of each of its calls, and an end to them that it was not asked for."""
+    calls = []
+
+    def function(sources, hypotheses, references):
+        if len(calls) == stop_after:
+            raise Interrupted
+        calls.append(len(hypotheses))
+        return words(sources, hypotheses, references)
+
+    function.identity = describe(words)
+    return Reward(function, REWARD.scale), calls
+
+
+@pytest.mark.parametrize("damage", ["none", "truncated", "flipped", "empty"])
+def test_an_interrupted_step_goes_on_to_the_same_bytes(dataset, lively, train, tmp_path, damage):
+    folder = tmp_path / "grow-1"
+    with pytest.raises(Interrupted):
+        make(folder, lively, train, counted(stop_after=1)[0])
+    assert not folder.exists()
+    with pytest.raises(UserError, match="no such grow step"):
+        open_dataset(folder)
+    [shard] = (tmp_path / ".grow-1.partial").glob("part-*.parquet")
+    whole = shard.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 3] ^= 0xFF
+    shard.write_bytes({"none": whole, "truncated": whole[:-50], "flipped": bytes(flipped), "empty": b""}[damage])
+    reward, calls = counted()
+    resumed = make(folder, lively, train, reward)
+    assert calls == ([32, 16] if damage == "none" else [32, 32, 16])  # only a damaged shard is made again
+    assert contents(resumed.folder) == contents(dataset.folder)
+
+
+def test_the_same_step_made_twice_gives_the_same_bytes(dataset, lively, train, tmp_path):
+    assert contents(make(tmp_path / "grow-1", lively, train).folder) == contents(dataset.folder)
+
+
+def test_sources_without_references_have_samples_only(lively, train, tmp_path):
+    bare = replace(train.take(slice(0, 8)), references=None)
+    found = make(tmp_path / "grow-1", lively, bare)
+    assert [row["sample_index"] for row in rows(found)] == [0, 1, 2] * 8
+    assert found.manifest.reward["references"] == {"rows": 0}
+
+
+def test_human_pairs_can_be_left_out(dataset, lively, train, tmp_path):
+    found = make(tmp_path / "grow-1", lively, train, settings=replace(SETTINGS, human_pairs=False))
+    assert rows(found) == [row for row in rows(dataset) if row["origin"] == "sample"]
+
+
+def test_a_reward_gets_the_reference_of_each_row(lively, train, tmp_path):
+    seen = []
+
+    def watch(sources, hypotheses, references):
+        seen.append(list(zip(sources, references, strict=True)))
+        return np.full(len(hypotheses), 0.5)
+
+    make(tmp_path / "grow-1", lively, train.take(slice(0, 8)), Reward(watch))
+    pairs = list(zip(train.sources[:8], train.references[:8], strict=True))
+    assert seen == [[pair for pair in pairs for _ in range(4)]]
+
+
+def test_another_grow_step_draws_other_samples(dataset, lively, train, tmp_path):
+    other = make(tmp_path / "grow-2", lively, train, g=2)
+    texts = [[row["hypothesis"] for row in rows(d) if row["origin"] == "sample"] for d in (dataset, other)]
+    assert texts[0] != texts[1]
+
+
+def test_sources_are_drawn_anew_for_each_grow_step_in_the_order_of_the_corpus(corpus):
+    settings = GrowSettings(sources=50)
+    first, second = (grow_sources(corpus.train, settings, g, seed=0) for g in (1, 2))
+    for drawn in (first, second):
+        assert len(drawn) == len(set(drawn.ids.tolist())) == 50
+        assert (np.diff(drawn.ids) > 0).all()
+        by_id = dict(zip(corpus.train.ids.tolist(), corpus.train.references, strict=True))
+        assert drawn.references == [by_id[i] for i in drawn.ids.tolist()]
+    assert first.ids.tolist() != second.ids.tolist()
+    assert grow_sources(corpus.train, settings, 1, seed=0).ids.tolist() == first.ids.tolist()
+    assert grow_sources(corpus.train, settings, 1, seed=1).ids.tolist() != first.ids.tolist()
+
+
+@pytest.mark.parametrize("sources", [0, 300, 10_000])
+def test_all_sources_are_taken_when_none_or_too_many_are_asked_for(corpus, sources):
+    assert grow_sources(corpus.train, GrowSettings(sources=sources), 1, seed=0) is corpus.train

@@ -1,0 +1,182 @@
+"""An Improve step: what passes the threshold is learned from as it is stored, and the best on dev is kept."""
+
+from dataclasses import replace
+from itertools import count
+
+import numpy as np
+import pytest
+
+from rest.errors import UserError
+from rest.evaluation.evaluate import EvaluationSettings, mean_reward
+from rest.grow import GrowSettings, grow, open_dataset
+from rest.improve import ImproveSettings, examples_of, improve, select
+from rest.learning.train import Schedule, TrainSettings
+from rest.policy.sampler import SamplingSettings
+from rest.reward.reward import Reward
+from rest.stage import open_stage
+from rest.thresholds import Fixed, GlobalPercentile
+
+SAMPLING = SamplingSettings(temperature=0.8, max_target_tokens=12, rows=24)
+TRAINING = TrainSettings(max_steps=4, evaluate_every=2, patience=2, schedule=Schedule(4e-3, 0))
+SETTINGS = ImproveSettings(rule=GlobalPercentile((25.0, 50.0, 75.0)), train=TRAINING)
+
+
+def words(sources, hypotheses, references):
+    return np.array([min(12, len(y.split())) for y in hypotheses], np.float32)
+
+
+REWARD = Reward(words, (0.0, 12.0))
+
+
+@pytest.fixture(scope="module")
+def dataset(lively, corpus, tmp_path_factory):
+    """30 rows: 10 sources with a human pair and two samples each."""
+    short = [row for row, ids in enumerate(lively.encode_sources(corpus.train.sources)) if len(ids) <= 16]
+    folder = tmp_path_factory.mktemp("run") / "grow-1"
+    settings = GrowSettings(samples_per_source=2, sampling=SAMPLING)
+    with open_stage(folder, {"grow": settings}) as stage:
+        stage.finish(grow(stage, lively, corpus.train.take(short[:10]), REWARD, settings, g=1, seed=0))
+    return open_dataset(folder)
+
+
+@pytest.fixture(scope="module")
+def stored(dataset):
+    names = ["source", "hypothesis", "tokens", "finish", "reward", "origin"]
+    return [row for table in dataset.batches(names) for row in table.to_pylist()]
+
+
+@pytest.fixture(scope="module")
+def evaluate(lively, corpus):
+    settings = EvaluationSettings(sampling=SAMPLING, dev_samples_per_source=2)
+    short = [row for row, ids in enumerate(lively.encode_sources(corpus.dev.sources)) if len(ids) <= 16]
+    return mean_reward(lively, corpus.dev.take(short[:6]), REWARD, settings, seed=0)
+
+
+def run(policy, dataset, batch, evaluate, folder, settings=SETTINGS, i=1, seed=0):
+    return improve(policy, dataset, settings, batch, g=1, i=i, evaluate=evaluate, folder=folder, seed=seed)
+
+
+def by_turns(change: float):
+    """An evaluation that likes every policy more (or less) than the one before, so that the last (or first) wins."""
+    scores = count(0.0, change)
+    return lambda parameters: {"score": next(scores)}
+
+
+def test_only_rows_above_the_threshold_pass(dataset, stored):
+    """tau is a reward that rows have: they do not pass, since the filter is strict."""
+    rewards = np.array([row["reward"] for row in stored], np.float32)
+    tau = float(np.unique(rewards)[1])
+    selection = select(dataset, replace(SETTINGS, rule=Fixed((tau,))), 1)
+    np.testing.assert_array_equal(selection.mask, rewards > np.float32(tau))
+    assert (rewards == np.float32(tau)).any() and 0 < selection.rows < 30
+
+
+@pytest.mark.parametrize(("human_pairs", "expected"), [("always", 10), ("never", 0)])
+def test_human_pairs_can_always_or_never_pass(dataset, human_pairs, expected):
+    settings = replace(SETTINGS, rule=Fixed((0.0, 1.0)), human_pairs=human_pairs)
+    assert select(dataset, settings, 1).references == expected
+    assert select(dataset, settings, 2).references == expected  # tau = 1 passes nothing else
+    assert select(dataset, settings, 2).rows == expected
+
+
+def test_step_zero_learns_from_all_of_the_dataset(dataset):
+    assert select(dataset, SETTINGS, 0).rows == 30
+
+
+def test_training_reads_the_stored_tokens_and_never_adds_eos(dataset, stored, lively, batch, tmp_path):
+    mask = np.arange(30) % 4 != 1
+    examples = examples_of(dataset.keep(mask, ["source", "tokens"], tmp_path), lively, batch)
+    kept = [row for row, keep in zip(stored, mask, strict=True) if keep]
+    assert [list(map(int, ids)) for ids in examples.targets] == [row["tokens"] for row in kept]
+    sources = lively.encode_sources([row["source"] for row in kept])
+    assert [list(ids) for ids in examples.sources] == [list(ids) for ids in sources]
+    # what the tokens would be if the text were tokenised again is something else
+    again = lively.encode_references([row["hypothesis"] for row in kept])
+    assert any(list(new) != row["tokens"] for new, row in zip(again, kept, strict=True))
+    cut = [ids for ids, row in zip(examples.targets, kept, strict=True) if row["finish"] == "length"]
+    assert cut and all(len(ids) == 12 and ids[-1] != lively.tokenizer.eos_id for ids in cut)
+
+
+def test_a_hypothesis_longer_than_a_row_is_refused_by_the_setting_to_change(dataset, lively, batch, tmp_path):
+    table = dataset.keep(np.ones(30, bool), ["source", "tokens"], tmp_path)
+    with pytest.raises(UserError, match=r"batch.target_tokens 8 is less than a stored hypothesis' \d+ tokens"):
+        examples_of(table, lively, replace(batch, target_tokens=8))
+
+
+def test_when_no_row_passes_the_rule_is_named(dataset, lively, batch, evaluate, tmp_path):
+    settings = replace(SETTINGS, rule=Fixed((0.5, 1.0)))
+    with pytest.raises(UserError, match=r"no row passes .*'threshold': 1.0.* 'compete'; the highest reward is"):
+        run(lively, dataset, batch, evaluate, tmp_path, settings, i=2)
+
+
+def test_an_improve_step_reports_what_passed_and_what_came_of_it(dataset, lively, batch, evaluate, tmp_path):
+    improved, result = run(lively, dataset, batch, evaluate, tmp_path, i=2)
+    selection = select(dataset, SETTINGS, 2)
+    assert result["rows_kept"] == selection.rows < result["rows"] == 30
+    assert (result["grow"], result["improve"]) == (1, 2)
+    assert result["threshold"] == selection.threshold
+    assert result["mean_reward_kept"] == selection.mean_reward > result["threshold"]
+    assert result["sources_kept"] == selection.sources and result["references_kept"] == selection.references
+    assert result["learning_rate"] == 2e-3  # half of the first step's
+    assert result["gradient_steps"] == 4
+    assert 0 <= result["padding"] < 1
+    steps, scores = zip(*result["dev_reward"], strict=True)
+    assert steps == (0, 2, 4)
+    assert scores[0] == evaluate(lively.parameters)["score"]
+    assert max(scores) == evaluate(improved.parameters)["score"]
+    assert result["best_step"] == steps[len(scores) - 1 - int(np.argmax(scores[::-1]))]
+    assert result["started_policy_won"] == (result["best_step"] == 0)
+    assert not (tmp_path / "kept").exists()
+
+
+def test_the_starting_policy_is_candidate_zero(dataset, lively, batch, tmp_path):
+    kept, result = run(lively, dataset, batch, by_turns(-1.0), tmp_path)
+    assert result["started_policy_won"] and result["best_step"] == 0
+    assert result["gradient_steps"] == 4 and result["stopped"] == "converged"
+    assert kept.identity == lively.identity
+
+
+def test_an_improve_step_makes_what_passed_likelier(dataset, lively, batch, tmp_path, stored, teacher_forced):
+    selection = select(dataset, SETTINGS, 3)
+    settings = replace(SETTINGS, learning_rate_factor=1.0)
+    improved, _ = run(lively, dataset, batch, by_turns(1.0), tmp_path, settings, i=3)
+
+    def nll(policy):
+        rows = [row for row, keep in zip(stored, selection.mask, strict=True) if keep]
+        total = 0.0
+        for row in rows:
+            logits = teacher_forced(policy, row["source"], row["tokens"])
+            log_probs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+            total -= log_probs[np.arange(len(row["tokens"])), row["tokens"]].sum()
+        return total / sum(len(row["tokens"]) for row in rows)
+
+    assert nll(improved) < nll(lively) - 0.1
+
+
+def test_equal_runs_give_equal_policies_and_another_seed_does_not(dataset, lively, batch, tmp_path):
+    short = replace(SETTINGS, train=replace(TRAINING, max_steps=2))
+
+    def last(folder, seed):
+        return run(lively, dataset, batch, by_turns(1.0), tmp_path / folder, short, seed=seed)[0].identity
+
+    first = last("a", 0)
+    assert last("b", 0) == first
+    assert last("c", 1) != first
+
+
+def test_the_learning_rate_falls_by_the_factor_at_every_step():
+    settings = replace(SETTINGS, learning_rate_factor=0.5)
+    rates = [settings.training(i).schedule.learning_rate for i in (0, 1, 2, 3)]
+    assert rates == [4e-3, 4e-3, 2e-3, 1e-3]
+    assert replace(settings.training(3), schedule=TRAINING.schedule) == TRAINING  # and nothing else changes
+
+
+def test_what_decides_a_step_is_the_same_whatever_steps_follow():
+    longer = replace(SETTINGS, rule=GlobalPercentile((25.0, 50.0, 75.0, 90.0)), unfiltered=False)
+    assert [longer.at(i) for i in range(4)] == [SETTINGS.at(i) for i in range(4)]
+    other_first = replace(SETTINGS, rule=GlobalPercentile((30.0, 50.0, 75.0)))
+    assert other_first.at(1) != SETTINGS.at(1) and other_first.at(2) == SETTINGS.at(2)
+    slower = replace(SETTINGS, learning_rate_factor=0.25)
+    assert slower.at(1) == SETTINGS.at(1) and slower.at(2) != SETTINGS.at(2)
+    for changed in ({"human_pairs": "never"}, {"start": "bc"}, {"train": replace(TRAINING, max_steps=5)}):
+        assert replace(SETTINGS, **changed).at(1) != SETTINGS.at(1)

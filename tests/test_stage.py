@@ -1,0 +1,267 @@
+"""A stage's folder: complete or absent, and never mixed from two settings."""
+
+import functools
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rest.errors import UserError
+from rest.learning.train import Schedule
+from rest.stage import (
+    completed,
+    describe,
+    differences,
+    discard,
+    open_stage,
+    read_json,
+    seed_for,
+    write_json,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Settings:
+    steps: int = 3
+    schedule: Schedule = Schedule(0.5)
+
+
+class Scale:
+    """Something that can be called, with a setting."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, x: float) -> float:
+        return self.factor * x
+
+
+def double(x: float) -> float:
+    return 2 * x
+
+
+def make(folder: Path, settings: dict[str, Any], result: dict[str, Any]) -> None:
+    with open_stage(folder, settings) as stage:
+        assert not stage.finished
+        (stage.folder / "data.txt").write_text("made")
+        stage.finish(result)
+
+
+def begin(folder: Path, settings: dict[str, Any]) -> None:
+    """Write half of it, then die."""
+    with pytest.raises(RuntimeError, match="killed"), open_stage(folder, settings) as stage:
+        (stage.folder / "data.txt").write_text("half")
+        raise RuntimeError("killed")
+
+
+def test_a_stage_carries_its_name_only_when_it_is_complete(tmp_path):
+    folder = tmp_path / "runs" / "bc"
+    with open_stage(folder, {"seed": 1}) as stage:
+        (stage.folder / "data.txt").write_text("half")
+        assert not folder.exists()
+        stage.finish({"loss": 0.5})
+        assert stage.folder == folder and stage.finished and stage.result == {"loss": 0.5}
+    assert (folder / "data.txt").read_text() == "half"
+    assert sorted(p.name for p in folder.parent.iterdir() if not p.name.endswith(".lock")) == ["bc"]
+
+
+def test_a_complete_stage_is_not_made_again(tmp_path):
+    make(tmp_path / "bc", {"seed": 1}, {"loss": 0.5})
+    with open_stage(tmp_path / "bc", {"seed": 1}) as stage:
+        assert stage.finished and stage.folder == tmp_path / "bc"
+        assert stage.result == {"loss": 0.5}
+
+
+def test_a_stage_that_was_killed_goes_on_with_what_it_had(tmp_path):
+    begin(tmp_path / "bc", {"seed": 1})
+    assert not (tmp_path / "bc").exists()
+    with open_stage(tmp_path / "bc", {"seed": 1}) as stage:
+        assert not stage.finished
+        assert (stage.folder / "data.txt").read_text() == "half"
+        stage.finish({})
+    assert (tmp_path / "bc" / "data.txt").read_text() == "half"
+
+
+@pytest.mark.parametrize("start", [lambda *a: make(*a, {}), begin], ids=["complete", "half done"])
+def test_other_settings_are_refused_by_name_and_nothing_is_lost(start, tmp_path):
+    start(tmp_path / "bc", {"seed": 1, "train": Settings()})
+    named = r"bc was made with other settings: train\.schedule\.learning_rate was 0\.5, is now 0\.25\. Choose"
+    changed = {"seed": 1, "train": Settings(schedule=Schedule(0.25))}
+    with pytest.raises(UserError, match=named), open_stage(tmp_path / "bc", changed):
+        pass
+    with open_stage(tmp_path / "bc", {"seed": 1, "train": Settings()}) as stage:
+        assert (stage.folder / "data.txt").exists()
+
+
+def test_a_folder_that_is_not_a_stage_is_refused(tmp_path):
+    (tmp_path / "bc").mkdir()
+    with pytest.raises(UserError, match="bc: not the folder of a stage"), open_stage(tmp_path / "bc", {}):
+        pass
+
+
+def test_two_processes_cannot_work_on_one_stage(tmp_path):
+    script = (
+        "import sys; from pathlib import Path; from rest.stage import open_stage\n"
+        "with open_stage(Path(sys.argv[1]), {}):\n"
+        "    print('working', flush=True); sys.stdin.read()\n"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "bc")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    try:
+        assert other.stdout.readline() == "working\n"
+        with pytest.raises(UserError, match="bc: another process is working on this stage"):
+            make(tmp_path / "bc", {}, {})
+        make(tmp_path / "grow-1", {}, {})  # other stages are free
+    finally:
+        other.kill()
+        other.communicate()
+    make(tmp_path / "bc", {}, {})  # the lock went with the process
+
+
+def test_a_failed_stage_is_free_again(tmp_path):
+    begin(tmp_path / "bc", {})
+    make(tmp_path / "bc", {}, {})
+
+
+def test_the_result_of_a_stage_that_is_not_complete_is_refused_with_the_command_to_make_it(tmp_path):
+    begin(tmp_path / "bc", {})
+    with pytest.raises(UserError, match="bc: this stage is not complete; make it with `rest bc`"):
+        completed(tmp_path / "bc", "rest bc")
+    make(tmp_path / "bc", {}, {"loss": 1})
+    assert completed(tmp_path / "bc", "rest bc") == {"loss": 1}
+
+
+def test_discarding_takes_a_folder_that_may_be_gone_already(tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "rows.arrow").write_text("x")
+    discard(tmp_path / "kept")
+    discard(tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+
+
+def test_a_dataclass_is_described_by_its_name_and_fields():
+    assert describe(Settings()) == {
+        "type": f"{__name__}.Settings",
+        "steps": 3,
+        "schedule": {
+            "type": "rest.learning.train.Schedule",
+            "learning_rate": 0.5,
+            "warmup_steps": 0,
+            "decay": "constant",
+        },
+    }
+
+
+def test_plain_values_are_described_as_themselves():
+    given_settings = {"a": (1, None), 2: [Path("x/y"), True], "b": "text"}
+    assert describe(given_settings) == {"a": [1, None], "2": ["x/y", True], "b": "text"}
+
+
+def test_a_function_is_described_by_its_name_and_a_hash_of_its_source():
+    described = describe(double)
+    assert described["function"] == f"{__name__}:double"
+    assert len(described["source_sha256"]) == 64
+    halve = lambda x: x / 2  # noqa: E731
+    third = lambda x: x / 3  # noqa: E731
+    assert describe(halve)["function"].endswith("<lambda>")
+    assert describe(halve) != describe(third)
+
+
+def test_an_object_that_can_be_called_is_described_by_its_class_and_attributes():
+    described = describe(Scale(2.0))
+    assert described["function"] == f"{__name__}:Scale" and described["factor"] == 2.0
+    assert describe(Scale(2.0)) == described != describe(Scale(3.0))
+
+
+def test_a_partial_function_is_described_with_its_arguments():
+    assert describe(functools.partial(double, 1, y=Path("a"))) == {
+        "partial": describe(double),
+        "arguments": [1],
+        "y": "a",
+    }
+
+
+def test_a_function_without_source_is_refused():
+    with pytest.raises(UserError, match="builtins:len: has no Python source"):
+        describe(len)
+
+
+def test_differences_name_every_setting_that_changed():
+    old = {"same": 1, "train": {"steps": 3, "rate": 0.5}, "gone": "x", "list": [1, 2]}
+    new = {"same": 1, "train": {"steps": 4, "rate": 0.5}, "list": [1, 3], "new": True}
+    assert differences(old, new) == [
+        "train.steps was 3, is now 4",
+        'gone was "x", is now null',
+        "list was [1, 2], is now [1, 3]",
+        "new was null, is now true",
+    ]
+    assert differences(old, old) == []
+    assert differences({"a": {"b": 1}}, {"a": None}) == ['a was {"b": 1}, is now null']
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(st.dictionaries(st.text(), JSON))
+def test_equal_settings_have_no_differences_even_through_json(settings):
+    assert differences(json.loads(json.dumps(settings)), settings) == []
+
+
+def test_seeds_differ_by_seed_purpose_and_number_and_stay_the_same():
+    asked = [
+        (seed, purpose, *numbers)
+        for seed in range(5)
+        for purpose in ("bc", "bc batches", "grow")
+        for numbers in ((), (1,), (1, 0), (0, 1), (11,), (1, 1))
+    ]
+    seeds = [seed_for(*arguments) for arguments in asked]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**31 for seed in seeds)
+    assert seeds == [seed_for(*arguments) for arguments in asked]
+    assert seed_for(0, "grow", 1) == 688282385  # runs made before stay what they are
+
+
+def test_json_comes_back_as_it_was(tmp_path):
+    value = {"τ": 0.8, "texts": ["naïve", "狗"], "none": None, "count": 2**40}
+    write_json(tmp_path / "a.json", value)
+    assert read_json(tmp_path / "a.json") == value
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_number_that_json_lacks_leaves_the_old_file(tmp_path):
+    write_json(tmp_path / "a.json", {"loss": 1.0})
+    with pytest.raises(ValueError, match="Out of range"):
+        write_json(tmp_path / "a.json", {"loss": float("nan")})
+    assert read_json(tmp_path / "a.json") == {"loss": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (None, "a.json: no such file"),
+        (b'{"a": 1,\n "b": }\n', "a.json:2: not valid JSON"),
+        (b"", "a.json:1: not valid JSON"),
+        (b'{"a": "\xff"}', "a.json: byte 8 is not UTF-8"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(content, named, tmp_path):
+    if content is not None:
+        (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(UserError, match=named):
+        read_json(tmp_path / "a.json")

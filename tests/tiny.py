@@ -1,0 +1,76 @@
+"""The whole loop in seconds, for tests: an experiment file like those in experiments/."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from rest.baselines.bc import BCSettings
+from rest.data.batches import BatchSettings
+from rest.data.corpus import SyntheticCorpus, TextFiles
+from rest.data.synthetic import SyntheticLanguage
+from rest.data.tokenizer import SentencePieceSettings
+from rest.evaluation.evaluate import EvaluationSettings
+from rest.experiment import Experiment
+from rest.grow import GrowSettings
+from rest.improve import ImproveSettings
+from rest.learning.train import Schedule, TrainSettings
+from rest.model.transformer import TransformerSettings
+from rest.policy.beam import BeamSettings
+from rest.policy.sampler import SamplingSettings
+from rest.reward.fit import RewardSettings
+from rest.reward.raters import SimulatedRater
+from rest.reward.reward import Reward
+from rest.thresholds import GlobalPercentile
+
+batch = BatchSettings(batch_tokens=512, source_tokens=64, target_tokens=64)
+sampling = SamplingSettings(max_target_tokens=32, rows=96)
+
+
+def training(steps: int, every: int) -> TrainSettings:
+    return TrainSettings(max_steps=steps, evaluate_every=every, schedule=Schedule(5e-3, 5))
+
+
+experiment = Experiment(
+    corpus=SyntheticCorpus(SyntheticLanguage(train=240, dev=16, test=16)),
+    tokenizer=SentencePieceSettings(256),
+    model=TransformerSettings(width=32, heads=2, feed_forward=64, encoder_layers=1, decoder_layers=1),
+    batch=batch,
+    bc=BCSettings(train=replace(training(60, 20), average=2)),
+    reward=RewardSettings(rater=SimulatedRater(), sources=60, samples_per_source=2, batch=batch, train=training(10, 5)),
+    grow=GrowSettings(sources=64, samples_per_source=3, sampling=sampling, sources_per_shard=16),
+    improve=ImproveSettings(rule=GlobalPercentile((50.0, 75.0)), train=training(20, 10)),
+    evaluation=EvaluationSettings(
+        samples_per_source=2,
+        sampling=sampling,
+        beam=BeamSettings(beams=2, max_target_tokens=32),
+        dev_samples_per_source=2,
+        kl_sources=8,
+        shown=4,
+    ),
+)
+
+
+def words_in_common(sources: list[str], hypotheses: list[str], references: list[str] | None) -> np.ndarray:
+    """A given reward: share of the reference's words that the hypothesis has."""
+    assert references is not None
+    pairs = [(set(y.split()), set(r.split())) for y, r in zip(hypotheses, references, strict=True)]
+    return np.array([len(y & r) / len(r) for y, r in pairs], np.float32)
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A reward that gives every hypothesis the same score; for what a wrong reward does."""
+
+    score: float = 0.5
+    """What it gives."""
+    rows: int = 0
+    """So many scores too many."""
+
+    def __call__(self, sources: list[str], hypotheses: list[str], references: list[str] | None) -> np.ndarray:
+        return np.full(len(hypotheses) + self.rows, self.score, np.float32)
+
+
+given = replace(experiment, reward=Reward(words_in_common))
+constant = replace(experiment, reward=Reward(Constant()))
+text = replace(given, corpus=TextFiles(*[Path("to be given by flags")] * 6))
