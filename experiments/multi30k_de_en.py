@@ -53,9 +53,7 @@ sampling = SamplingSettings(temperature=0.8, max_target_tokens=56, rows=512)
 experiment = Experiment(
     corpus=Multi30k(MISSING),
     tokenizer=SentencePieceSettings(vocabulary_size=4096),
-    model=TransformerSettings(
-        width=128, heads=4, feed_forward=384, encoder_layers=3, decoder_layers=3, dropout=0.1
-    ),
+    model=TransformerSettings(width=128, heads=4, feed_forward=384, encoder_layers=3, decoder_layers=3, dropout=0.1),
     batch=batch,
     bc=BCSettings(
         train=TrainSettings(

@@ -52,7 +52,7 @@ def grow(
     folder, sources = stage.folder, grow_sources(train, settings, g, seed)
     count = -(-len(sources) // settings.sources_per_shard)
     began, drawn, tokens, work, total = time.perf_counter(), 0, 0, 0, 0.0
-    with Journal(folder / "journal") as journal, progress(f"grow {g}", len(sources)) as bar:
+    with Journal(folder / "journal", count) as journal, progress(f"grow {g}", len(sources)) as bar:
         for shard in range(count):
             rows = slice(shard * settings.sources_per_shard, (shard + 1) * settings.sources_per_shard)
             part = sources.take(rows)

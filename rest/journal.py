@@ -52,7 +52,7 @@ class Journal:
 
 def say(text: str) -> None:
     """One line for the person who follows the run, on standard error."""
-    console.print(text, highlight=False, markup=False)
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 class Bar:

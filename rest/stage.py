@@ -12,6 +12,7 @@ import functools
 import hashlib
 import inspect
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -27,7 +28,8 @@ from rest.errors import UserError
 def describe(value: Any) -> Any:
     """Settings as JSON: a dataclass by its qualified name and fields, a function by name and hash of its source.
 
-    Any other object that can be called is known by its class, as a function is, and by its attributes.
+    A function is also known by what it has captured, and any other object that can be called by its class and its
+    attributes.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -45,9 +47,10 @@ def describe(value: Any) -> Any:
             source = hashlib.sha256(inspect.getsource(function).encode()).hexdigest()
         except (OSError, TypeError) as error:
             raise UserError(f"{name}: has no Python source to know it by; use a function in a file") from error
-        attributes = {} if function is value else describe(getattr(value, "__dict__", {}))
-        return {"function": name, "source_sha256": source, **attributes}
-    if isinstance(value, Path):
+        captured = inspect.getclosurevars(value).nonlocals if inspect.isfunction(value) else {}
+        attributes = captured if function is value else getattr(value, "__dict__", {})
+        return {"function": name, "source_sha256": source, **describe(attributes)}
+    if isinstance(value, Path) or (isinstance(value, float) and not math.isfinite(value)):
         return str(value)
     return value
 

@@ -111,8 +111,9 @@ class LearnedReward:
 
     @cached_property
     def identity(self) -> str:
-        """Hash of the parameters and the tokenizer."""
-        digest = hashlib.sha256(self.base.tokenizer.identity.encode())
+        """Hash of the parameters, the tokenizer, the network's settings and where texts are cut."""
+        cut = self.batch.source_tokens, self.batch.target_tokens
+        digest = hashlib.sha256(repr((self.base.tokenizer.identity, self.base.settings, cut)).encode())
         for leaf in jax.tree.leaves(self.parameters):
             digest.update(np.ascontiguousarray(leaf).tobytes())
         return digest.hexdigest()
@@ -125,6 +126,8 @@ class LearnedReward:
 
     def predict(self, parameters: Any, examples: Examples) -> np.ndarray:
         """Raw scores, float32 [n]."""
+        if not len(examples):
+            return np.zeros(0, np.float32)
         return self._map(_predict, parameters, examples)
 
     def _map(self, function: Any, parameters: Any, examples: Examples) -> np.ndarray:

@@ -52,6 +52,10 @@ def test_scores_do_not_depend_on_batch_size_order_or_neighbours(reward, texts, s
     np.testing.assert_allclose(wider(sources, hypotheses, None)[short], scores[short], atol=1e-5)
 
 
+def test_no_hypotheses_have_no_scores(reward):
+    assert reward([], [], None).shape == (0,)
+
+
 def test_references_are_not_looked_at(reward, texts, scores):
     np.testing.assert_array_equal(reward(*texts, texts[0]), scores)
 
