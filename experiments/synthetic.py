@@ -29,14 +29,14 @@ sampling = SamplingSettings(temperature=0.8, max_target_tokens=48, rows=512)
 
 experiment = Experiment(
     corpus=SyntheticCorpus(
-        SyntheticLanguage(train=8000, dev=300, test=800, nouns=30, verbs=15, adjectives=12, adverbs=6)
+        SyntheticLanguage(train=6000, dev=240, test=600, nouns=20, verbs=10, adjectives=8, adverbs=4)
     ),
     tokenizer=SentencePieceSettings(vocabulary_size=512),
     model=TransformerSettings(width=128, heads=4, feed_forward=256, encoder_layers=2, decoder_layers=2, dropout=0.1),
     batch=batch,
     bc=BCSettings(
         train=TrainSettings(
-            max_steps=1200,
+            max_steps=800,
             evaluate_every=100,
             patience=3,
             average=3,
@@ -51,16 +51,16 @@ experiment = Experiment(
         train=TrainSettings(max_steps=100, evaluate_every=50, patience=2, schedule=Schedule(1e-4, 20)),
     ),
     grow_steps=2,
-    grow=GrowSettings(sources=2500, samples_per_source=8, sampling=sampling, sources_per_shard=512),
+    grow=GrowSettings(sources=2000, samples_per_source=8, sampling=sampling, sources_per_shard=512),
     improve=ImproveSettings(
         rule=PerSourcePercentile((50.0, 80.0)),
-        train=TrainSettings(max_steps=100, evaluate_every=50, patience=3, schedule=Schedule(6e-4, 20)),
+        train=TrainSettings(max_steps=80, evaluate_every=40, patience=3, schedule=Schedule(6e-4, 20)),
     ),
     evaluation=EvaluationSettings(
         samples_per_source=4,
         sampling=sampling,
         beam=BeamSettings(beams=4, max_target_tokens=48),
         dev_samples_per_source=2,
-        kl_sources=300,
+        kl_sources=200,
     ),
 )

@@ -1,0 +1,50 @@
+"""Keeps a run's numbers for the record: python scripts/record_result.py RUN NAME "COMMAND".
+
+Writes experiments/results/NAME.json: the command, the commit, versions, the settings and every row of summary.json.
+Run it in a clean checkout of the commit that made the run.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "sacrebleu", "sentencepiece")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def without_paths(settings: object) -> object:
+    """The settings with only the last part of a path: where text lay is nobody's concern."""
+    if isinstance(settings, dict):
+        return {key: without_paths(value) for key, value in settings.items()}
+    if isinstance(settings, list):
+        return [without_paths(value) for value in settings]
+    return Path(settings).name if isinstance(settings, str) and settings.startswith("/") else settings
+
+
+def main(run: Path, name: str, command: str) -> None:
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+    record = {
+        "command": command,
+        "commit": commit.stdout.strip(),
+        "machine": {"processors": os.cpu_count(), "python": platform.python_version()},
+        "packages": {package: version(package) for package in PACKAGES},
+        "settings": without_paths(json.loads((run / "experiment.json").read_text())),
+        "reward": json.loads((run / "reward" / "stage.json").read_text())["result"]
+        if (run / "reward").exists()
+        else None,
+        "rows": json.loads((run / "summary.json").read_text()),
+    }
+    target = ROOT / "experiments" / "results" / f"{name}.json"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    print(target)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit(__doc__)
+    main(Path(sys.argv[1]), *sys.argv[2:])
