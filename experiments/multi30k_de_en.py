@@ -31,7 +31,7 @@ from rest.policy.sampler import SamplingSettings
 from rest.reward.fit import RewardSettings
 from rest.reward.raters import MetricRater
 from rest.reward.reference_based import SentenceChrF
-from rest.thresholds import GlobalPercentile
+from rest.thresholds import PerSourcePercentile
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ experiment = Experiment(
     grow_steps=2,
     grow=GrowSettings(sources=12_000, samples_per_source=8, sampling=sampling),
     improve=ImproveSettings(
-        rule=GlobalPercentile((70.0, 80.0, 90.0)),
+        rule=PerSourcePercentile((50.0, 70.0, 85.0)),
         train=TrainSettings(max_steps=250, evaluate_every=50, patience=3, schedule=Schedule(4e-4, 20)),
     ),
     evaluation=EvaluationSettings(
@@ -88,19 +88,19 @@ experiment = Experiment(
 
 quick = replace(
     experiment,
-    bc=replace(experiment.bc, train=replace(experiment.bc.train, max_steps=1250)),
+    bc=replace(experiment.bc, train=replace(experiment.bc.train, max_steps=1000)),
     reward=replace(
         experiment.reward,
         sources=3000,
         samples_per_source=3,
-        train=replace(experiment.reward.train, max_steps=200),
+        train=replace(experiment.reward.train, max_steps=150),
     ),
     grow_steps=1,
     grow=replace(experiment.grow, sources=8000),
     improve=replace(
         experiment.improve,
-        rule=GlobalPercentile((75.0, 90.0)),
-        train=replace(experiment.improve.train, max_steps=150),
+        rule=PerSourcePercentile((50.0, 80.0)),
+        train=replace(experiment.improve.train, max_steps=120, evaluate_every=40),
     ),
     evaluation=replace(experiment.evaluation, dev_sources=500),
 )

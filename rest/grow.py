@@ -36,6 +36,13 @@ class GrowSettings:
     """Join the sources' human pairs to the samples: D_g = samples ∪ D."""
     guards: Guards = field(default_factory=Guards)
 
+    def __post_init__(self) -> None:
+        if self.sources < 0 or self.samples_per_source < 1 or self.sources_per_shard < 1:
+            raise UserError(
+                f"sources {self.sources} must not be below 0, samples_per_source {self.samples_per_source} and "
+                f"sources_per_shard {self.sources_per_shard} must be at least 1"
+            )
+
 
 def grow_sources(train: Split, settings: GrowSettings, g: int, seed: int) -> Split:
     """The sources of Grow step g, in the order of the corpus."""

@@ -115,3 +115,13 @@ def teacher_forced():
         return np.asarray(out, np.float64)[: len(tokens)]
 
     return compute
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """The folder of the tiny experiment, run through. Not to be written to."""
+    from rest.__main__ import main
+
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    main(["run", str(pathlib.Path(__file__).parent / "tiny.py"), "--out", str(out)])
+    return out

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,21 +39,7 @@ def summary(folder: Path) -> list[dict]:
     return [{key: value for key, value in row.items() if key != "wall_s"} for row in rows]
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny experiment, run through."""
-    out = tmp_path_factory.mktemp("runs") / "tiny"
-    main(["run", TINY, "--out", str(out)])
-    return out
-
-
-@pytest.fixture(scope="module")
-def undisturbed(finished: Path) -> list[dict]:
-    """The summary of the finished run, before a test adds to it."""
-    return summary(finished)
-
-
-def test_a_run_leaves_every_stage_and_its_report(finished: Path, undisturbed: list[dict]) -> None:
+def test_a_run_leaves_every_stage_and_its_report(finished: Path) -> None:
     stages = ["bc", "reward", "grow-1", "improve-1-0", "improve-1-1", "improve-1-2", "bc_continued-40"]
     for stage in stages:
         assert (finished / stage / "stage.json").exists()
@@ -73,14 +60,16 @@ def test_a_run_leaves_every_stage_and_its_report(finished: Path, undisturbed: li
 def test_a_finished_run_is_left_alone_and_more_improves_are_added(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = {path: path.stat().st_mtime_ns for path in finished.glob("*/stage.json")}
-    main(["run", TINY, "--out", str(finished)])
+    out = tmp_path / "more"
+    shutil.copytree(finished, out)
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*/stage.json")}
+    main(["run", TINY, "--out", str(out)])
     assert "G1 I2" in capsys.readouterr().out
-    main(["run", TINY, "--out", str(finished), "--improve.rule.percentiles", "50", "75", "90"])
+    main(["run", TINY, "--out", str(out), "--improve.rule.percentiles", "50", "75", "90"])
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    new = {path.parent.name for path in finished.glob("*/stage.json")} - {path.parent.name for path in before}
+    new = {path.parent.name for path in out.glob("*/stage.json")} - {path.parent.name for path in before}
     assert new == {"improve-1-3", "bc_continued-60"}
-    assert [row["improve"] for row in summary(finished) if row["policy"] == "rest"] == [0, 1, 2, 3]
+    assert [row["improve"] for row in summary(out) if row["policy"] == "rest"] == [0, 1, 2, 3]
 
 
 def killed_while(out: Path, underway: str) -> None:
@@ -102,9 +91,7 @@ def killed_while(out: Path, underway: str) -> None:
     process.stderr.close()
 
 
-def test_a_run_killed_in_bc_in_grow_and_in_improve_ends_as_if_it_had_not_been(
-    tmp_path: Path, finished: Path, undisturbed: list[dict]
-) -> None:
+def test_a_run_killed_in_bc_in_grow_and_in_improve_ends_as_if_it_had_not_been(tmp_path: Path, finished: Path) -> None:
     out = tmp_path / "killed"
     killed_while(out, ".bc.partial/checkpoints/20")
     assert not (out / "bc").exists()
@@ -115,10 +102,10 @@ def test_a_run_killed_in_bc_in_grow_and_in_improve_ends_as_if_it_had_not_been(
     main(["run", TINY, "--out", str(out)])
     assert files(out / "grow-1", "part-*") == files(finished / "grow-1", "part-*")
     assert files(out / "grow-1", "manifest.json") == files(finished / "grow-1", "manifest.json")
-    assert summary(out) == undisturbed
+    assert summary(out) == summary(finished)
 
 
-def test_the_stages_alone_make_what_the_run_makes(tmp_path: Path, finished: Path, undisturbed: list[dict]) -> None:
+def test_the_stages_alone_make_what_the_run_makes(tmp_path: Path, finished: Path) -> None:
     out = ["--out", str(tmp_path / "alone")]
     main(["bc", TINY, *out])
     main(["reward", "train", TINY, *out])
@@ -128,7 +115,7 @@ def test_the_stages_alone_make_what_the_run_makes(tmp_path: Path, finished: Path
     for pattern in ("part-*", "manifest.json"):
         assert files(tmp_path / "alone" / "grow-1", pattern) == files(finished / "grow-1", pattern)
     alone = summary(tmp_path / "alone")
-    assert alone and [row for row in alone if row not in undisturbed] == []
+    assert alone and [row for row in alone if row not in summary(finished)] == []
     main(["report", str(tmp_path / "alone")])
     assert (tmp_path / "alone" / "report.html").exists()
 

@@ -21,7 +21,7 @@ from rest.policy.sampler import SamplingSettings
 from rest.reward.fit import RewardSettings
 from rest.reward.raters import SimulatedRater
 from rest.reward.reward import Reward
-from rest.thresholds import GlobalPercentile
+from rest.thresholds import Fixed, GlobalPercentile
 
 batch = BatchSettings(batch_tokens=512, source_tokens=64, target_tokens=64)
 sampling = SamplingSettings(max_target_tokens=32, rows=96)
@@ -74,3 +74,4 @@ class Constant:
 given = replace(experiment, reward=Reward(words_in_common))
 constant = replace(experiment, reward=Reward(Constant()))
 text = replace(given, corpus=TextFiles(*[Path("to be given by flags")] * 6))
+nothing_passes = replace(given, improve=replace(given.improve, rule=Fixed((0.0, 1.0)), unfiltered=False))

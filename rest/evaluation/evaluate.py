@@ -38,6 +38,11 @@ class EvaluationSettings:
     shown: int = 12
     """Sources whose outputs the report shows side by side."""
 
+    def __post_init__(self) -> None:
+        for name in ("samples_per_source", "dev_samples_per_source", "kl_sources"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+
 
 def mean_reward(
     policy: Policy, dev: Split, reward: Reward, settings: EvaluationSettings, seed: int

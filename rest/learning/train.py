@@ -95,6 +95,11 @@ class TrainSettings:
     schedule: Schedule = field(default_factory=Schedule)
     adam: Adam = field(default_factory=Adam)
 
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "evaluate_every", "patience", "accumulate", "average"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+
 
 @dataclass(frozen=True)
 class Trained:

@@ -19,6 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from rest.data.batches import pad
+from rest.errors import UserError
 from rest.learning.mesh import data_mesh, divide
 from rest.model.transformer import BLOCKED
 from rest.policy.policy import Policy
@@ -39,6 +40,17 @@ class SamplingSettings:
     """Longest hypothesis, EOS included; a longer one is cut (finish = length)."""
     rows: int = 512
     """Hypotheses decoded at the same time."""
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise UserError(f"temperature must be above 0, not {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p must be above 0 and at most 1, not {self.top_p}")
+        if self.top_k < 0 or self.max_target_tokens < 1 or self.rows < 1:
+            raise UserError(
+                f"top_k {self.top_k} must not be below 0, max_target_tokens {self.max_target_tokens} and rows "
+                f"{self.rows} must be at least 1"
+            )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,87 @@
+"""What happens between the stages: which policy starts what, which text is used where, what is counted."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rest.__main__ import main
+from rest.algorithm import Run, last_policy
+from rest.errors import UserError
+from rest.experiment import load_experiment
+from rest.grow import open_dataset
+from rest.policy.policy import Policy
+
+TINY = str(Path(__file__).parent / "tiny.py")
+
+
+def stage(run: Path, name: str) -> dict[str, Any]:
+    return json.loads((run / name / "stage.json").read_text())
+
+
+def identity(run: Path, name: str) -> str:
+    return Policy.load(run / name / "policy").identity
+
+
+def test_improve_goes_on_from_the_policy_before_and_the_side_branch_does_not_count(finished: Path) -> None:
+    bc, first, second = (identity(finished, name) for name in ("bc", "improve-1-1", "improve-1-2"))
+    assert len({bc, first, second, identity(finished, "improve-1-0")}) == 4
+    started = [stage(finished, name)["settings"]["policy"] for name in ("improve-1-0", "improve-1-1", "improve-1-2")]
+    assert started == [bc, bc, first]
+    run = Run(load_experiment(TINY), finished)
+    assert run.policy_before(1).identity == run.policy_before(1, 1).identity == bc
+    assert run.policy_before(1, 2).identity == first
+    assert run.policy_before(2).identity == last_policy(finished).identity == second
+    assert last_policy(finished / "bc").identity == bc
+    with pytest.raises(UserError, match=r"rest improve --g 2 --i 1"):
+        run.policy_before(2, 2)
+
+
+def test_thresholds_rise_and_learning_rates_fall(finished: Path) -> None:
+    first, second = (stage(finished, f"improve-1-{i}")["result"] for i in (1, 2))
+    assert first["threshold"] < second["threshold"] and first["rows_kept"] > second["rows_kept"]
+    assert second["learning_rate"] == first["learning_rate"] / 2
+    rewards = open_dataset(finished / "grow-1").columns(["reward"])["reward"]
+    for result in (first, second):
+        kept = rewards > result["threshold"]
+        assert result["rows_kept"] == kept.sum()
+        assert result["mean_reward_kept"] == pytest.approx(rewards[kept].mean(), abs=1e-5)
+        assert max(score for _, score in result["dev_reward"]) >= result["dev_reward"][0][1]
+
+
+def test_grow_uses_no_source_that_was_rated(finished: Path) -> None:
+    run = Run(load_experiment(TINY), finished)
+    grown, rated = run._parts
+    assert not np.intersect1d(grown.ids, rated.ids).size and len(rated) == 60
+    assert len(grown) + len(rated) == len(run.train)
+    drawn = np.unique(open_dataset(finished / "grow-1").columns(["source_id"])["source_id"])
+    assert np.isin(drawn, grown.ids).all() and len(drawn) == 64
+
+
+def test_the_control_trains_for_as_many_steps_as_all_improves(finished: Path) -> None:
+    steps = sum(stage(finished, f"improve-1-{i}")["result"]["gradient_steps"] for i in (1, 2))
+    control = stage(finished, f"bc_continued-{steps}")
+    assert control["result"]["gradient_steps"] == steps
+    assert control["settings"]["policy"] == identity(finished, "bc")
+
+
+def test_a_grow_step_ends_with_a_warning_when_nothing_passes(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished / "bc", tmp_path / "bc")
+    main(["run", f"{TINY}:nothing_passes", "--out", str(tmp_path)])
+    assert "improve 1.2: warning: no row passes" in capsys.readouterr().err
+    assert (tmp_path / "improve-1-1").exists() and not (tmp_path / "improve-1-2").exists()
+    assert (tmp_path / "bc_continued-20").exists() and (tmp_path / "report.html").exists()
+    with pytest.raises(SystemExit):
+        main(["improve", f"{TINY}:nothing_passes", "--out", str(tmp_path), "--g", "1", "--i", "2"])
+    assert "no row passes" in capsys.readouterr().err
+
+
+def test_too_many_rated_sources_leave_none_for_grow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", TINY, "--out", str(tmp_path), "--reward.sources", "500", "--bc.train.max-steps", "1"])
+    assert "reward.sources 500" in capsys.readouterr().err
