@@ -189,7 +189,7 @@ def _inspect(arguments: Sequence[str]) -> None:
     dataset = open_dataset(flags.folder)
     if flags.verify:
         dataset.verify()
-    Console().print(describe(dataset, flags.rows))
+    _console().print(describe(dataset, flags.rows))
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
@@ -250,11 +250,16 @@ def _show(folder: Path) -> None:
 
     rows = read_json(folder / "summary.json")
     report = write_report(folder)
-    shown = Console(width=max(116, Console().width))  # narrower than that, the table would lose columns
+    shown = _console()
     shown.print(console(rows, "test"))
     for sentence in verdict(rows, "test"):
         shown.print(sentence, highlight=False, markup=False)
     shown.print(f"report: {report}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _console() -> Console:
+    """Standard output, wide enough for the tables: narrower, they would lose columns."""
+    return Console(width=max(116, Console().width))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -59,7 +59,7 @@ class Run:
 
     @cached_property
     def corpus(self) -> Corpus:
-        """The cleaned text, without training pairs that are longer than a row of a batch."""
+        """The cleaned text, with what cleaning dropped counted."""
         corpus = self.experiment.corpus.load(self.experiment.cleaning)
         say("corpus: " + "; ".join(f"{split} {_counts(counts)}" for split, counts in corpus.counts.items()))
         return corpus
@@ -74,10 +74,9 @@ class Run:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """Trained with BC, and kept in its folder."""
-        for folder in (self.out / "bc", self.out / ".bc.partial"):
-            if (folder / "tokenizer").exists():
-                return load_tokenizer(folder / "tokenizer")
+        """Trained with BC, and kept in its folder; the same text and settings give the same."""
+        if (self.out / "bc").exists():
+            return load_tokenizer(self.out / "bc" / "tokenizer")
         train = self.corpus.train
         return self.experiment.tokenizer.train([train.sources, train.references or []], self.experiment.seed)
 

@@ -121,6 +121,8 @@ def cell(row: Row, column: Column) -> tuple[str, str]:
     if value is None:
         return "", ""
     text = f"{value:,.{column.digits}f}"
+    if not float(text.replace(",", "")):
+        text = text.removeprefix("-")  # an estimate just below zero
     return text, f"{ends[0]:.{column.digits}f}–{ends[1]:.{column.digits}f}" if ends else ""
 
 
@@ -291,9 +293,9 @@ def plain(value: Any, digits: int = 3) -> str:
 
 
 def _threshold(stage: dict[str, Any]) -> str:
-    tau = stage.get("threshold")
-    if isinstance(tau, (list, dict)):
-        return "one a source"
+    tau, spread = stage.get("threshold"), stage.get("thresholds")
+    if spread:
+        return f"one a source, {plain(spread['min'])}–{plain(spread['max'])}, mean {plain(spread['mean'])}"
     return "none" if tau is None or tau == -math.inf else plain(tau)
 
 

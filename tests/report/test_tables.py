@@ -201,8 +201,10 @@ def test_improve_lines() -> None:
     assert told["stage"] == "G1 I2"
     assert (told["rows kept"], told["share"], told["learning rate"]) == ("1,500", "50.0%", "0.0001")
     assert told[""] == "the starting policy won; few rows"
-    thresholds = [{**stage, "threshold": tau} for tau in (None, -math.inf, [0.1, 0.2])]
-    assert [line[1] for line in tables.improve_lines(thresholds)[1:]] == ["none", "none", "one a source"]
+    without = [{**stage, "threshold": tau} for tau in (None, -math.inf)]
+    assert [line[1] for line in tables.improve_lines(without)[1:]] == ["none", "none"]
+    of_sources = {**stage, "threshold": None, "thresholds": {"min": 0.25, "mean": 0.5, "max": 0.75}}
+    assert tables.improve_lines([of_sources])[1][1] == "one a source, 0.250–0.750, mean 0.500"
     assert tables.improve_lines([{"grow": 1, "improve": 1}])[1][0] == "G1 I1"
 
 
