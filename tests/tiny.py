@@ -73,5 +73,10 @@ class Constant:
 
 given = replace(experiment, reward=Reward(words_in_common))
 constant = replace(experiment, reward=Reward(Constant()))
-text = replace(given, corpus=TextFiles(*[Path("to be given by flags")] * 6))
+# The text of the tests has longer sentences.
+text = replace(
+    given,
+    batch=BatchSettings(batch_tokens=768, source_tokens=96, target_tokens=96),
+    corpus=TextFiles(*[Path("to be given by flags")] * 6),
+)
 nothing_passes = replace(given, improve=replace(given.improve, rule=Fixed((0.0, 1.0)), unfiltered=False))

@@ -96,9 +96,9 @@ class TrainSettings:
     adam: Adam = field(default_factory=Adam)
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "evaluate_every", "patience", "accumulate", "average"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name, least in {"max_steps": 0, "evaluate_every": 1, "patience": 1, "accumulate": 1, "average": 1}.items():
+            if getattr(self, name) < least:
+                raise UserError(f"{name} must be at least {least}, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

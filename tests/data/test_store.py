@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import rest.data.store as store
+from rest.data import shards, store
 from rest.data.shards import SCHEMA, shard_name, shard_rows, write_shard
 from rest.data.store import ScoredDataset, write_manifest
 from rest.errors import UserError
@@ -59,7 +59,8 @@ def complete(folder: Path, sizes: tuple[int, ...] = (5, 0, 4)) -> ScoredDataset:
 @pytest.fixture
 def dataset(tmp_path, monkeypatch) -> ScoredDataset:
     """36 rows in three shards, one of them empty, of small row groups."""
-    monkeypatch.setattr(store, "ROW_GROUP", 6)
+    for module in (shards, store):
+        monkeypatch.setattr(module, "ROW_GROUP", 6)
     return complete(tmp_path / "grow-1")
 
 

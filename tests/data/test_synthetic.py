@@ -51,9 +51,9 @@ def test_the_same_settings_give_the_same_sentences():
 
 def test_sentences_of_seed_0_never_change():
     assert (SOURCES[0], CLEAN[0], REFERENCES[0]) == (
-        "da nukuni numo botu",
-        "thuzesas juleas jugravam jahirint",
-        "juleas thuzesas jugravaim juklavint",
+        "du goke me mipi du sebe sena",
+        "vothaka thibrekom wegromeo vavonit brar",
+        "thisheka thibrekom wegromeas vavonit brar brar",
     )
 
 
