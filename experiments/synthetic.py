@@ -3,7 +3,7 @@
 Shows    Behavioural cloning copies its noisy references; Grow and Improve with a reward learned from one noisy rater
          go beyond them, in that reward and in exact quality ("gold"), which no part of the training sees.
 Command  rest run experiments/synthetic.py --out runs/demo
-Hardware 2 CPU cores: about 7 minutes
+Hardware 2 CPU cores: about 7 minutes, without installation
 Expect   experiments/LOG.md has what was measured.
 """
 
