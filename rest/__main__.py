@@ -120,6 +120,7 @@ def _reward_train(arguments: Sequence[str]) -> None:
 
 def _grow(arguments: Sequence[str]) -> None:
     with _opened("grow", arguments, _GrowFlags) as (flags, run):
+        _within("g", flags.g, 1, run.experiment.grow_steps, "grow_steps")
         run.grow(flags.g, run.policy_before(flags.g), run.reward())
 
 
@@ -127,6 +128,8 @@ def _improve(arguments: Sequence[str]) -> None:
     from rest.grow import open_dataset
 
     with _opened("improve", arguments, _ImproveFlags) as (flags, run):
+        _within("g", flags.g, 1, run.experiment.grow_steps, "grow_steps")
+        _within("i", flags.i, 0, run.experiment.improve.rule.steps, "steps of improve.rule")
         dataset = open_dataset(flags.out / f"grow-{flags.g}")
         run.improve(flags.g, flags.i, run.policy_before(flags.g, flags.i), dataset, run.reward())
 
@@ -215,7 +218,7 @@ def _opened(command: str, arguments: Sequence[str], own: type[T]) -> Iterator[tu
     from rest.experiment import Experiment, load_experiment
 
     if not arguments or arguments[0].startswith("-"):
-        raise UserError(f"rest {command}: name an experiment first, as in `rest {command} FILE[:variant] --out DIR`")
+        raise UserError(f"name an experiment first, as in `rest {command} FILE[:variant] --out DIR`")
     default = load_experiment(arguments[0])
 
     def join(
@@ -231,6 +234,11 @@ def _opened(command: str, arguments: Sequence[str], own: type[T]) -> Iterator[tu
     run = Run(experiment, flags.out)
     with run.recorded():
         yield flags, run
+
+
+def _within(flag: str, value: int, low: int, high: int, limit: str) -> None:
+    if not low <= value <= high:
+        raise UserError(f"--{flag} {value}: must be from {low} to {high}, the {limit} of the experiment")
 
 
 def _configure_jax() -> None:
@@ -265,7 +273,7 @@ def _console() -> Console:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one subcommand; a user's mistake is one sentence on standard error and exit status 1."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or arguments[0] in ("-h", "--help") or arguments[1:] in (["-h"], ["--help"]):
         print(USAGE, end="")
         return
     words = 2 if arguments[0] == "reward" else 1

@@ -22,17 +22,18 @@ from rest.errors import UserError
 from rest.evaluation.evaluate import evaluate, mean_reward
 from rest.experiment import Experiment
 from rest.grow import grow, open_dataset
-from rest.improve import improve, select
+from rest.improve import improve, named, select
 from rest.journal import say
 from rest.policy.policy import Policy
 from rest.reward.fit import RewardSettings, fit, rate
 from rest.reward.learned import LearnedReward
 from rest.reward.reward import Reward
-from rest.stage import Stage, completed, describe, discard, open_stage, read_json, seed_for, write_json
+from rest.stage import Stage, describe, discard, open_stage, read_json, seed_for, write_json
 
 
 def rest(run: Run) -> None:
     """Grow and Improve, and what they are compared with. Stages that are complete are not made again."""
+    run.try_reward()
     policy = run.bc()  # π₀
     reward = run.reward()
     run.evaluate("bc", policy)
@@ -140,8 +141,15 @@ class Run:
 
     def load(self, name: str, made_by: str = "rest run") -> Policy:
         """The policy of a stage that must be complete."""
-        completed(self.out / name, made_by)
+        if not (self.out / name / "policy").exists():
+            raise UserError(f"{self.out / name}: no such policy in this run; policies are made with `{made_by}`")
         return Policy.load(self.out / name / "policy")
+
+    def try_reward(self) -> None:
+        """Call a given reward on a few references, so that what is wrong with it shows before anything is trained."""
+        if not self.learns_reward:
+            few = self.corpus.dev.take(slice(0, 8))
+            self.experiment.reward(few.sources, few.references or few.sources, few.references)
 
     # The stages
 
@@ -179,7 +187,7 @@ class Run:
             raise UserError(f"{self.out}: no Improve step is complete, so there is nothing to train BC on for")
         training = dataclasses.replace(e.improve.training(1), max_steps=steps, patience=steps + 1)
         policy, reward = self.load("bc", "rest bc"), self.reward()
-        settings = self._settings(policy=policy.identity, reward=reward.identity, loss=e.bc.loss, train=training)
+        settings = self._settings(policy=policy.identity, reward=reward.settings, loss=e.bc.loss, train=training)
         name = f"bc_continued-{steps}"
         with open_stage(self.out / name, settings) as stage:
             if not stage.finished:
@@ -220,7 +228,7 @@ class Run:
     def grow(self, g: int, policy: Policy, reward: Reward) -> ScoredDataset:
         """Grow step g."""
         e = self.experiment
-        settings = self._settings(policy=policy.identity, reward=reward.identity, grow=e.grow, step=g)
+        settings = self._settings(policy=policy.identity, reward=reward.settings, grow=e.grow, step=g)
         with open_stage(self.out / f"grow-{g}", settings) as stage:
             if not stage.finished:
                 began = time.perf_counter()
@@ -240,7 +248,7 @@ class Run:
         settings = self._settings(
             policy=start.identity,
             dataset=dataset.identity,
-            reward=reward.identity,
+            reward=reward.settings,
             improve=e.improve.at(i),
             batch=e.batch,
             choose=choose,
@@ -266,14 +274,14 @@ class Run:
         """Whether the filter of Improve step i leaves nothing, which ends this Grow step with a warning."""
         if (self.out / f"improve-{g}-{i}").exists() or select(dataset, self.experiment.improve, i).rows:
             return False
-        say(f"improve {g}.{i}: warning: no row passes {self.experiment.improve.rule.at(i)}; grow {g} ends here")
+        say(f"improve {g}.{i}: warning: no row passes {named(self.experiment.improve.rule, i)}; grow {g} ends here")
         return True
 
     def evaluate(self, name: str, policy: Policy) -> dict[str, Any]:
         """Reward and other metrics of a policy on test, in evaluation/<name>."""
         e, corpus, bc, reward = self.experiment, self.corpus, self.load("bc", "rest bc"), self.reward()
         settings = self._settings(
-            policy=policy.identity, bc=bc.identity, reward=reward.identity, evaluation=e.evaluation
+            policy=policy.identity, bc=bc.identity, reward=reward.settings, evaluation=e.evaluation
         )
         with open_stage(self.out / "evaluation" / name, settings) as stage:
             if not stage.finished:

@@ -20,7 +20,7 @@ from rest.learning.losses import NLL
 from rest.learning.train import Schedule, Trained, TrainSettings, train
 from rest.policy.policy import Policy, PolicyObjective
 from rest.stage import discard, seed_for
-from rest.thresholds import Columns, GlobalPercentile, HumanPairs, Selection
+from rest.thresholds import Columns, GlobalPercentile, HumanPairs, Rule, Selection
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,11 @@ class ImproveSettings:
         return dataclasses.replace(self.train, schedule=dataclasses.replace(schedule, learning_rate=rate))
 
 
+def named(rule: Rule, i: int) -> str:
+    """Improve step i of a rule, for messages."""
+    return ", ".join(f"{name} {value}" for name, value in rule.at(i).items())
+
+
 def select(dataset: ScoredDataset, settings: ImproveSettings, i: int) -> Selection:
     """The rows of D_g that Improve step i learns from."""
     stored = dataset.columns(["source_id", "reward", "is_reference"])
@@ -84,7 +89,7 @@ def improve(
     selection = select(dataset, settings, i)
     if not selection.rows:
         raise UserError(
-            f"{dataset.folder}: no row passes {settings.rule.at(i)} with human pairs {settings.human_pairs!r}; "
+            f"{dataset.folder}: no row passes {named(settings.rule, i)} with human pairs {settings.human_pairs!r}; "
             f"the highest reward is {dataset.manifest.reward['all']['max']:.4f}"
         )
     if selection.warning:

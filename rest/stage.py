@@ -108,11 +108,11 @@ def open_stage(folder: Path, settings: dict[str, Any]) -> Iterator[Stage]:
     try:
         for existing in (folder, partial):
             record = existing / "stage.json"
-            if record.exists():
+            if record.exists() and (existing == folder or len(list(existing.iterdir())) > 1):
                 changed = differences(read_json(record)["settings"], settings)
                 if changed:
                     raise UserError(
-                        f"{folder} was made with other settings: {'; '.join(changed)}. "
+                        f"{existing} was made with other settings: {'; '.join(changed)}. "
                         f"Choose another folder, or remove this one to make it again"
                     )
         if folder.exists():
@@ -125,13 +125,6 @@ def open_stage(folder: Path, settings: dict[str, Any]) -> Iterator[Stage]:
         yield Stage(partial, finished=False, settings=settings)
     finally:
         lock.release()
-
-
-def completed(folder: Path, made_by: str) -> dict[str, Any]:
-    """The result of a stage that must be complete; `made_by` is the command that makes it."""
-    if not (folder / "stage.json").exists():
-        raise UserError(f"{folder}: this stage is not complete; make it with `{made_by}`")
-    return read_json(folder / "stage.json")["result"]
 
 
 def discard(folder: Path) -> None:

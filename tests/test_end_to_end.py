@@ -186,7 +186,10 @@ def test_a_folder_made_with_other_settings_is_refused_naming_them(
 
 def test_stages_need_the_ones_before_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "rest bc" in refused(capsys, "reward", "train", TINY, "--out", tmp_path)
-    assert "no such grow step" in refused(capsys, "improve", TINY, "--out", tmp_path, "--g", 3)
+    assert "no such grow step" in refused(capsys, "improve", TINY, "--out", tmp_path)
+    assert "--g 3: must be from 1 to 1" in refused(capsys, "grow", TINY, "--out", tmp_path, "--g", 3)
+    assert "--i 3: must be from 0 to 2" in refused(capsys, "improve", TINY, "--out", tmp_path, "--i", 3)
+    assert "no such policy" in refused(capsys, "evaluate", TINY, "--out", tmp_path, "--policy", "best")
     assert "no such folder" in refused(capsys, "report", tmp_path / "none")
     assert "no such grow step" in refused(capsys, "inspect", tmp_path / "none")
 
@@ -214,7 +217,7 @@ def test_a_damaged_shard_is_named(finished: Path, tmp_path: Path, capsys: pytest
     [
         ("nan", 0, "the score nan of hypothesis 0"),
         ("1.5", 0, "is outside [0, 1] and the reward has no scale"),
-        ("0.5", 2, "returned shape (34,) for 32 hypotheses, not (32,)"),
+        ("0.5", 2, "returned shape (10,) for 8 hypotheses, not (8,)"),
     ],
 )
 def test_a_wrong_reward_is_refused_and_nothing_is_lost(
@@ -227,6 +230,10 @@ def test_a_wrong_reward_is_refused_and_nothing_is_lost(
     message = refused(capsys, "run", f"{TINY}:constant", "--out", out, *wrong)
     assert said in message and "Constant" in message
     assert (out / "bc" / "stage.json").exists()
+    said = refused(capsys, "evaluate", f"{TINY}:constant", "--out", out, *wrong)  # without the check before a run
+    assert "Constant" in said and not (out / "evaluation" / "bc").exists()
+    main(["evaluate", f"{TINY}:constant", "--out", str(out)])  # the reward is mended, and nothing stands in the way
+    assert (out / "evaluation" / "bc").exists()
 
 
 # Wrong text

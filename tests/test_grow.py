@@ -117,7 +117,7 @@ def test_the_manifest_names_what_made_the_dataset_and_nothing_of_the_machine(dat
     dataset.verify()
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):
     pass
 
 

@@ -105,7 +105,9 @@ def test_a_hypothesis_longer_than_a_row_is_refused_by_the_setting_to_change(data
 
 def test_when_no_row_passes_the_rule_is_named(dataset, lively, batch, evaluate, tmp_path):
     settings = replace(SETTINGS, rule=Fixed((0.5, 1.0)))
-    with pytest.raises(UserError, match=r"no row passes .*'threshold': 1.0.* 'compete'; the highest reward is"):
+    with pytest.raises(
+        UserError, match=r"no row passes rule Fixed, threshold 1.0 with human pairs 'compete'; the highest reward is"
+    ):
         run(lively, dataset, batch, evaluate, tmp_path, settings, i=2)
 
 

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from rest.errors import UserError
 from rest.learning.train import Schedule
 from rest.stage import (
-    completed,
     describe,
     differences,
     discard,
@@ -93,7 +92,9 @@ def test_a_stage_that_was_killed_goes_on_with_what_it_had(tmp_path):
 @pytest.mark.parametrize("start", [lambda *a: make(*a, {}), begin], ids=["complete", "half done"])
 def test_other_settings_are_refused_by_name_and_nothing_is_lost(start, tmp_path):
     start(tmp_path / "bc", {"seed": 1, "train": Settings()})
-    named = r"bc was made with other settings: train\.schedule\.learning_rate was 0\.5, is now 0\.25\. Choose"
+    named = (
+        r"bc(\.partial)? was made with other settings: train\.schedule\.learning_rate was 0\.5, is now 0\.25\. Choose"
+    )
     changed = {"seed": 1, "train": Settings(schedule=Schedule(0.25))}
     with pytest.raises(UserError, match=named), open_stage(tmp_path / "bc", changed):
         pass
@@ -136,12 +137,12 @@ def test_a_failed_stage_is_free_again(tmp_path):
     make(tmp_path / "bc", {}, {})
 
 
-def test_the_result_of_a_stage_that_is_not_complete_is_refused_with_the_command_to_make_it(tmp_path):
-    begin(tmp_path / "bc", {})
-    with pytest.raises(UserError, match="bc: this stage is not complete; make it with `rest bc`"):
-        completed(tmp_path / "bc", "rest bc")
-    make(tmp_path / "bc", {}, {"loss": 1})
-    assert completed(tmp_path / "bc", "rest bc") == {"loss": 1}
+def test_a_half_made_stage_that_holds_nothing_yet_does_not_bind(tmp_path):
+    with pytest.raises(RuntimeError, match="killed"), open_stage(tmp_path / "bc", {"seed": 1}):
+        raise RuntimeError("killed")
+    begin(tmp_path / "bc", {"seed": 2})  # this one writes
+    with pytest.raises(UserError, match=r"\.bc\.partial was made with other settings: seed was 2, is now 3"):
+        make(tmp_path / "bc", {"seed": 3}, {})
 
 
 def test_discarding_takes_a_folder_that_may_be_gone_already(tmp_path):

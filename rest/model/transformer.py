@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from rest.errors import UserError
+
 BLOCKED = -1e9  # logit of an id that must never be produced; finite, so that 0 x BLOCKED is not NaN
 
 
@@ -37,6 +39,10 @@ class TransformerSettings:
     """Normalise the input of a layer (T5) instead of its output (Marian)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of activations and matrix products; parameters, softmax and log-probabilities are float32."""
+
+    def __post_init__(self) -> None:
+        if self.width % (2 * self.heads):
+            raise UserError(f"model: width {self.width} must be a multiple of twice the heads, {self.heads}")
 
 
 class Keys(NamedTuple):
@@ -185,8 +191,6 @@ class Transformer(nnx.Module):
     """Encoder-decoder. Masks are bool, True = may be seen; ids `blocked` are never produced."""
 
     def __init__(self, settings: TransformerSettings, vocabulary_size: int, *, pad_id: int, rngs: nnx.Rngs) -> None:
-        if settings.width % (2 * settings.heads):
-            raise ValueError(f"width {settings.width} must be a multiple of twice the heads, {settings.heads}")
         self.settings, self.vocabulary_size, self.pad_id = settings, vocabulary_size, pad_id
         padded = -(-vocabulary_size // 64) * 64  # the sampler searches blocks of 64
         scale = settings.width**-0.5

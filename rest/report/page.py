@@ -250,7 +250,9 @@ def _figures(run: Run) -> Iterable[str]:
         found = [(f"I{stage['improve']}", stage.get("threshold")) for stage in stages]
         numbers = [(name, float(tau)) for name, tau in found if isinstance(tau, (int, float))]
         taus = [(name, tau) for name, tau in numbers if math.isfinite(tau)]
-        caption = f"Rewards of the {len(rewards):,} rows of Grow {g}, and what each threshold keeps."
+        caption = f"Rewards of the {len(rewards):,} rows of Grow {g}" + (
+            ", and what each threshold keeps." if taus else "."
+        )
         drawn.append((plots.reward_histogram(rewards, taus), f"grow{g}", caption))
     if any(figure for figure, _, _ in drawn):
         yield "<h2>Curves</h2>"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -53,15 +54,27 @@ class Reward:
         return getattr(function, "__qualname__", type(function).__qualname__)
 
     @property
-    def identity(self) -> str:
-        """Hash of the function (its own identity if it has one, else its source or settings) and of the scale."""
+    def settings(self) -> dict[str, Any]:
+        """What the scores depend on: the function (its own identity if it has one, else its source and settings)."""
         own = getattr(self.function, "identity", None) or describe(self.function)
-        return hashlib.sha256(json.dumps([own, describe(self.scale)]).encode()).hexdigest()
+        return {"function": own, "scale": describe(self.scale)}
+
+    @property
+    def identity(self) -> str:
+        """Hash of the settings."""
+        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
 
     def __call__(self, sources: Sequence[str], hypotheses: Sequence[str], references: Sequence[str] | None) -> Scored:
         """Score hypotheses; a score that cannot be used is an error that names the first hypothesis it is given to."""
         n = len(hypotheses)
-        raw = np.asarray(self.function(sources, hypotheses, references))
+        try:
+            raw = np.asarray(self.function(sources, hypotheses, references))
+        except UserError:
+            raise
+        except Exception as error:
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            what = f"{type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})"
+            raise UserError(f"reward {self.name}: raised {what}") from error
         if raw.shape != (n,):
             raise UserError(f"reward {self.name}: returned shape {raw.shape} for {n} hypotheses, not ({n},)")
         if not np.issubdtype(raw.dtype, np.number) or np.issubdtype(raw.dtype, np.complexfloating):

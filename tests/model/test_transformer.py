@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from rest.data.batches import Batch, BatchSettings, Examples, evaluation_batches
+from rest.errors import UserError
 from rest.model.transformer import Scores, Transformer, TransformerSettings, dropout, sinusoids
 from rest.policy.policy import hidden_states
 
@@ -226,5 +227,5 @@ def test_the_number_of_parameters_follows_from_the_settings(settings):
 
 
 def test_a_width_that_the_heads_do_not_divide_is_refused():
-    with pytest.raises(ValueError, match="width 18 must be a multiple of twice the heads, 4"):
+    with pytest.raises(UserError, match="width 18 must be a multiple of twice the heads, 4"):
         network(dataclasses.replace(SMALL, width=18, heads=4))

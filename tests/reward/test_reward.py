@@ -138,3 +138,11 @@ def test_identity_follows_the_source_the_settings_and_the_scale():
 def test_the_name_is_that_of_the_function_or_class():
     assert Reward(words).name == "words"
     assert Reward(Share("e")).name == "Share"
+
+
+def test_an_exception_in_a_reward_function_is_told_with_its_place():
+    def broken(sources, hypotheses, references):
+        return 1 / 0
+
+    with pytest.raises(UserError, match=r"broken: raised ZeroDivisionError: division by zero \(.*test_reward.py, line"):
+        Reward(broken)(["a"], ["b"], None)
