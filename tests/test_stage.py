@@ -135,6 +135,7 @@ def test_two_processes_cannot_work_on_one_stage(tmp_path):
 def test_a_failed_stage_is_free_again(tmp_path):
     begin(tmp_path / "bc", {})
     make(tmp_path / "bc", {}, {})
+    assert (tmp_path / "bc" / "stage.json").exists()
 
 
 def test_a_half_made_stage_that_holds_nothing_yet_does_not_bind(tmp_path):
