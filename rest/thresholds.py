@@ -10,7 +10,7 @@ percentile that falls on tied best candidates, or percentile 100, keeps no sampl
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -42,10 +42,6 @@ class Selection:
     references: int  # human pairs kept
     mean_reward: float | None  # of the rows kept; None when there are none
     warning: str | None = None
-
-    def report(self) -> dict[str, Any]:
-        """All but the mask, JSON-able."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "mask"}
 
 
 @runtime_checkable

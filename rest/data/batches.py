@@ -91,9 +91,9 @@ def plan_rows(examples: Examples, settings: BatchSettings, seed: int) -> Plan:
     """
     source_lengths = np.fromiter((len(s) for s in examples.sources), np.int64, len(examples))
     target_lengths = np.fromiter((len(t) for t in examples.targets), np.int64, len(examples))
-    long = (source_lengths > settings.source_tokens) | (target_lengths > settings.target_tokens)
-    if long.any():
-        pair = int(long.argmax())
+    fits = fitting(examples, settings)
+    if not fits.all():
+        pair = int(fits.argmin())
         raise UserError(
             f"batch: pair {pair} has {source_lengths[pair]} source and {target_lengths[pair]} target tokens, more "
             f"than source_tokens {settings.source_tokens} or target_tokens {settings.target_tokens}"

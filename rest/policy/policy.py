@@ -84,18 +84,14 @@ def build(settings: TransformerSettings, tokenizer: Tokenizer, seed: int) -> Tra
     return Transformer(settings, tokenizer.vocabulary_size, pad_id=tokenizer.pad_id, rngs=rngs)
 
 
-def hidden_states(network: Transformer, batch: Batch, key: Array | None, *, causal: bool = True) -> Array:
-    """Decoder states [B, T, D] of packed pairs: a token sees its own pair, and of the target what precedes it.
-
-    Not causal: it sees the whole target, as a reward may.
-    """
+def hidden_states(network: Transformer, batch: Batch, key: Array | None) -> Array:
+    """Decoder states [B, T, D] of packed pairs: a token sees its own pair, and of the target what precedes it."""
     source, target = batch.source_segments, batch.target_segments
     encoder_key, decoder_key = (None, None) if key is None else jax.random.split(key)
     pair = (source[:, :, None] == source[:, None, :]) & (source > 0)[:, None]
     encoded = network.encode(batch.source, batch.source_positions, pair, encoder_key)
     own = (target[:, :, None] == target[:, None, :]) & (target > 0)[:, None]
-    if causal:
-        own &= jnp.tril(jnp.ones((target.shape[1],) * 2, bool))[None]
+    own &= jnp.tril(jnp.ones((target.shape[1],) * 2, bool))[None]
     across = (target[:, :, None] == source[:, None, :]) & (source > 0)[:, None]
     return network.decode(batch.target_input, batch.target_positions, own, encoded, across, decoder_key)
 
