@@ -253,24 +253,31 @@ class Transformer(nnx.Module):
     def decode_step(
         self,
         ids: Int[Array, " R"],
-        position: Int[Array, ""],
+        positions: Int[Array, " R"],
+        slot: Int[Array, ""],
         cache: list[Keys],
         source: list[Keys],
         source_mask: Bool[Array, "B S"],
     ) -> tuple[Float[Array, "R V"], list[Keys]]:
-        """Logits of the next token of R = B·N rows, N neighbours a source, all at the same position."""
-        rows, sources = ids.shape[0], source_mask.shape[0]
-        steps = cache[0].keys.shape[2]
-        seen = jnp.broadcast_to((jnp.arange(steps) <= position)[None, None], (rows, 1, steps))
+        """Logits of the next token of R = B·N rows, N neighbours a source.
+
+        The cache is a ring of C slots: every row writes this step's keys and values to `slot` (t modulo C at step t)
+        and sees as many slots back as its own position tells. So rows may be at different positions, and no row's
+        position may reach C.
+        """
+        sources = source_mask.shape[0]
+        ring = cache[0].keys.shape[2]
+        back = (slot - jnp.arange(ring)) % ring
+        seen = (back[None] <= positions[:, None])[:, None]
         visible = source_mask[:, None]
-        x = self.embed(ids[:, None], jnp.broadcast_to(position[None, None], (rows, 1)), None)
+        x = self.embed(ids[:, None], positions[:, None], None)
         new_cache = []
         for block, old, of_source in zip(self.decoder, cache, source, strict=True):
 
             def attend(y: Array, a: Attention = block.attention, old: Keys = old) -> Array:
                 new = a.project(y)
                 kept = Keys(
-                    *(jax.lax.dynamic_update_slice_in_dim(o, n, position, 2) for o, n in zip(old, new, strict=True))
+                    *(jax.lax.dynamic_update_slice_in_dim(o, n, slot, 2) for o, n in zip(old, new, strict=True))
                 )
                 new_cache.append(kept)
                 return a(y, kept, seen)

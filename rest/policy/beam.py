@@ -63,7 +63,7 @@ def _search(
     def step(s: _Beams) -> _Beams:
         t = s.step
         last = jnp.where(t == 0, network.pad_id, s.tokens[:, :, jnp.maximum(t - 1, 0)])
-        logits, cache = network.decode_step(last.reshape(-1), t, s.cache, cross, mask)
+        logits, cache = network.decode_step(last.reshape(-1), jnp.full(batch * beams, t), t, s.cache, cross, mask)
         log_probs = jax.nn.log_softmax(logits, axis=-1).reshape(batch, beams, -1)
         size = log_probs.shape[-1]
         candidates = (s.scores[:, :, None] + log_probs).reshape(batch, -1)
