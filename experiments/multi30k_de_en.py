@@ -48,7 +48,7 @@ class Multi30k:
 
 
 batch = BatchSettings(batch_tokens=2048, source_tokens=64, target_tokens=64)
-sampling = SamplingSettings(temperature=0.8, max_target_tokens=56, rows=512)
+sampling = SamplingSettings(temperature=0.8, max_target_tokens=56)
 
 experiment = Experiment(
     corpus=Multi30k(MISSING),

@@ -25,7 +25,7 @@ from rest.reward.raters import SimulatedRater
 from rest.thresholds import PerSourcePercentile
 
 batch = BatchSettings(batch_tokens=1024, source_tokens=80, target_tokens=64)
-sampling = SamplingSettings(temperature=0.8, max_target_tokens=48, rows=512)
+sampling = SamplingSettings(temperature=0.8, max_target_tokens=48)
 
 experiment = Experiment(
     corpus=SyntheticCorpus(

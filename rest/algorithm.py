@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from rest.baselines.bc import clone, dev_loss, drop_long
-from rest.data.corpus import Corpus, Split
+from rest.data.corpus import Corpus, Split, source_text
 from rest.data.store import ScoredDataset
 from rest.data.tokenizer import Tokenizer, load_tokenizer
 from rest.errors import UserError
@@ -67,11 +67,7 @@ class Run:
 
     @cached_property
     def corpus_identity(self) -> str:
-        digest = hashlib.sha256()
-        for split in (self.corpus.train, self.corpus.dev, self.corpus.test):
-            for side in (split.sources, split.references or []):
-                digest.update("\n".join(side).encode() + b"\0")
-        return digest.hexdigest()
+        return hash_text(self.corpus.train, self.corpus.dev, self.corpus.test)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -89,6 +85,19 @@ class Run:
             say(f"train: {dropped} pairs dropped, longer than a row of a batch")
         if not len(kept):
             raise UserError("batch: no training pair fits into batch.source_tokens and batch.target_tokens")
+        return kept
+
+    @cached_property
+    def _text(self) -> Split | None:
+        """Source text without references that Grow samples for too, as far as it fits into the rows of a batch."""
+        e = self.experiment
+        if e.grow.text is None:
+            return None
+        text, counts = source_text(e.grow.text, e.cleaning, self.corpus)
+        kept, dropped = drop_long(self._new_policy, text, e.batch)
+        say(f"grow text: {_counts(counts)}" + f", longer than a row of a batch {dropped}" * bool(dropped))
+        if not len(kept):
+            raise UserError(f"{e.grow.text}: no sentence fits into batch.source_tokens")
         return kept
 
     @cached_property
@@ -228,12 +237,15 @@ class Run:
     def grow(self, g: int, policy: Policy, reward: Reward) -> ScoredDataset:
         """Grow step g."""
         e = self.experiment
-        settings = self._settings(policy=policy.identity, reward=reward.settings, grow=e.grow, step=g)
-        with open_stage(self.out / f"grow-{g}", settings) as stage:
+        text = {} if self._text is None else {"text": hash_text(self._text)}
+        drawn = dataclasses.replace(
+            e.grow, text=None if self._text is None else Path("text")
+        )  # where it is, is no matter
+        settings = self._settings(policy=policy.identity, reward=reward.settings, grow=drawn, step=g, **text)
+        with open_stage(self.out / f"grow-{g}", settings, shared=True) as stage:
             if not stage.finished:
-                began = time.perf_counter()
-                result = grow(stage, policy, self._parts[0], reward, e.grow, g=g, seed=e.seed)
-                stage.finish(result | {"wall_s": time.perf_counter() - began})
+                splits = [self._parts[0]] * e.grow.training_text + ([] if self._text is None else [self._text])
+                grow(stage, policy, splits, reward, e.grow, g=g, seed=e.seed)
             return open_dataset(stage.folder)
 
     def improve(self, g: int, i: int, policy: Policy, dataset: ScoredDataset, reward: Reward) -> Policy:
@@ -309,6 +321,15 @@ def last_policy(folder: Path) -> Policy:
         if (candidate / "policy").is_dir():
             return Policy.load(candidate / "policy")
     raise UserError(f"{folder}: no policy there, neither a stage's nor a run's")
+
+
+def hash_text(*splits: Split) -> str:
+    """Sha256 of the text of splits."""
+    digest = hashlib.sha256()
+    for split in splits:
+        for side in (split.sources, split.references or []):
+            digest.update("\n".join(side).encode() + b"\0")
+    return digest.hexdigest()
 
 
 def _finish(stage: Stage, policy: Policy, began: float, result: dict[str, Any]) -> None:

@@ -1,12 +1,25 @@
-"""One Grow step: x ~ D, y ~ π(·|x), N samples a source; D_g = samples ∪ D, every row scored by R (Algorithm 1)."""
+"""One Grow step: x ~ D, y ~ π(·|x), N samples a source; D_g = samples ∪ D, every row scored by R (Algorithm 1).
+
+While a shard is scored and written, the next one is sampled in a thread of its own, one thread a device. Any number of
+processes may work on one step: each takes the next shard that is missing and that no other has locked.
+"""
 
 from __future__ import annotations
 
+import itertools
+import threading
 import time
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
+import filelock
+import jax
 import numpy as np
 
 from rest.data.corpus import Split
@@ -18,7 +31,7 @@ from rest.policy.policy import Policy
 from rest.policy.sampler import Hypotheses, SamplingSettings, sample
 from rest.reward.guards import Guards
 from rest.reward.reward import Reward
-from rest.stage import Stage, seed_for
+from rest.stage import Stage, discard, seed_for
 
 
 @dataclass(frozen=True)
@@ -26,12 +39,16 @@ class GrowSettings:
     """What one Grow step draws."""
 
     sources: int = 0
-    """Sources a Grow step, drawn anew for each; 0: all of the training text."""
+    """Sources a Grow step, drawn anew for each; 0: all."""
     samples_per_source: int = 8
     """N."""
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     sources_per_shard: int = 1024
     """A shard is the unit of resuming and of reproducibility."""
+    training_text: bool = True
+    """Sample for the sources of the training text, D."""
+    text: Path | None = None
+    """Further sources, one a line (gzip where named .gz), that nobody has translated: samples only."""
     human_pairs: bool = True
     """Join the sources' human pairs to the samples: D_g = samples ∪ D."""
     guards: Guards = field(default_factory=Guards)
@@ -42,71 +59,223 @@ class GrowSettings:
                 f"sources {self.sources} must not be below 0, samples_per_source {self.samples_per_source} and "
                 f"sources_per_shard {self.sources_per_shard} must be at least 1"
             )
+        if not self.training_text and self.text is None:
+            raise UserError("training_text is off and text names no file, so there is nothing to sample for")
 
 
-def grow_sources(train: Split, settings: GrowSettings, g: int, seed: int) -> Split:
-    """The sources of Grow step g, in the order of the corpus."""
-    if not settings.sources or settings.sources >= len(train):
-        return train
+def grow_sources(splits: list[Split], settings: GrowSettings, g: int, seed: int) -> list[Split]:
+    """The sources of Grow step g out of all splits, in the order of the text."""
+    total = sum(map(len, splits))
+    if not settings.sources or settings.sources >= total:
+        return splits
     rng = np.random.default_rng(seed_for(seed, "grow sources", g))
-    return train.take(np.sort(rng.choice(len(train), settings.sources, replace=False)))
+    chosen = np.sort(rng.choice(total, settings.sources, replace=False))
+    starts = np.cumsum([0, *map(len, splits)])
+    cuts = np.split(chosen, np.searchsorted(chosen, starts[1:-1]))
+    taken = [split.take(rows - start) for split, rows, start in zip(splits, cuts, starts, strict=False)]
+    return [split for split in taken if len(split)]
 
 
 def grow(
-    stage: Stage, policy: Policy, train: Split, reward: Reward, settings: GrowSettings, *, g: int, seed: int
-) -> dict[str, Any]:
-    """Sample, score and write the shards that are missing, then the manifest. Returns what to report."""
-    folder, sources = stage.folder, grow_sources(train, settings, g, seed)
-    count = -(-len(sources) // settings.sources_per_shard)
-    began, drawn, tokens, work, total = time.perf_counter(), 0, 0, 0, 0.0
-    with Journal(folder / "journal", count) as journal, progress(f"grow {g}", len(sources)) as bar:
-        for shard in range(count):
-            rows = slice(shard * settings.sources_per_shard, (shard + 1) * settings.sources_per_shard)
-            part = sources.take(rows)
-            if shard_rows(folder / shard_name(shard, count)) == _rows(part, settings):
+    stage: Stage, policy: Policy, splits: list[Split], reward: Reward, settings: GrowSettings, *, g: int, seed: int
+) -> None:
+    """Make the shards that are missing, then the manifest, and finish the stage.
+
+    The sources of a shard come from one split. UserError if the disk is full or the reward cannot score; what is
+    written stays, and the same call goes on.
+    """
+    began = time.perf_counter()
+    size = settings.sources_per_shard
+    splits = grow_sources(splits, settings, g, seed)
+    parts = [split.take(slice(at, at + size)) for split in splits for at in range(0, len(split), size)]
+    shards = _Shards(stage, [_rows(part, settings) for part in parts])
+    samples = [len(part) * settings.samples_per_source for part in parts]
+    with (
+        _Following(stage, f"grow {g}", shards, samples) as follow,
+        closing(_sampled(shards, parts, policy, settings, seed_for(seed, "grow"), g, follow.drawn)) as drawn,
+    ):
+        for shard, hypotheses in drawn:
+            columns = score(policy, parts[shard], hypotheses, reward, settings)
+            write_shard(stage.folder, shard, len(parts), columns)
+            shards.release(shard)
+            follow.written(shard, columns, hypotheses)
+    with stage.alone():
+        discard(shards.locks)  # all shards are made
+        if stage.finished:
+            return
+        identities = {"policy": policy.identity, "reward": reward.identity, "tokenizer": policy.tokenizer.identity}
+        manifest = write_manifest(
+            stage.folder, settings=stage.settings, identities=identities, seed=seed, scale=reward.scale
+        )
+        means, human = manifest.reward, ""
+        if means["references"]["rows"]:
+            human = f", of human pairs {means['references']['mean']:.4f}"
+        say(f"grow {g}: {sum(samples)} samples, mean reward {means['samples']['mean']:.4f}{human}")
+        wall = time.perf_counter() - began
+        stage.finish({"rows": manifest.rows, "samples": sum(samples), "reward": means, "wall_s": wall})
+
+
+class _Shards:
+    """Which shards are missing, and which of them this process has locked."""
+
+    def __init__(self, stage: Stage, rows: list[int]) -> None:
+        self._stage, self._rows = stage, rows
+        self._missing = list(range(len(rows)))
+        self._held: dict[int, filelock.BaseFileLock] = {}
+        self.locks = stage.final.with_name(f".{stage.final.name}.locks")
+
+    def claim(self) -> int | None:
+        """Lock the next shard that is missing; None where there is none, or others are making those that are."""
+        for shard in list(self._missing):
+            if shard in self._held:
                 continue
-            hypotheses = sample(
+            lock = filelock.FileLock(self.locks / f"{shard:05d}.lock", timeout=0, thread_local=False)
+            try:
+                lock.acquire()
+            except filelock.Timeout:
+                continue
+            if not self.made(shard):
+                self._held[shard] = lock
+                return shard
+            self._missing.remove(shard)
+            lock.release()
+        return None
+
+    def release(self, shard: int) -> None:
+        """The shard is on disk."""
+        self._missing.remove(shard)
+        self._held.pop(shard).release()
+
+    def give_up(self) -> None:
+        """Leave what is locked to other processes."""
+        for shard in list(self._held):
+            self._held.pop(shard).release()
+
+    @property
+    def all_made(self) -> bool:
+        self._missing = [shard for shard in self._missing if not self.made(shard)]
+        return not self._missing
+
+    def made(self, shard: int) -> bool:
+        """Whether the shard is on disk, whole."""
+        name = shard_name(shard, len(self._rows))
+        # in this order: another process may give the folder its final name in between
+        return shard_rows(self._stage.folder / name) == self._rows[shard] or self._stage.final.exists()
+
+
+class _Stopped(Exception):
+    """Raised in a thread that samples, when what it draws is not wanted any more."""
+
+
+def _sampled(
+    shards: _Shards,
+    parts: list[Split],
+    policy: Policy,
+    settings: GrowSettings,
+    seed: int,
+    g: int,
+    drawn: Callable[[int], None],
+) -> Generator[tuple[int, Hypotheses]]:
+    """Each shard that this process gets hold of, while the next are being sampled; ends when all are made."""
+    devices, free, stop = jax.local_devices(), SimpleQueue[jax.Device](), threading.Event()
+    for device in devices:
+        free.put(device)
+
+    def ended(rows: int) -> None:
+        if stop.is_set():
+            raise _Stopped
+        drawn(rows)
+
+    def draw(part: Split) -> Hypotheses:
+        device = free.get()
+        try:
+            return sample(
                 policy,
                 part.sources,
                 part.ids,
                 settings.samples_per_source,
                 settings.sampling,
-                seed=seed_for(seed, "grow"),
+                seed=seed,
                 grow_step=g,
+                device=device,
+                ended=ended,
             )
-            columns = score(policy, part, hypotheses, reward, settings)
-            write_shard(folder, shard, count, columns)
-            samples = columns["sample_index"] >= 0
-            drawn += int(samples.sum())
-            total += float(columns["reward"][samples].sum())
-            tokens += sum(len(y) for of_source in hypotheses.tokens for y in of_source)
-            work += hypotheses.decoder_steps
-            seconds = time.perf_counter() - began
-            numbers = {
-                "samples_per_second": drawn / seconds,
-                "tokens_per_second": tokens / seconds,
-                "mean_reward": total / drawn,
-                "useful_steps": tokens / work,
-            }
-            journal.record(shard + 1, numbers)
-            bar.update(min(len(sources), rows.stop), f"{drawn / seconds:.0f} samples/s, reward {total / drawn:.3f}")
-    identities = {
-        "policy": policy.identity,
-        "reward": reward.identity,
-        "tokenizer": policy.tokenizer.identity,
-    }
-    manifest = write_manifest(folder, settings=stage.settings, identities=identities, seed=seed, scale=reward.scale)
-    statistics = manifest.reward
-    say(
-        f"grow {g}: {len(sources)} sources x {settings.samples_per_source} samples, mean reward of samples "
-        f"{statistics['samples']['mean']:.4f}"
-        + (f", of human pairs {statistics['references']['mean']:.4f}" if statistics["references"]["rows"] else "")
-    )
-    return {
-        "rows": manifest.rows,
-        "samples": len(sources) * settings.samples_per_source,
-        "reward": statistics,
-    }
+        finally:
+            free.put(device)
+
+    pending: deque[tuple[int, Future[Hypotheses]]] = deque()
+    with ThreadPoolExecutor(len(devices)) as threads:
+        try:
+            while True:
+                shard = shards.claim()
+                if shard is not None:
+                    pending.append((shard, threads.submit(draw, parts[shard])))
+                if pending and (shard is None or len(pending) > len(devices)):
+                    done, future = pending.popleft()
+                    yield done, future.result()
+                elif shard is None:
+                    if shards.all_made:
+                        return
+                    time.sleep(0.5)  # other processes are making the rest, and one may die
+        finally:
+            stop.set()
+            for _, future in pending:
+                future.cancel()
+            shards.give_up()
+
+
+class _Following:
+    """The journal and the progress bar of this process."""
+
+    def __init__(self, stage: Stage, title: str, shards: _Shards, samples: list[int]) -> None:
+        self._began, self._lock = time.perf_counter(), threading.Lock()
+        self._samples, self._tokens, self._steps, self._reward = 0, 0, 0, 0.0
+        self._shown = sum(n for shard, n in enumerate(samples) if shards.made(shard))  # by an earlier process
+        self._bar, self._note = progress(title, sum(samples)), ""
+        # each of several processes writes its own
+        for number in itertools.count(1):
+            name = "journal" if number == 1 else f"journal-{number}"
+            self._own = filelock.FileLock(shards.locks / f"{name}.lock", timeout=0, thread_local=False)
+            with suppress(filelock.Timeout):
+                self._own.acquire()
+                break
+        self._journal = Journal(stage.folder / name, len(samples))
+
+    def __enter__(self) -> _Following:
+        self._handle = self._bar.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._bar.__exit__(*error)
+        self._journal.__exit__(*error)
+        self._own.release()
+
+    def drawn(self, samples: int) -> None:
+        """More hypotheses are whole; called in the threads that sample."""
+        with self._lock:
+            self._shown += samples
+            self._handle.update(self._shown, self._note)
+
+    def written(self, shard: int, columns: dict[str, Any], hypotheses: Hypotheses) -> None:
+        """A shard is on disk."""
+        samples = columns["sample_index"] >= 0
+        self._samples += int(samples.sum())
+        self._reward += float(columns["reward"][samples].sum())
+        self._tokens += sum(len(y) for of_source in hypotheses.tokens for y in of_source)
+        self._steps += hypotheses.decoder_steps
+        seconds = time.perf_counter() - self._began
+        numbers = {
+            "samples_per_second": self._samples / seconds,
+            "tokens_per_second": self._tokens / seconds,
+            "mean_reward": self._reward / self._samples,
+            "useful_steps": self._tokens / self._steps,
+        }
+        self._journal.record(shard + 1, numbers)
+        self._note = (
+            f"{numbers['samples_per_second']:.0f} samples/s, {numbers['tokens_per_second']:.0f} tokens/s, "
+            f"reward {numbers['mean_reward']:.3f}"
+        )
+        self.drawn(0)
 
 
 def _rows(part: Split, settings: GrowSettings) -> int:

@@ -75,11 +75,17 @@ def seed_for(seed: int, purpose: str, *numbers: int) -> int:
 class Stage:
     """The folder of a stage that is being made, or that was complete when it was opened."""
 
-    def __init__(self, folder: Path, *, finished: bool, settings: dict[str, Any]) -> None:
-        self.folder = folder
-        """Where to write; the temporary name until the stage is complete."""
+    def __init__(self, folder: Path, *, finished: bool, settings: dict[str, Any], lock: filelock.BaseFileLock) -> None:
+        self.final = folder
+        """The folder's name once the stage is complete."""
         self.finished = finished
         self.settings = settings
+        self._lock = lock
+
+    @property
+    def folder(self) -> Path:
+        """Where to write; the temporary name until the stage is complete."""
+        return self.final if self.finished else _partial(self.final)
 
     @property
     def result(self) -> dict[str, Any]:
@@ -88,21 +94,36 @@ class Stage:
 
     def finish(self, result: dict[str, Any]) -> None:
         """Record the result and give the folder its name."""
+        for leftover in self.folder.glob(".*.tmp"):  # of a process that was killed
+            leftover.unlink()
         write_json(self.folder / "stage.json", {"settings": self.settings, "result": result})
-        final = self.folder.with_name(self.folder.name.removeprefix(".").removesuffix(".partial"))
-        os.replace(self.folder, final)
-        self.folder, self.finished = final, True
+        os.replace(self.folder, self.final)
+        self.finished = True
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Of the processes that share the stage, one at a time is in here; the others may have finished it."""
+        with self._lock.acquire():
+            self.finished = self.finished or self.final.exists()
+            yield
+
+
+def _partial(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.partial")
 
 
 @contextmanager
-def open_stage(folder: Path, settings: dict[str, Any]) -> Iterator[Stage]:
-    """Enter a stage: finished already (same settings), half done, or new. One process at a time."""
+def open_stage(folder: Path, settings: dict[str, Any], *, shared: bool = False) -> Iterator[Stage]:
+    """Enter a stage: finished already (same settings), half done, or new.
+
+    One process at a time, which is refused where another is; any number with `shared`.
+    """
     settings = json.loads(json.dumps(describe(settings)))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.partial")
-    lock = filelock.FileLock(folder.with_name(f".{folder.name}.lock"), blocking=False)
+    partial = _partial(folder)
+    lock = filelock.FileLock(folder.with_name(f".{folder.name}.lock"), thread_local=False)
     try:
-        lock.acquire()
+        lock.acquire(timeout=60 if shared else 0)
     except filelock.Timeout as error:
         raise UserError(f"{folder}: another process is working on this stage") from error
     try:
@@ -118,13 +139,15 @@ def open_stage(folder: Path, settings: dict[str, Any]) -> Iterator[Stage]:
         if folder.exists():
             if not (folder / "stage.json").exists():
                 raise UserError(f"{folder}: not the folder of a stage (it has no stage.json)")
-            yield Stage(folder, finished=True, settings=settings)
+            yield Stage(folder, finished=True, settings=settings, lock=lock)
             return
         partial.mkdir(exist_ok=True)
         write_json(partial / "stage.json", {"settings": settings})
-        yield Stage(partial, finished=False, settings=settings)
+        if shared:
+            lock.release()
+        yield Stage(folder, finished=False, settings=settings, lock=lock)
     finally:
-        lock.release()
+        lock.release(force=True)
 
 
 def discard(folder: Path) -> None:
@@ -134,7 +157,7 @@ def discard(folder: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write under a temporary name, then rename: the file is whole or absent."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # several processes may write the same
     with temporary.open("w", encoding="utf-8") as file:
         file.write(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         file.flush()

@@ -1,8 +1,14 @@
 """A Grow step on disk: the rows that the algorithm asks for, and the same bytes however often it was interrupted."""
 
 import json
+import os
+import subprocess
+import sys
+import threading
 from dataclasses import replace
+from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
 
@@ -35,7 +41,7 @@ def train(corpus, policy):
 def make(folder, policy, train, reward=REWARD, settings=SETTINGS, g=1):
     """Enter, make and finish the stage."""
     with open_stage(folder, {"grow": settings, "g": g}) as stage:
-        stage.finish(grow(stage, policy, train, reward, settings, g=g, seed=0))
+        grow(stage, policy, [train], reward, settings, g=g, seed=0)
     return open_dataset(folder)
 
 
@@ -165,6 +171,99 @@ def test_sources_without_references_have_samples_only(lively, train, tmp_path):
     assert found.manifest.reward["references"] == {"rows": 0}
 
 
+def test_source_text_is_sampled_beside_the_training_text(dataset, lively, train, tmp_path):
+    text = replace(train.take(slice(0, 12)), name="text", ids=np.arange(12) + (1 << 40), references=None)
+    with open_stage(tmp_path / "grow-1", {"grow": SETTINGS}) as stage:
+        grow(stage, lively, [train, text], REWARD, SETTINGS, g=1, seed=0)
+    found = rows(open_dataset(tmp_path / "grow-1"))
+    assert found[:80] == rows(dataset)
+    assert [row["source_id"] for row in found[80:]] == [i for i in text.ids for _ in range(3)]
+    assert {row["sample_index"] for row in found[80:]} == {0, 1, 2}
+    # what is drawn depends on the id, not on the text alone
+    assert [row["tokens"] for row in found[80:83]] != [row["tokens"] for row in found[1:4]]
+
+
+def test_sources_are_drawn_from_all_text_alike(corpus):
+    text = replace(corpus.train, name="text", ids=corpus.train.ids + (1 << 40), references=None)
+    both = grow_sources([corpus.train, text], GrowSettings(sources=200), 1, seed=0)
+    assert [split.name for split in both] == ["train", "text"] and sum(map(len, both)) == 200
+    assert 60 < len(both[0]) < 140
+    assert set(both[0].ids) < set(corpus.train.ids) and set(both[1].ids) < set(text.ids)
+
+
+def test_grow_needs_some_text():
+    with pytest.raises(UserError, match="nothing to sample for"):
+        GrowSettings(training_text=False)
+
+
+PROCESS = """
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from rest.data.corpus import Split
+from rest.grow import GrowSettings, grow
+from rest.policy.policy import Policy
+from rest.policy.sampler import SamplingSettings
+from rest.reward.reward import Reward
+from rest.stage import open_stage
+
+def words(sources, hypotheses, references):
+    return np.array([len(y.split()) for y in hypotheses], np.float32)
+
+folder = Path(sys.argv[1])
+with np.load(folder / "train.npz") as file:
+    train = Split("train", file["ids"], file["sources"].tolist(), file["references"].tolist())
+settings = GrowSettings(
+    samples_per_source=3, sampling=SamplingSettings(temperature=0.8, max_target_tokens=12, rows=24), sources_per_shard=2
+)
+(folder / f"ready-{sys.argv[2]}").touch()
+while len(list(folder.glob("ready-*"))) < 2:  # so that both are at work at once
+    pass
+with open_stage(folder / "grow-1", {"grow": settings}, shared=True) as stage:
+    if not stage.finished:
+        grow(stage, Policy.load(folder / "policy"), [train], Reward(words, (0.0, 10.0)), settings, g=1, seed=0)
+"""
+
+
+def test_two_processes_at_once_give_the_rows_of_one(dataset, lively, train, tmp_path):
+    lively.save(tmp_path / "policy")
+    np.savez(tmp_path / "train.npz", ids=train.ids, sources=train.sources, references=train.references)
+    (tmp_path / "process.py").write_text(PROCESS)
+    command = [sys.executable, str(tmp_path / "process.py"), str(tmp_path)]
+    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    processes = [subprocess.Popen([*command, str(k)], stderr=subprocess.PIPE, text=True, env=here) for k in range(2)]
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    found = open_dataset(tmp_path / "grow-1")
+    found.verify()
+    ours, theirs = rows(found), rows(dataset)
+    for row, other in zip(ours, theirs, strict=True):
+        for name in ("log_probs", "behaviour_log_probs"):  # shards of another size: equal but for the last bit
+            a, b = row.pop(name), other.pop(name)
+            assert (a is None and b is None) or np.allclose(a, b, atol=1e-5)
+    assert ours == theirs
+    journals = list(found.folder.glob("journal*/metrics.jsonl"))
+    shards = [json.loads(line)["step"] for path in journals for line in path.read_text().splitlines()]
+    assert sorted(shards) == list(range(1, 11))  # each was made once
+    assert not list(tmp_path.glob(".grow-1.locks"))
+
+
+def test_a_shard_that_another_process_holds_is_left_to_it(dataset, lively, train, tmp_path):
+    lock = filelock.FileLock(tmp_path / ".grow-1.locks" / "00000.lock", thread_local=False)
+    lock.acquire()
+    made = threading.Thread(target=make, args=(tmp_path / "grow-1", lively, train))
+    made.start()
+    partial = tmp_path / ".grow-1.partial"
+    while len(list(partial.glob("part-*.parquet"))) < 2:
+        assert made.is_alive()
+    assert not (partial / "part-00000-of-00003.parquet").exists()
+    lock.release()  # the other process has died without making it
+    made.join()
+    assert contents(tmp_path / "grow-1") == contents(dataset.folder)
+
+
 def test_human_pairs_can_be_left_out(dataset, lively, train, tmp_path):
     found = make(tmp_path / "grow-1", lively, train, settings=replace(SETTINGS, human_pairs=False))
     assert rows(found) == [row for row in rows(dataset) if row["origin"] == "sample"]
@@ -190,17 +289,17 @@ def test_another_grow_step_draws_other_samples(dataset, lively, train, tmp_path)
 
 def test_sources_are_drawn_anew_for_each_grow_step_in_the_order_of_the_corpus(corpus):
     settings = GrowSettings(sources=50)
-    first, second = (grow_sources(corpus.train, settings, g, seed=0) for g in (1, 2))
+    first, second = (grow_sources([corpus.train], settings, g, seed=0)[0] for g in (1, 2))
     for drawn in (first, second):
         assert len(drawn) == len(set(drawn.ids.tolist())) == 50
         assert (np.diff(drawn.ids) > 0).all()
         by_id = dict(zip(corpus.train.ids.tolist(), corpus.train.references, strict=True))
         assert drawn.references == [by_id[i] for i in drawn.ids.tolist()]
     assert first.ids.tolist() != second.ids.tolist()
-    assert grow_sources(corpus.train, settings, 1, seed=0).ids.tolist() == first.ids.tolist()
-    assert grow_sources(corpus.train, settings, 1, seed=1).ids.tolist() != first.ids.tolist()
+    assert grow_sources([corpus.train], settings, 1, seed=0)[0].ids.tolist() == first.ids.tolist()
+    assert grow_sources([corpus.train], settings, 1, seed=1)[0].ids.tolist() != first.ids.tolist()
 
 
 @pytest.mark.parametrize("sources", [0, 300, 10_000])
 def test_all_sources_are_taken_when_none_or_too_many_are_asked_for(corpus, sources):
-    assert grow_sources(corpus.train, GrowSettings(sources=sources), 1, seed=0) is corpus.train
+    assert grow_sources([corpus.train], GrowSettings(sources=sources), 1, seed=0) == [corpus.train]

@@ -35,7 +35,7 @@ def dataset(lively, corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "grow-1"
     settings = GrowSettings(samples_per_source=2, sampling=SAMPLING)
     with open_stage(folder, {"grow": settings}) as stage:
-        stage.finish(grow(stage, lively, corpus.train.take(short[:10]), REWARD, settings, g=1, seed=0))
+        grow(stage, lively, [corpus.train.take(short[:10])], REWARD, settings, g=1, seed=0)
     return open_dataset(folder)
 
 

@@ -274,6 +274,16 @@ class SyntheticCorpus:
         return _Rows(split, pairs, f"synthetic {split} sources", f"synthetic {split} references")
 
 
+TEXT_IDS = 1 << 40  # ids of source text begin here, past those of any training text
+
+
+def source_text(path: Path, cleaning: Cleaning, corpus: Corpus) -> tuple[Split, dict[str, int]]:
+    """Source sentences without translations, one a line, cleaned as training text is, and the counts."""
+    measured = {*corpus.dev.sources, *corpus.test.sources} if cleaning.drop_train_in_test else set()
+    split, counts = _clean(_text_rows("train", path, None, None), cleaning, measured)
+    return Split("text", split.ids + TEXT_IDS, split.sources, None), counts
+
+
 @dataclass(frozen=True)
 class _Rows:
     """A split as it comes in, to be read once, and what to call its two sides in an error."""

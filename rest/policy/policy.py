@@ -45,6 +45,14 @@ class Policy:
     def with_parameters(self, parameters: Any) -> Policy:
         return dataclasses.replace(self, parameters=parameters)
 
+    def on(self, device: jax.Device) -> Policy:
+        """The same policy with its parameters on one device of this process."""
+        local = jax.tree.map(
+            lambda leaf: leaf if leaf.devices() == {device} else jax.device_put(leaf.addressable_data(0), device),
+            jax.tree.map(jnp.asarray, self.parameters),
+        )
+        return self.with_parameters(local)
+
     @cached_property
     def identity(self) -> str:
         """Hash of the network's settings, its parameters and the tokenizer."""

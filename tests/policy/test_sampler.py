@@ -126,6 +126,25 @@ def test_tokens_end_in_eos_exactly_when_finished_and_are_never_too_long(lively, 
     assert 0 < drawn.useful_steps <= 1
 
 
+def test_slots_are_never_idle_while_rows_wait(lively, corpus, policy):
+    short = [row for row, ids in enumerate(policy.encode_sources(corpus.train.sources)) if len(ids) <= 16]
+    many = corpus.train.take(short[:40])
+    told = []
+    found = sample(lively, many.sources, many.ids, SAMPLES, SETTINGS, seed=3, ended=told.append)
+    tokens = sum(len(y) for samples in found.tokens for y in samples)
+    # an eighth of the slots is filled at each of the first steps, and the last rows leave theirs empty
+    assert tokens < found.decoder_steps <= tokens + SETTINGS.rows * (SETTINGS.max_target_tokens + 8)
+    assert sum(told) == len(many) * SAMPLES and len(told) > 5
+
+
+def test_what_the_listener_raises_ends_the_sampling(lively, split):
+    def stop(rows):
+        raise InterruptedError(rows)
+
+    with pytest.raises(InterruptedError):
+        sample(lively, split.sources, split.ids, SAMPLES, SETTINGS, seed=3, ended=stop)
+
+
 def test_no_sources_give_no_hypotheses(lively):
     nothing = sample(lively, [], np.empty(0, np.int64), SAMPLES, SETTINGS, seed=0)
     assert nothing.tokens == nothing.texts == []
