@@ -19,7 +19,7 @@ VOCABULARY, PAD = 70, 0  # not a multiple of 64: the last block is filled up
 SMALL = TransformerSettings(width=16, heads=2, feed_forward=24, encoder_layers=1, decoder_layers=2)
 VARIANTS = [
     SMALL,
-    dataclasses.replace(SMALL, norm_first=True, norm="rms", gated=True, activation="gelu"),
+    dataclasses.replace(SMALL, norm_first=True, norm="rms", gated=True, activation="gelu_tanh"),
 ]
 variants = pytest.mark.parametrize("settings", VARIANTS, ids=["Marian", "T5"])
 
