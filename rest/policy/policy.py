@@ -23,6 +23,7 @@ from rest.errors import UserError
 from rest.learning.checkpoint import load_parameters, save_parameters
 from rest.learning.losses import NLL, Loss
 from rest.learning.mesh import data_mesh, divide
+from rest.model.huggingface import HuggingFaceModel
 from rest.model.transformer import Scores, Transformer, TransformerSettings
 from rest.stage import read_json, write_json
 
@@ -57,16 +58,26 @@ class Policy:
 
     def encode_sources(self, sources: Sequence[str]) -> list[np.ndarray]:
         """Token ids of each source, ending in EOS."""
-        eos = self.tokenizer.eos_id
-        return [np.asarray([*ids, eos], np.int32) for ids in self.tokenizer.encode(sources)]
+        return self._ended(self.tokenizer.encode(sources))
 
-    encode_references = encode_sources  # a human translation has ended, so its ids end in EOS too
+    def encode_references(self, references: Sequence[str]) -> list[np.ndarray]:
+        """Token ids of each text in the target language, ending in EOS: a human translation has ended."""
+        return self._ended(self.tokenizer.encode_targets(references))
+
+    def _ended(self, rows: list[list[int]]) -> list[np.ndarray]:
+        return [np.asarray([*ids, self.tokenizer.eos_id], np.int32) for ids in rows]
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(folder / "tokenizer")
         save_parameters(folder / "parameters", self.parameters)
         write_json(folder / "policy.json", dataclasses.asdict(self.settings))
+
+    @classmethod
+    def start(cls, model: HuggingFaceModel) -> Policy:
+        """A published model."""
+        settings, tokenizer, parameters = model.read()
+        return cls.new(settings, tokenizer, seed=0).with_parameters(parameters)
 
     @classmethod
     def load(cls, folder: Path) -> Policy:
