@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from safetensors import SafetensorError
@@ -259,7 +260,7 @@ def _parameters(
     """Our parameters from theirs; refuses a tensor that is missing, has another shape, or is left over."""
     vocabulary, left = tokenizer.vocabulary_size, dict(tensors)
 
-    def take(path: Any, like: jax.ShapeDtypeStruct) -> np.ndarray:
+    def take(path: Any, like: jax.ShapeDtypeStruct) -> jax.Array:
         keys = tuple(part.key for part in path)
         name = _state_name(settings, keys)
         if name not in left:
@@ -273,7 +274,7 @@ def _parameters(
             ours = np.concatenate([rows, np.zeros((like.shape[0] - vocabulary, *rows.shape[1:]), np.float32)])
         if ours.shape != like.shape:
             raise UserError(f"{folder}: the shape of tensor {name} is {given.shape}, not what config.json asks for")
-        return ours
+        return jnp.asarray(ours)
 
     parameters = jax.tree.map_with_path(take, _abstract(settings, tokenizer))
     embedding = tensors[_state_name(settings, ("embedding",))]
