@@ -14,8 +14,14 @@ import numpy as np
 import torch
 import transformers
 from safetensors.torch import save_file
-from transformers import MarianConfig, MarianMTModel, MT5Config, MT5ForConditionalGeneration
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import (
+    MarianConfig,
+    MarianMTModel,
+    MT5Config,
+    MT5ForConditionalGeneration,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 from transformers.models.t5.modeling_t5 import T5Attention
 
 GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden" / "huggingface"
@@ -54,7 +60,9 @@ def models() -> dict[str, torch.nn.Module]:
     """By folder."""
     return {
         "marian": MarianMTModel(MarianConfig(**MARIAN)),
-        "marian_gelu": MarianMTModel(MarianConfig(**MARIAN | {"activation_function": "gelu", "scale_embedding": False})),
+        "marian_gelu": MarianMTModel(
+            MarianConfig(**MARIAN | {"activation_function": "gelu", "scale_embedding": False})
+        ),
         "t5": T5ForConditionalGeneration(T5Config(**T5)),
         "t5_1_1": T5ForConditionalGeneration(
             T5Config(**T5, feed_forward_proj="gated-gelu", num_decoder_layers=1, tie_word_embeddings=False)

@@ -28,7 +28,7 @@ from rest.errors import UserError
 from rest.model.transformer import BLOCKED, Transformer, TransformerSettings
 from rest.stage import read_json, write_json
 
-ACTIVATIONS = {"relu": "relu", "swish": "silu", "silu": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh"}
+ACTIVATIONS = {"relu": "relu", "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh"}
 
 MARIAN = {  # our word for a part of a layer, and theirs
     "attention": "self_attn",

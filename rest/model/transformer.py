@@ -287,9 +287,11 @@ class Transformer(nnx.Module):
         relative = settings.positions == "relative"
         self.encoder_positions = RelativePositions(settings, causal=False, rngs=rngs) if relative else None
         self.decoder_positions = RelativePositions(settings, causal=True, rngs=rngs) if relative else None
-        self.output = None
-        if not settings.tied_output:
-            self.output = nnx.Param(jax.random.normal(rngs.params(), (padded, settings.width)) * scale)
+        self.output: nnx.Param | None = (
+            None
+            if settings.tied_output
+            else nnx.Param(jax.random.normal(rngs.params(), (padded, settings.width)) * scale)
+        )
 
     def embed(self, ids: Int[Array, "B T"], positions: Int[Array, "B T"], key: Array | None) -> Array:
         settings = self.settings
