@@ -84,7 +84,8 @@ class Policy:
         """Read what `save` wrote."""
         if not (folder / "policy.json").exists():
             raise UserError(f"{folder}: no policy there (it has no policy.json)")
-        settings = TransformerSettings(**read_json(folder / "policy.json"))
+        # policies from before zero_start was a setting were trained to start from padding's embedding
+        settings = TransformerSettings(**{"zero_start": False, **read_json(folder / "policy.json")})
         empty = cls.new(settings, load_tokenizer(folder / "tokenizer"), seed=0)
         return empty.with_parameters(load_parameters(folder / "parameters", empty.parameters))
 
