@@ -7,7 +7,6 @@ feed-forward layers, relative positions, no biases, an output layer of its own.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,11 +14,11 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from rest.errors import UserError
+from rest.model.positions import RelativePositions, ahead, sinusoids
 
 BLOCKED = -1e9  # logit of an id that must never be produced; finite, so that 0 x BLOCKED is not NaN
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -103,14 +102,6 @@ def _keys(key: Array | None, n: int) -> list[Array | None]:
     return [None] * n if key is None else list(jax.random.split(key, n))
 
 
-def sinusoids(positions: Int[Array, "..."], width: int) -> Float[Array, "... D"]:
-    """Sines in the first half, cosines in the second, as Marian orders them."""
-    half = width // 2
-    rates = jnp.exp(jnp.arange(half, dtype=jnp.float32) * (-math.log(10000.0) / half))
-    angles = positions[..., None].astype(jnp.float32) * rates.reshape((1,) * positions.ndim + (half,))
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
-
-
 class Linear(nnx.Module):
     """y = x W + b, in the dtype of x; b may be left out."""
 
@@ -186,34 +177,6 @@ class Attention(nnx.Module):
         return self.output(mixed.swapaxes(1, 2).reshape(*x.shape[:2], -1))
 
 
-class RelativePositions(nnx.Module):
-    """A bias of self-attention for each distance and head, shared by all layers of a side (Raffel et al. 2020)."""
-
-    def __init__(self, settings: TransformerSettings, *, causal: bool, rngs: nnx.Rngs) -> None:
-        self.causal, self.buckets, self.furthest = causal, settings.relative_buckets, settings.relative_distance
-        shape = (settings.relative_buckets, settings.heads)
-        self.weight = nnx.Param(jax.random.normal(rngs.params(), shape) * settings.width**-0.5)
-
-    def __call__(self, ahead: Int[Array, "B T M"]) -> Float[Array, "B H T M"]:
-        """`ahead` says how far a key is ahead of the query; behind is negative."""
-        buckets = self.buckets if self.causal else self.buckets // 2
-        behind = jnp.asarray(distance_buckets(buckets, self.furthest))[jnp.clip(jnp.abs(ahead), 0, self.furthest)]
-        if self.causal:
-            bucket = jnp.where(ahead > 0, 0, behind)
-        else:
-            bucket = behind + jnp.where(ahead > 0, buckets, 0)
-        return jnp.moveaxis(self.weight[...][bucket], -1, 1)
-
-
-def distance_buckets(buckets: int, furthest: int) -> np.ndarray:
-    """The bucket of each distance from 0 to `furthest`: half have one distance each, the others grow with it."""
-    exact = buckets // 2
-    distances = np.arange(furthest + 1)
-    far = np.log(np.maximum(distances, exact).astype(np.float32) / exact) / math.log(furthest / exact)
-    far = np.minimum(exact + (far * (buckets - exact)).astype(np.int32), buckets - 1)
-    return np.where(distances < exact, distances, far).astype(np.int32)
-
-
 class FeedForward(nnx.Module):
     """Two linear layers with an activation between them, gated if asked."""
 
@@ -266,11 +229,6 @@ class Block(nnx.Module):
         return self.residual(x, self.feed_forward_norm, self.feed_forward, third)
 
 
-def _ahead(positions: Int[Array, "B T"]) -> Int[Array, "B T T"]:
-    """How far a key is ahead of a query."""
-    return positions[:, None, :] - positions[:, :, None]
-
-
 class Transformer(nnx.Module):
     """Encoder-decoder. Masks are bool, True = may be seen; ids `blocked` are never produced."""
 
@@ -284,9 +242,12 @@ class Transformer(nnx.Module):
         self.decoder = nnx.List([Block(settings, cross=True, rngs=rngs) for _ in range(settings.decoder_layers)])
         self.encoder_norm = Norm(settings) if settings.norm_first else None
         self.decoder_norm = Norm(settings) if settings.norm_first else None
-        relative = settings.positions == "relative"
-        self.encoder_positions = RelativePositions(settings, causal=False, rngs=rngs) if relative else None
-        self.decoder_positions = RelativePositions(settings, causal=True, rngs=rngs) if relative else None
+        self.encoder_positions: Any = None
+        self.decoder_positions: Any = None
+        if settings.positions == "relative":
+            sizes = settings.heads, settings.relative_buckets, settings.relative_distance
+            self.encoder_positions = nnx.data(RelativePositions(*sizes, causal=False, rngs=rngs))
+            self.decoder_positions = nnx.data(RelativePositions(*sizes, causal=True, rngs=rngs))
         self.output: nnx.Param | None = (
             None
             if settings.tied_output
@@ -314,7 +275,7 @@ class Transformer(nnx.Module):
         """Hidden states of the source."""
         embedding_key, *layer_keys = _keys(key, 1 + len(self.encoder))
         x = self.embed(ids, positions, embedding_key)
-        bias = None if self.encoder_positions is None else self.encoder_positions(_ahead(positions))
+        bias = None if self.encoder_positions is None else self.encoder_positions(ahead(positions))
         for block, layer_key in zip(self.encoder, layer_keys, strict=True):
             x = block(x, _attending(block.attention, mask, bias=bias), None, layer_key)
         return x if self.encoder_norm is None else self.encoder_norm(x)
@@ -331,7 +292,7 @@ class Transformer(nnx.Module):
         """Hidden states of the target, teacher-forced."""
         embedding_key, *layer_keys = _keys(key, 1 + len(self.decoder))
         x = self.embed(ids, positions, embedding_key)
-        bias = None if self.decoder_positions is None else self.decoder_positions(_ahead(positions))
+        bias = None if self.decoder_positions is None else self.decoder_positions(ahead(positions))
         for block, layer_key in zip(self.decoder, layer_keys, strict=True):
             x = block(
                 x,

@@ -18,7 +18,8 @@ from tokenizers import models
 from rest.data.tokenizer import HuggingFaceTokenizer, MarianTokenizer, SentencePieceSettings, SentencePieceTokenizer
 from rest.errors import UserError
 from rest.model.huggingface import HuggingFaceModel, write_marian
-from rest.model.transformer import BLOCKED, Transformer, distance_buckets
+from rest.model.positions import distance_buckets
+from rest.model.transformer import BLOCKED, Transformer
 from rest.policy.policy import Policy
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "huggingface"

@@ -12,7 +12,8 @@ from flax import nnx
 
 from rest.data.batches import Batch, BatchSettings, Examples, evaluation_batches
 from rest.errors import UserError
-from rest.model.transformer import Scores, Transformer, TransformerSettings, distance_buckets, dropout, sinusoids
+from rest.model.positions import distance_buckets, sinusoids
+from rest.model.transformer import Scores, Transformer, TransformerSettings, dropout
 from rest.policy.policy import hidden_states
 
 VOCABULARY, PAD = 70, 0  # not a multiple of 64: the last block is filled up
