@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 from rich.console import Console
@@ -30,6 +30,7 @@ rest: offline Reinforced Self-Training
   rest evaluate FILE[:variant] --out DIR --policy improve-1-1    reward and metrics on test
   rest report DIR                               the table, report.md and report.html of a run
   rest translate DIR < sources > translations   with the last policy of a run, or a stage's
+  rest export DIR --out FOLDER                  the same policy for Hugging Face `transformers` and CTranslate2
   rest inspect DIR                              counts, rewards, best and worst rows of a scored dataset
 
 FILE is a Python file that builds an Experiment, such as experiments/synthetic.py. Every setting is a flag:
@@ -81,6 +82,16 @@ class _TranslateFlags:
     """A longer line is an error."""
     max_target_tokens: int = 128
     """Longest translation, EOS included."""
+
+
+@dataclass(frozen=True)
+class _ExportFlags:
+    folder: tyro.conf.Positional[Path]
+    """A run's folder, for its last policy, or the folder of a stage: runs/demo/improve-1-2."""
+    out: Path
+    """The folder to make."""
+    format: Literal["huggingface"] = "huggingface"
+    """config.json, model.safetensors, source.spm, target.spm, vocab.json: a Marian model."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +195,15 @@ def _refuse_long(lines: list[str], numbers: list[int], policy: "Policy", limit: 
             )
 
 
+def _export(arguments: Sequence[str]) -> None:
+    from rest.algorithm import last_policy
+    from rest.model.huggingface import write_marian
+
+    flags = tyro.cli(_ExportFlags, args=arguments, prog="rest export")
+    policy = last_policy(flags.folder)
+    write_marian(flags.out, policy.settings, policy.tokenizer, policy.parameters)
+
+
 def _inspect(arguments: Sequence[str]) -> None:
     from rest.data.inspect import describe
     from rest.grow import open_dataset
@@ -204,6 +224,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "evaluate": _evaluate,
     "report": _report,
     "translate": _translate,
+    "export": _export,
     "inspect": _inspect,
 }
 

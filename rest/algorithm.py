@@ -17,13 +17,14 @@ import numpy as np
 from rest.baselines.bc import clone, dev_loss, drop_long
 from rest.data.corpus import Corpus, Split, source_text
 from rest.data.store import ScoredDataset
-from rest.data.tokenizer import Tokenizer, load_tokenizer
+from rest.data.tokenizer import load_tokenizer
 from rest.errors import UserError
 from rest.evaluation.evaluate import evaluate, mean_reward
 from rest.experiment import Experiment
 from rest.grow import grow, open_dataset
 from rest.improve import improve, named, select
 from rest.journal import say
+from rest.model.huggingface import HuggingFaceModel
 from rest.policy.policy import Policy
 from rest.reward.fit import RewardSettings, fit, rate
 from rest.reward.learned import LearnedReward
@@ -70,14 +71,6 @@ class Run:
         return hash_text(self.corpus.train, self.corpus.dev, self.corpus.test)
 
     @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """Trained with BC, and kept in its folder; the same text and settings give the same."""
-        if (self.out / "bc").exists():
-            return load_tokenizer(self.out / "bc" / "tokenizer")
-        train = self.corpus.train
-        return self.experiment.tokenizer.train([train.sources, train.references or []], self.experiment.seed)
-
-    @cached_property
     def train(self) -> Split:
         """D, as far as it fits into the rows of a batch."""
         kept, dropped = drop_long(self._new_policy, self.corpus.train, self.experiment.batch)
@@ -102,7 +95,18 @@ class Run:
 
     @cached_property
     def _new_policy(self) -> Policy:
-        return Policy.new(self.experiment.model, self.tokenizer, seed_for(self.experiment.seed, "policy"))
+        """What BC starts from: a published model, or a random network.
+
+        A tokenizer that is trained is kept in BC's folder; the same text and settings give the same.
+        """
+        e = self.experiment
+        if isinstance(e.model, HuggingFaceModel):
+            return Policy.start(e.model)
+        if (self.out / "bc").exists():
+            tokenizer = load_tokenizer(self.out / "bc" / "tokenizer")
+        else:
+            tokenizer = e.tokenizer.train([self.corpus.train.sources, self.corpus.train.references or []], e.seed)
+        return Policy.new(e.model, tokenizer, seed_for(e.seed, "policy"))
 
     @property
     def learns_reward(self) -> bool:
@@ -165,11 +169,13 @@ class Run:
     def bc(self) -> Policy:
         """π₀: behavioural cloning until the dev loss stops falling."""
         e = self.experiment
-        settings = self._settings(tokenizer=e.tokenizer, model=e.model, batch=e.batch, bc=e.bc)
+        published = isinstance(e.model, HuggingFaceModel)  # known by its content, wherever its folder is
+        start = {"start": self._new_policy.identity} if published else {"tokenizer": e.tokenizer, "model": e.model}
+        settings = self._settings(**start, batch=e.batch, bc=e.bc)
         with open_stage(self.out / "bc", settings) as stage:
             if not stage.finished:
                 began = time.perf_counter()
-                self.tokenizer.save(stage.folder / "tokenizer")
+                self._new_policy.tokenizer.save(stage.folder / "tokenizer")
                 policy, trained = clone(
                     self._new_policy,
                     self.train,

@@ -18,6 +18,7 @@ from rest.errors import UserError
 from rest.evaluation.evaluate import EvaluationSettings
 from rest.grow import GrowSettings
 from rest.improve import ImproveSettings
+from rest.model.huggingface import HuggingFaceModel
 from rest.model.transformer import TransformerSettings
 
 
@@ -38,8 +39,9 @@ class Experiment:
     """RewardSettings: learn one from ratings. Reward: a function of yours and its scale."""
     cleaning: Cleaning = field(default_factory=Cleaning)
     tokenizer: Any = field(default_factory=SentencePieceSettings)
-    """SentencePieceSettings or HuggingFaceSettings."""
-    model: TransformerSettings = field(default_factory=TransformerSettings)
+    """SentencePieceSettings or HuggingFaceSettings; left out where the model comes with its own."""
+    model: TransformerSettings | HuggingFaceModel = field(default_factory=TransformerSettings)
+    """TransformerSettings: a random network of these sizes. HuggingFaceModel: a published one with its tokenizer."""
     batch: BatchSettings = field(default_factory=BatchSettings)
     bc: BCSettings = field(default_factory=BCSettings)
     grow_steps: int = 1
@@ -48,6 +50,13 @@ class Experiment:
     improve: ImproveSettings = field(default_factory=ImproveSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model, HuggingFaceModel) and self.tokenizer != SentencePieceSettings():
+            raise UserError(
+                f"tokenizer: the model in {self.model.folder} comes with its own; "
+                f"leave {type(self.tokenizer).__name__} out of the experiment"
+            )
 
 
 def load_experiment(name: str) -> Experiment:

@@ -153,6 +153,87 @@ def test_translate_refuses_what_it_cannot_read(
     assert "no policy there" in refused(capsys, "translate", finished / "grow-1")
 
 
+# Published models
+
+PUBLISHED = """
+from dataclasses import replace
+from pathlib import Path
+
+from rest.data.tokenizer import SentencePieceSettings
+from rest.experiment import load_experiment
+from rest.model.huggingface import HuggingFaceModel
+
+tiny = load_experiment({tiny!r})
+experiment = replace(tiny, model=HuggingFaceModel(Path({folder!r})), tokenizer=SentencePieceSettings({size}))
+"""
+
+
+@pytest.fixture
+def exported(lively, tmp_path: Path) -> Path:
+    """A policy's folder as `rest export` writes it."""
+    lively.save(tmp_path / "run" / "bc" / "policy")
+    main(["export", str(tmp_path / "run"), "--format", "huggingface", "--out", str(tmp_path / "exported")])
+    return tmp_path / "exported"
+
+
+def test_a_run_starts_from_a_published_model(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert {path.name for path in exported.iterdir()} == {
+        *("config.json", "generation_config.json", "model.safetensors"),
+        *("source.spm", "target.spm", "vocab.json", "tokenizer_config.json"),
+    }
+    experiment, out = tmp_path / "published.py", tmp_path / "published"
+    experiment.write_text(PUBLISHED.format(tiny=TINY, folder=str(exported), size=""))
+    main(["bc", str(experiment), "--out", str(out / "as-it-is"), "--bc.train.max-steps", "0"])
+    main(["bc", str(experiment), "--out", str(out / "tuned"), "--bc.train.max-steps", "4"])
+    sources = b"nu bapo geki migo gido\nrapini ni gasi luso\n"
+    before, same, after = (
+        translated(monkeypatch, sources, folder, "--beams", 1, "--max-target-tokens", 16)
+        for folder in (tmp_path / "run", out / "as-it-is", out / "tuned")
+    )
+    assert before.strip() and same == before and after != before
+    # the same content elsewhere is the same start, other content is not
+    shutil.move(exported, tmp_path / "moved")
+    main(
+        [
+            "bc",
+            str(experiment),
+            "--out",
+            str(out / "as-it-is"),
+            "--bc.train.max-steps",
+            "0",
+            "--model.folder",
+            str(tmp_path / "moved"),
+        ]
+    )
+    vocabulary = tmp_path / "moved" / "vocab.json"
+    vocabulary.write_text(vocabulary.read_text().replace("nu", "other"))
+    said = refused(
+        capsys,
+        "bc",
+        experiment,
+        "--out",
+        out / "as-it-is",
+        "--bc.train.max-steps",
+        "0",
+        "--model.folder",
+        tmp_path / "moved",
+    )
+    assert "made with other settings: start was" in said
+
+
+def test_a_tokenizer_beside_a_published_model_is_refused(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = tmp_path / "published.py"
+    experiment.write_text(PUBLISHED.format(tiny=TINY, folder=str(exported), size=256))
+    said = refused(capsys, "bc", experiment, "--out", tmp_path / "out")
+    assert "exported comes with its own; leave SentencePieceSettings out" in said
+    said = refused(capsys, "export", tmp_path / "run", "--out", exported)
+    assert "exported: exists already" in said
+
+
 # Wrong settings
 
 

@@ -1,4 +1,4 @@
-"""Text to token ids and back: SentencePiece trained on the training text, or any Hugging Face tokenizer."""
+"""Text to token ids and back: SentencePiece trained on the training text, or what a published model comes with."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ import numpy as np
 import sentencepiece
 
 from rest.errors import UserError
+from rest.stage import read_json, write_json
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What the rest of the system asks of a tokenizer. Source and target share one vocabulary."""
+    """What the rest of the system asks of a tokenizer. Source and target share one vocabulary, maybe not its use."""
 
     @property
     def vocabulary_size(self) -> int: ...
@@ -36,11 +37,15 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids without EOS."""
+        """Token ids of source text, without EOS."""
+        ...
+
+    def encode_targets(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of target text, without EOS."""
         ...
 
     def decode(self, ids: Sequence[Sequence[int] | np.ndarray]) -> list[str]:
-        """Text; EOS and padding are left out."""
+        """Target text; EOS and padding are left out."""
         ...
 
     def save(self, folder: Path) -> None: ...
@@ -118,6 +123,18 @@ class SentencePieceTokenizer:
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return self._processor.encode(list(texts), num_threads=1)
 
+    encode_targets = encode
+
+    @property
+    def models(self) -> tuple[bytes, bytes]:
+        """The SentencePiece models of source and target."""
+        return self._model, self._model
+
+    @property
+    def pieces(self) -> list[str]:
+        """The vocabulary in the order of its ids."""
+        return self._processor.id_to_piece(list(range(self.vocabulary_size)))
+
     def decode(self, ids: Sequence[Sequence[int] | np.ndarray]) -> list[str]:
         silent = {self.pad_id, self.eos_id}
         rows = [[int(i) for i in row if i not in silent] for row in ids]
@@ -128,6 +145,76 @@ class SentencePieceTokenizer:
         (folder / "sentencepiece.model").write_bytes(self._model)
 
 
+class MarianTokenizer:
+    """What an OPUS-MT model comes with: a SentencePiece model a side, and one list of pieces that gives their ids.
+
+    As in `transformers`, a first word such as `>>fra<<`, which tells a multilingual model its target language, is one
+    piece, and punctuation is not normalised.
+    """
+
+    def __init__(self, models: tuple[bytes, bytes], pieces: Sequence[str]) -> None:
+        self.models, self.pieces = models, list(pieces)
+        self._source, self._target = (sentencepiece.SentencePieceProcessor(model_proto=model) for model in models)
+        self._ids = {piece: i for i, piece in enumerate(self.pieces)}
+
+    @classmethod
+    def load(cls, folder: Path) -> MarianTokenizer:
+        """Read source.spm, target.spm and vocab.json."""
+        for name in ("source.spm", "target.spm", "vocab.json"):
+            if not (folder / name).is_file():
+                raise UserError(f"{folder / name}: no such file, and a Marian tokenizer needs it")
+        path = folder / "vocab.json"
+        ids = read_json(path)
+        if sorted(ids.values()) != list(range(len(ids))):
+            raise UserError(f"{path}: its {len(ids)} ids are not the numbers from 0 to {len(ids) - 1}")
+        for piece in ("<pad>", "</s>", "<unk>"):
+            if piece not in ids:
+                raise UserError(f"{path}: has no piece {piece!r}")
+        models = (folder / "source.spm").read_bytes(), (folder / "target.spm").read_bytes()
+        try:
+            return cls(models, sorted(ids, key=lambda piece: ids[piece]))
+        except RuntimeError as error:
+            raise UserError(f"{folder}: source.spm or target.spm is not a SentencePiece model") from error
+
+    @property
+    def vocabulary_size(self) -> int:
+        return len(self.pieces)
+
+    @property
+    def pad_id(self) -> int:
+        return self._ids["<pad>"]
+
+    @property
+    def eos_id(self) -> int:
+        return self._ids["</s>"]
+
+    @cached_property
+    def identity(self) -> str:
+        parts = [hashlib.sha256(model).hexdigest() for model in self.models]
+        return hashlib.sha256(json.dumps([*parts, self.pieces]).encode()).hexdigest()
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self._encode(text, self._source) for text in texts]
+
+    def encode_targets(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self._encode(text, self._target) for text in texts]
+
+    def _encode(self, text: str, model: sentencepiece.SentencePieceProcessor) -> list[int]:
+        end = text.index("<<") + 2 if text.startswith(">>") and "<<" in text else 0
+        pieces = [text[:end]] * bool(end) + model.encode(text[end:], out_type=str)
+        return [self._ids.get(piece, self._ids["<unk>"]) for piece in pieces]
+
+    def decode(self, ids: Sequence[Sequence[int] | np.ndarray]) -> list[str]:
+        silent = {self.pad_id, self.eos_id}
+        return [self._target.decode([self.pieces[int(i)] for i in row if int(i) not in silent]) for row in ids]
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for side, model in zip(("source", "target"), self.models, strict=True):
+            (folder / f"{side}.spm").write_bytes(model)
+        write_json(folder / "vocab.json", self._ids)
+
+
 @dataclass(frozen=True)
 class HuggingFaceSettings:
     """A tokenizer of the Hugging Face hub or of a local folder, used as it is."""
@@ -135,10 +222,12 @@ class HuggingFaceSettings:
     name: str
     """Name on the hub, or path of a folder."""
 
-    def train(self, sides: Sequence[Sequence[str]], seed: int) -> HuggingFaceTokenizer:
+    def train(self, sides: Sequence[Sequence[str]], seed: int) -> HuggingFaceTokenizer | MarianTokenizer:
         """Load it; nothing is learned."""
         from transformers import AutoTokenizer
 
+        if (Path(self.name) / "source.spm").exists():
+            return MarianTokenizer.load(Path(self.name))
         try:
             return HuggingFaceTokenizer(AutoTokenizer.from_pretrained(self.name))
         except (OSError, ValueError) as error:
@@ -176,6 +265,9 @@ class HuggingFaceTokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return self._tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+
+    def encode_targets(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._tokenizer(text_target=list(texts), add_special_tokens=False)["input_ids"] if texts else []
 
     def decode(self, ids: Sequence[Sequence[int] | np.ndarray]) -> list[str]:
         rows = [[int(i) for i in row] for row in ids]

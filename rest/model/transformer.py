@@ -1,14 +1,15 @@
 """The encoder-decoder transformer (Vaswani et al. 2017), laid out as Marian by default.
 
 Post-norm LayerNorm, sinusoidal positions, one embedding for source, target and output, and a bias on the logits
-(Junczys-Dowmunt et al. 2018). Settings choose pre-norm, RMSNorm and gated feed-forward layers, as T5 has them.
+(Junczys-Dowmunt et al. 2018). Settings choose what T5 (Raffel et al. 2020) has instead: pre-norm, RMSNorm, gated
+feed-forward layers, relative positions, no biases, an output layer of its own.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -17,8 +18,15 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from rest.errors import UserError
+from rest.model.positions import RelativePositions, ahead, sinusoids
 
 BLOCKED = -1e9  # logit of an id that must never be produced; finite, so that 0 x BLOCKED is not NaN
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": jax.nn.gelu,
+}
 
 
 @dataclass(frozen=True)
@@ -31,17 +39,39 @@ class TransformerSettings:
     encoder_layers: int = 3
     decoder_layers: int = 3
     dropout: float = 0.1
-    activation: Literal["relu", "silu", "gelu"] = "relu"
+    activation: Literal["relu", "silu", "gelu", "gelu_tanh"] = "relu"
+    """gelu is exact, gelu_tanh its usual approximation."""
     gated: bool = False
     """Gated feed-forward layer (T5 1.1)."""
     norm: Literal["layer", "rms"] = "layer"
     norm_first: bool = False
     """Normalise the input of a layer (T5) instead of its output (Marian)."""
+    norm_epsilon: float | None = None
+    """Added to the variance; None: 1e-5 for LayerNorm, 1e-6 for RMSNorm."""
+    head_width: int | None = None
+    """None: width / heads."""
+    biases: bool = True
+    """Of linear layers and of the output; T5 has none."""
+    positions: Literal["sinusoidal", "relative"] = "sinusoidal"
+    """Added to the embedding, or a bias of self-attention that depends on the distance (T5)."""
+    relative_buckets: int = 32
+    relative_distance: int = 128
+    """Where relative positions stop to differ."""
+    scale_embedding: bool = True
+    """Multiply embeddings by sqrt(width)."""
+    scale_attention: bool = True
+    """Divide the logits of attention by sqrt(head width)."""
+    scale_output: bool = False
+    """Divide the last hidden state by sqrt(width) before the output layer (T5 1.0)."""
+    tied_output: bool = True
+    """The embedding is the output layer too."""
+    zero_start: bool = True
+    """The decoder starts from a zero embedding (Marian) instead of that of padding (T5)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of activations and matrix products; parameters, softmax and log-probabilities are float32."""
 
     def __post_init__(self) -> None:
-        if self.width % (2 * self.heads):
+        if self.head_width is None and self.width % (2 * self.heads):
             raise UserError(f"model: width {self.width} must be a multiple of twice the heads, {self.heads}")
 
 
@@ -72,24 +102,19 @@ def _keys(key: Array | None, n: int) -> list[Array | None]:
     return [None] * n if key is None else list(jax.random.split(key, n))
 
 
-def sinusoids(positions: Int[Array, "..."], width: int) -> Float[Array, "... D"]:
-    """Sines in the first half, cosines in the second, as Marian orders them."""
-    half = width // 2
-    rates = jnp.exp(jnp.arange(half, dtype=jnp.float32) * (-math.log(10000.0) / half))
-    angles = positions[..., None].astype(jnp.float32) * rates.reshape((1,) * positions.ndim + (half,))
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
-
-
 class Linear(nnx.Module):
-    """y = x W + b, in the dtype of x."""
+    """y = x W + b, in the dtype of x; b may be left out."""
 
-    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = True, rngs: nnx.Rngs) -> None:
         self.kernel = nnx.Param(nnx.initializers.xavier_uniform()(rngs.params(), (inputs, outputs)))
-        self.bias = nnx.Param(jnp.zeros(outputs))
+        self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
 
     def __call__(self, x: Float[Array, "*B inputs"]) -> Float[Array, "*B outputs"]:
+        y = x @ self.kernel[...].astype(x.dtype)
+        if self.bias is None:
+            return y
         bias = self.bias[...].astype(x.dtype)
-        return x @ self.kernel[...].astype(x.dtype) + bias.reshape((1,) * (x.ndim - 1) + bias.shape)
+        return y + bias.reshape((1,) * (x.ndim - 1) + bias.shape)
 
 
 class Norm(nnx.Module):
@@ -97,6 +122,8 @@ class Norm(nnx.Module):
 
     def __init__(self, settings: TransformerSettings) -> None:
         self.kind = settings.norm
+        usual = 1e-5 if self.kind == "layer" else 1e-6
+        self.epsilon = usual if settings.norm_epsilon is None else settings.norm_epsilon
         self.scale = nnx.Param(jnp.ones(settings.width))
         self.bias = nnx.Param(jnp.zeros(settings.width)) if self.kind == "layer" else None
 
@@ -105,56 +132,71 @@ class Norm(nnx.Module):
         wide = (1,) * (x.ndim - 1) + (-1,)
         if self.bias is not None:
             y = y - y.mean(-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-6)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
         y = y * self.scale[...].reshape(wide)
         if self.bias is not None:
             y = y + self.bias[...].reshape(wide)
         return y.astype(x.dtype)
 
 
+def head_width(settings: TransformerSettings) -> int:
+    return settings.head_width or settings.width // settings.heads
+
+
 class Attention(nnx.Module):
     """Multi-head attention whose keys and values can be computed once and kept."""
 
     def __init__(self, settings: TransformerSettings, *, rngs: nnx.Rngs) -> None:
-        self.heads = settings.heads
-        width = settings.width
-        self.query = Linear(width, width, rngs=rngs)
-        self.key = Linear(width, width, rngs=rngs)
-        self.value = Linear(width, width, rngs=rngs)
-        self.output = Linear(width, width, rngs=rngs)
+        self.heads, width, inner = settings.heads, settings.width, settings.heads * head_width(settings)
+        self.scale = head_width(settings) ** -0.5 if settings.scale_attention else 1.0
+        self.query = Linear(width, inner, bias=settings.biases, rngs=rngs)
+        self.key = Linear(width, inner, bias=settings.biases, rngs=rngs)
+        self.value = Linear(width, inner, bias=settings.biases, rngs=rngs)
+        self.output = Linear(inner, width, bias=settings.biases, rngs=rngs)
 
-    def split(self, x: Float[Array, "B T D"]) -> Float[Array, "B H T K"]:
+    def split(self, x: Float[Array, "B T HK"]) -> Float[Array, "B H T K"]:
         return x.reshape(*x.shape[:2], self.heads, -1).swapaxes(1, 2)
 
     def project(self, x: Float[Array, "B M D"]) -> Keys:
         """Keys and values of the attended positions."""
         return Keys(self.split(self.key(x)), self.split(self.value(x)))
 
-    def __call__(self, x: Float[Array, "B T D"], attended: Keys, mask: Bool[Array, "B #T M"]) -> Float[Array, "B T D"]:
-        query = self.split(self.query(x)) * (attended.keys.shape[-1] ** -0.5)
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        attended: Keys,
+        mask: Bool[Array, "B #T M"],
+        bias: Float[Array, "#B H T M"] | None = None,
+    ) -> Float[Array, "B T D"]:
+        query = self.split(self.query(x)) * self.scale
         logits = jnp.einsum("bhtk,bhmk->bhtm", query, attended.keys).astype(jnp.float32)
+        if bias is not None:
+            logits = logits + bias
         weights = jax.nn.softmax(jnp.where(mask[:, None], logits, BLOCKED), axis=-1).astype(x.dtype)
         mixed = jnp.einsum("bhtm,bhmk->bhtk", weights, attended.values)
-        return self.output(mixed.swapaxes(1, 2).reshape(x.shape))
+        return self.output(mixed.swapaxes(1, 2).reshape(*x.shape[:2], -1))
 
 
 class FeedForward(nnx.Module):
     """Two linear layers with an activation between them, gated if asked."""
 
     def __init__(self, settings: TransformerSettings, *, rngs: nnx.Rngs) -> None:
-        self.activation = {"relu": jax.nn.relu, "silu": jax.nn.silu, "gelu": jax.nn.gelu}[settings.activation]
-        self.inner = Linear(settings.width, settings.feed_forward, rngs=rngs)
-        self.gate = Linear(settings.width, settings.feed_forward, rngs=rngs) if settings.gated else None
-        self.outer = Linear(settings.feed_forward, settings.width, rngs=rngs)
+        self.activation = ACTIVATIONS[settings.activation]
+        width, inner, bias = settings.width, settings.feed_forward, settings.biases
+        self.inner = Linear(width, inner, bias=bias, rngs=rngs)
+        self.gate = Linear(width, inner, bias=bias, rngs=rngs) if settings.gated else None
+        self.outer = Linear(inner, width, bias=bias, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         inner = self.activation(self.inner(x))
         return self.outer(inner if self.gate is None else inner * self.gate(x))
 
 
-def _attending(attention: Attention, mask: Array, states: Array | None = None) -> Callable[[Array], Array]:
+def _attending(
+    attention: Attention, mask: Array, states: Array | None = None, bias: Array | None = None
+) -> Callable[[Array], Array]:
     """Attention to `states`, by default to the queries' own."""
-    return lambda y: attention(y, attention.project(y if states is None else states), mask)
+    return lambda y: attention(y, attention.project(y if states is None else states), mask, bias)
 
 
 class Block(nnx.Module):
@@ -195,14 +237,32 @@ class Transformer(nnx.Module):
         padded = -(-vocabulary_size // 64) * 64  # the sampler searches blocks of 64
         scale = settings.width**-0.5
         self.embedding = nnx.Param(jax.random.normal(rngs.params(), (padded, settings.width)) * scale)
-        self.output_bias = nnx.Param(jnp.zeros(padded))
+        self.output_bias = nnx.Param(jnp.zeros(padded)) if settings.biases else None
         self.encoder = nnx.List([Block(settings, cross=False, rngs=rngs) for _ in range(settings.encoder_layers)])
         self.decoder = nnx.List([Block(settings, cross=True, rngs=rngs) for _ in range(settings.decoder_layers)])
         self.encoder_norm = Norm(settings) if settings.norm_first else None
         self.decoder_norm = Norm(settings) if settings.norm_first else None
+        self.encoder_positions: Any = None
+        self.decoder_positions: Any = None
+        if settings.positions == "relative":
+            sizes = settings.heads, settings.relative_buckets, settings.relative_distance
+            self.encoder_positions = nnx.data(RelativePositions(*sizes, causal=False, rngs=rngs))
+            self.decoder_positions = nnx.data(RelativePositions(*sizes, causal=True, rngs=rngs))
+        self.output: nnx.Param | None = (
+            None
+            if settings.tied_output
+            else nnx.Param(jax.random.normal(rngs.params(), (padded, settings.width)) * scale)
+        )
 
     def embed(self, ids: Int[Array, "B T"], positions: Int[Array, "B T"], key: Array | None) -> Array:
-        x = self.embedding[...][ids] * self.settings.width**0.5 + sinusoids(positions, self.settings.width)
+        settings = self.settings
+        x = self.embedding[...][ids]
+        if settings.scale_embedding:
+            x = x * settings.width**0.5
+        if settings.zero_start:
+            x = jnp.where((ids == self.pad_id)[..., None], 0.0, x)
+        if settings.positions == "sinusoidal":
+            x = x + sinusoids(positions, settings.width)
         return dropout(x.astype(self.settings.dtype), self.settings.dropout, key)
 
     def encode(
@@ -215,8 +275,9 @@ class Transformer(nnx.Module):
         """Hidden states of the source."""
         embedding_key, *layer_keys = _keys(key, 1 + len(self.encoder))
         x = self.embed(ids, positions, embedding_key)
+        bias = None if self.encoder_positions is None else self.encoder_positions(ahead(positions))
         for block, layer_key in zip(self.encoder, layer_keys, strict=True):
-            x = block(x, _attending(block.attention, mask), None, layer_key)
+            x = block(x, _attending(block.attention, mask, bias=bias), None, layer_key)
         return x if self.encoder_norm is None else self.encoder_norm(x)
 
     def decode(
@@ -231,10 +292,11 @@ class Transformer(nnx.Module):
         """Hidden states of the target, teacher-forced."""
         embedding_key, *layer_keys = _keys(key, 1 + len(self.decoder))
         x = self.embed(ids, positions, embedding_key)
+        bias = None if self.decoder_positions is None else self.decoder_positions(ahead(positions))
         for block, layer_key in zip(self.decoder, layer_keys, strict=True):
             x = block(
                 x,
-                _attending(block.attention, mask),
+                _attending(block.attention, mask, bias=bias),
                 _attending(block.cross, source_mask, encoded),
                 layer_key,
             )
@@ -246,8 +308,8 @@ class Transformer(nnx.Module):
 
     def empty_cache(self, rows: int, steps: int) -> list[Keys]:
         """Room for the keys and values of `steps` target positions."""
-        heads = self.settings.heads
-        empty = jnp.zeros((rows, heads, steps, self.settings.width // heads), self.settings.dtype)
+        settings = self.settings
+        empty = jnp.zeros((rows, settings.heads, steps, head_width(settings)), settings.dtype)
         return [Keys(empty, empty) for _ in self.decoder]
 
     def decode_step(
@@ -269,6 +331,7 @@ class Transformer(nnx.Module):
         ring = cache[0].keys.shape[2]
         back = (slot - jnp.arange(ring)) % ring
         seen = (back[None] <= positions[:, None])[:, None]
+        bias = None if self.decoder_positions is None else self.decoder_positions(-back[None, None])
         visible = source_mask[:, None]
         x = self.embed(ids[:, None], positions[:, None], None)
         new_cache = []
@@ -280,7 +343,7 @@ class Transformer(nnx.Module):
                     *(jax.lax.dynamic_update_slice_in_dim(o, n, slot, 2) for o, n in zip(old, new, strict=True))
                 )
                 new_cache.append(kept)
-                return a(y, kept, seen)
+                return a(y, kept, seen, bias)
 
             def attend_source(y: Array, a: Attention = block.cross, keys: Keys = of_source) -> Array:
                 # the N samples of a source are N queries over one set of keys
@@ -293,14 +356,21 @@ class Transformer(nnx.Module):
 
     def blocked_bias(self) -> Float[Array, " V"]:
         """Output bias with padding, and the ids that only fill the last block of 64, out of reach."""
-        ids = jnp.arange(self.output_bias.shape[0])
+        ids = jnp.arange(self.embedding.shape[0])
         allowed = (ids < self.vocabulary_size) & (ids != self.pad_id)
-        return jnp.where(allowed, self.output_bias[...], BLOCKED)
+        return jnp.where(allowed, 0.0 if self.output_bias is None else self.output_bias[...], BLOCKED)
+
+    def output_layer(self, hidden: Float[Array, "*B D"]) -> tuple[Float[Array, "*B D"], Float[Array, "V D"]]:
+        """What is multiplied for the logits: scaled hidden states, and the weights in their dtype."""
+        weights = self.embedding if self.output is None else self.output
+        if self.settings.scale_output:
+            hidden = hidden * self.settings.width**-0.5
+        return hidden, weights[...].astype(hidden.dtype)
 
     def logits(self, hidden: Float[Array, "B D"]) -> Float[Array, "B V"]:
         """float32 logits over the vocabulary, padded to a multiple of 64."""
-        product = hidden @ self.embedding[...].astype(hidden.dtype).T
-        return product.astype(jnp.float32) + self.blocked_bias()[None]
+        hidden, weights = self.output_layer(hidden)
+        return (hidden @ weights.T).astype(jnp.float32) + self.blocked_bias()[None]
 
     def scores(self, hidden: Float[Array, "B T D"], labels: Int[Array, "B T"], chunk: int = 512) -> Scores:
         """Log-probabilities of the labels, a slice of the time axis (about `chunk` tokens) at once.
@@ -311,14 +381,15 @@ class Transformer(nnx.Module):
         slices = max(1, min(steps, batch * steps // chunk))
         while steps % slices:
             slices -= 1
-        embedding, bias = self.embedding[...].astype(hidden.dtype), self.blocked_bias()
+        hidden, weights = self.output_layer(hidden)
+        bias = self.blocked_bias()
         allowed = bias > BLOCKED / 2
         count = self.vocabulary_size - 1
 
         @jax.checkpoint
         def score(part: tuple[Array, Array]) -> Scores:
             states, wanted = part  # [B, c, D], [B, c]
-            logits = (states @ embedding.T).astype(jnp.float32) + bias[None, None]
+            logits = (states @ weights.T).astype(jnp.float32) + bias[None, None]
             total = jax.nn.logsumexp(logits, axis=-1)
             label = jnp.take_along_axis(logits, wanted[..., None], axis=-1)[..., 0]
             mean = jnp.where(allowed[None, None], logits, 0.0).sum(-1) / count

@@ -23,6 +23,7 @@ from rest.errors import UserError
 from rest.learning.checkpoint import load_parameters, save_parameters
 from rest.learning.losses import NLL, Loss
 from rest.learning.mesh import data_mesh, divide
+from rest.model.huggingface import HuggingFaceModel
 from rest.model.transformer import Scores, Transformer, TransformerSettings
 from rest.stage import read_json, write_json
 
@@ -65,10 +66,14 @@ class Policy:
 
     def encode_sources(self, sources: Sequence[str]) -> list[np.ndarray]:
         """Token ids of each source, ending in EOS."""
-        eos = self.tokenizer.eos_id
-        return [np.asarray([*ids, eos], np.int32) for ids in self.tokenizer.encode(sources)]
+        return self._ended(self.tokenizer.encode(sources))
 
-    encode_references = encode_sources  # a human translation has ended, so its ids end in EOS too
+    def encode_references(self, references: Sequence[str]) -> list[np.ndarray]:
+        """Token ids of each text in the target language, ending in EOS: a human translation has ended."""
+        return self._ended(self.tokenizer.encode_targets(references))
+
+    def _ended(self, rows: list[list[int]]) -> list[np.ndarray]:
+        return [np.asarray([*ids, self.tokenizer.eos_id], np.int32) for ids in rows]
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -77,11 +82,18 @@ class Policy:
         write_json(folder / "policy.json", dataclasses.asdict(self.settings))
 
     @classmethod
+    def start(cls, model: HuggingFaceModel) -> Policy:
+        """A published model."""
+        settings, tokenizer, parameters = model.read()
+        return cls.new(settings, tokenizer, seed=0).with_parameters(parameters)
+
+    @classmethod
     def load(cls, folder: Path) -> Policy:
         """Read what `save` wrote."""
         if not (folder / "policy.json").exists():
             raise UserError(f"{folder}: no policy there (it has no policy.json)")
-        settings = TransformerSettings(**read_json(folder / "policy.json"))
+        # policies from before zero_start was a setting were trained to start from padding's embedding
+        settings = TransformerSettings(**{"zero_start": False, **read_json(folder / "policy.json")})
         empty = cls.new(settings, load_tokenizer(folder / "tokenizer"), seed=0)
         return empty.with_parameters(load_parameters(folder / "parameters", empty.parameters))
 

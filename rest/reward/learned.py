@@ -121,8 +121,8 @@ class LearnedReward:
     def examples(self, sources: Sequence[str], hypotheses: Sequence[str]) -> Examples:
         """Ids of both sides, cut to what a row of a batch holds."""
         s, t = self.batch.source_tokens, self.batch.target_tokens
-        encode = self.base.encode_sources
-        return Examples([x[:s] for x in encode(sources)], [y[:t] for y in encode(hypotheses)])
+        encoded, read = self.base.encode_sources(sources), self.base.encode_references(hypotheses)
+        return Examples([x[:s] for x in encoded], [y[:t] for y in read])
 
     def predict(self, parameters: Any, examples: Examples) -> np.ndarray:
         """Raw scores, float32 [n]."""

@@ -12,16 +12,28 @@ from flax import nnx
 
 from rest.data.batches import Batch, BatchSettings, Examples, evaluation_batches
 from rest.errors import UserError
-from rest.model.transformer import Scores, Transformer, TransformerSettings, dropout, sinusoids
+from rest.model.positions import distance_buckets, sinusoids
+from rest.model.transformer import Scores, Transformer, TransformerSettings, dropout
 from rest.policy.policy import hidden_states
 
 VOCABULARY, PAD = 70, 0  # not a multiple of 64: the last block is filled up
 SMALL = TransformerSettings(width=16, heads=2, feed_forward=24, encoder_layers=1, decoder_layers=2)
-VARIANTS = [
-    SMALL,
-    dataclasses.replace(SMALL, norm_first=True, norm="rms", gated=True, activation="gelu"),
-]
-variants = pytest.mark.parametrize("settings", VARIANTS, ids=["Marian", "T5"])
+PRE_NORM = dataclasses.replace(SMALL, norm_first=True, norm="rms", gated=True, activation="gelu_tanh")
+T5 = dataclasses.replace(
+    PRE_NORM,
+    head_width=6,
+    biases=False,
+    positions="relative",
+    relative_buckets=8,
+    relative_distance=6,
+    scale_embedding=False,
+    scale_attention=False,
+    scale_output=True,
+    tied_output=False,
+    zero_start=False,
+)
+VARIANTS = [SMALL, PRE_NORM, T5]
+variants = pytest.mark.parametrize("settings", VARIANTS, ids=["Marian", "pre-norm", "T5"])
 
 
 @functools.cache
@@ -216,16 +228,35 @@ def test_sinusoids_by_hand():
 @variants
 def test_the_number_of_parameters_follows_from_the_settings(settings):
     width, inner = settings.width, settings.feed_forward
-    linear = lambda m, n: m * n + n  # noqa: E731
+    linear = lambda m, n: m * n + (n if settings.biases else 0)  # noqa: E731
     norm = width * (2 if settings.norm == "layer" else 1)
-    attention = 4 * linear(width, width)
+    heads = settings.heads * (settings.head_width or width // settings.heads)
+    attention = 3 * linear(width, heads) + linear(heads, width)
     feed_forward = linear(width, inner) * (2 if settings.gated else 1) + linear(inner, width)
     encoder = settings.encoder_layers * (attention + feed_forward + 2 * norm)
     decoder = settings.decoder_layers * (2 * attention + feed_forward + 3 * norm)
-    embedding = 128 * width + 128  # 70 ids and what fills up the second block of 64; the output's bias
+    # 70 ids and what fills up the second block of 64; the output's bias or its own weights
+    embedding = 128 * width * (1 if settings.tied_output else 2) + (128 if settings.biases else 0)
     last_norms = 2 * norm if settings.norm_first else 0
+    relative = 2 * settings.relative_buckets * settings.heads if settings.positions == "relative" else 0
     leaves = jax.tree.leaves(nnx.state(network(settings)))
-    assert sum(leaf.size for leaf in leaves) == embedding + encoder + decoder + last_norms
+    assert sum(leaf.size for leaf in leaves) == embedding + encoder + decoder + last_norms + relative
+
+
+def test_padding_starts_the_decoder_as_nothing_or_as_it_is_embedded():
+    for start, same in ((True, True), (False, False)):
+        net = nnx.clone(network(dataclasses.replace(SMALL, zero_start=start)))
+        before = net.embed(jnp.full((1, 1), PAD), jnp.zeros((1, 1), int), None)
+        net.embedding[...] = net.embedding[...].at[PAD].add(1.0)
+        after = net.embed(jnp.full((1, 1), PAD), jnp.zeros((1, 1), int), None)
+        assert (np.asarray(before) == np.asarray(after)).all() == same
+
+
+def test_relative_positions_by_hand():
+    # of 8 buckets, 4 hold one distance each, the others grow by the fourth root of 12 / 4; the last has what is left
+    wanted = [0, 1, 2, 3, *(4 + int(4 * math.log(d / 4) / math.log(3)) for d in range(4, 12)), 7]
+    assert distance_buckets(8, 12).tolist() == wanted
+    assert wanted == sorted(wanted) and set(wanted) == set(range(8))
 
 
 def test_a_width_that_the_heads_do_not_divide_is_refused():

@@ -1,5 +1,6 @@
 """A policy on disk and in batches: the same identity, the same probabilities."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -24,6 +25,14 @@ def test_saving_again_replaces_what_was_there(policy, lively, tmp_path):
     policy.save(tmp_path)
     lively.save(tmp_path)
     assert Policy.load(tmp_path).identity == lively.identity
+
+
+def test_a_policy_saved_before_zero_start_was_a_setting_starts_from_padding_as_it_was_trained_to(lively, tmp_path):
+    lively.save(tmp_path)
+    record = json.loads((tmp_path / "policy.json").read_text())
+    assert record.pop("zero_start") is True
+    (tmp_path / "policy.json").write_text(json.dumps(record))
+    assert Policy.load(tmp_path).settings == replace(lively.settings, zero_start=False)
 
 
 def test_a_folder_without_a_policy_is_an_error_that_names_it(tmp_path):
