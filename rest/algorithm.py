@@ -235,10 +235,10 @@ class Run:
                 gold = self.corpus.gold
                 rated = rate(policy, self._parts[1], gold, e.reward, sampling, e.seed)
                 fitted = fit(policy, rated, e.reward, folder=stage.folder, seed=e.seed, gold=gold)
-                fitted.reward.save(stage.folder / "network", fitted.scale)
+                fitted.reward.save(stage.folder / "network", fitted.calibration)
                 stage.finish(fitted.report | {"wall_s": time.perf_counter() - began})
-            function, scale = LearnedReward.load(stage.folder / "network")
-            return Reward(function, scale)
+            function, calibration = LearnedReward.load(stage.folder / "network")
+            return Reward(function, calibration, e.reward.guards)
 
     def grow(self, g: int, policy: Policy, reward: Reward) -> ScoredDataset:
         """Grow step g."""

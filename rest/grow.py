@@ -105,7 +105,7 @@ def grow(
             return
         identities = {"policy": policy.identity, "reward": reward.identity, "tokenizer": policy.tokenizer.identity}
         manifest = write_manifest(
-            stage.folder, settings=stage.settings, identities=identities, seed=seed, scale=reward.scale
+            stage.folder, settings=stage.settings, identities=identities, seed=seed, scale=reward.range
         )
         means, human = manifest.reward, ""
         if means["references"]["rows"]:

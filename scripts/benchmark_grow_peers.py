@@ -17,6 +17,7 @@ def transformers_generate(folder: str):
 
     torch.set_num_threads(2)
     model = MarianMTModel.from_pretrained(folder).eval()
+    model.generation_config.forced_eos_token_id = None  # at the greatest length it would take the place of a token
     pad, eos = model.config.pad_token_id, model.config.eos_token_id
 
     def run(ask: dict) -> list[list[int]]:

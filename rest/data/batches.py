@@ -42,6 +42,7 @@ class Examples:
     sources: Sequence[Ids]
     targets: Sequence[Ids]
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)  # float32 [n], one number a pair
+    groups: np.ndarray | None = None  # int64 [n]: pairs of one group share a row, as far as they fit into one
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -98,22 +99,46 @@ def plan_rows(examples: Examples, settings: BatchSettings, seed: int) -> Plan:
             f"batch: pair {pair} has {source_lengths[pair]} source and {target_lengths[pair]} target tokens, more "
             f"than source_tokens {settings.source_tokens} or target_tokens {settings.target_tokens}"
         )
-    order = np.random.default_rng(seed).permutation(len(examples))
+    units = _units(examples, source_lengths, target_lengths, settings)
+    source_sums, target_sums = (
+        np.asarray([lengths[unit].sum() for unit in units], np.int64) for lengths in (source_lengths, target_lengths)
+    )
+    order = np.random.default_rng(seed).permutation(len(units))
     rows: list[np.ndarray] = []
     for start in range(0, len(order), 2048):
         window = order[start : start + 2048]
-        longest = np.maximum(source_lengths[window], target_lengths[window])
-        window = window[np.argsort(-longest, kind="stable")]
-        rows.extend(_pack(window, source_lengths, target_lengths, settings))
+        window = window[np.argsort(-np.maximum(source_sums, target_sums)[window], kind="stable")]
+        packed = _pack(window, source_sums, target_sums, settings)
+        rows.extend(np.concatenate([units[unit] for unit in row]) for row in packed)
     max_pairs = max((len(row) for row in rows), default=1)
     positions = max(1, len(rows) * settings.target_tokens)
     return Plan(rows, max_pairs, 1.0 - float(target_lengths.sum()) / positions)
 
 
+def _units(
+    examples: Examples, source_lengths: np.ndarray, target_lengths: np.ndarray, settings: BatchSettings
+) -> list[np.ndarray]:
+    """What must share a row: every pair for itself, or a group's pairs, cut where they outgrow a row."""
+    if examples.groups is None:
+        return list(np.arange(len(examples))[:, None])
+    order = np.argsort(examples.groups, kind="stable")
+    units: list[list[int]] = []
+    last, source_room, target_room = None, 0, 0
+    for pair in order:
+        source_room, target_room = source_room - source_lengths[pair], target_room - target_lengths[pair]
+        if examples.groups[pair] != last or min(source_room, target_room) < 0:
+            units.append([])
+            source_room = settings.source_tokens - source_lengths[pair]
+            target_room = settings.target_tokens - target_lengths[pair]
+        units[-1].append(int(pair))
+        last = examples.groups[pair]
+    return [np.asarray(unit, np.int64) for unit in units]
+
+
 def _pack(
     window: np.ndarray, source_lengths: np.ndarray, target_lengths: np.ndarray, settings: BatchSettings
 ) -> list[np.ndarray]:
-    """Put each pair, longest first, into the first row that has room on both sides."""
+    """Put each unit, longest first, into the first row that has room on both sides."""
     source_room = np.zeros(len(window), np.int64)
     target_room = np.zeros(len(window), np.int64)
     contents: list[list[int]] = []

@@ -19,7 +19,10 @@ from rest.journal import say
 from rest.learning.train import Schedule, TrainSettings, train
 from rest.policy.policy import Policy
 from rest.policy.sampler import SamplingSettings, sample
-from rest.reward.learned import LearnedReward, RewardObjective
+from rest.reward.calibration import Span
+from rest.reward.guards import Guards
+from rest.reward.learned import LearnedReward, RatingLoss, RewardObjective
+from rest.reward.reward import Calibration
 from rest.stage import seed_for
 
 Gold = Callable[[list[str], list[str]], np.ndarray]
@@ -57,8 +60,16 @@ class RewardSettings:
     """Share of the rated sources that decides when to stop."""
     ridge: float = 0.01
     """Penalty of the regression that the head starts from, relative to the number of ratings."""
-    margin: float = 0.05
-    """How far the scale reaches beyond the held-out scores, as a share of their range."""
+    loss: RatingLoss = field(default_factory=RatingLoss)
+    """Regression of the ratings, ranking of the hypotheses of a source, or both."""
+    heads: int = 1
+    """Several are an ensemble, whose spread tells what they are unsure of."""
+    caution: float = 0.0
+    """The reward is the mean of the heads less this many standard deviations of them."""
+    calibration: Any = field(default_factory=Span)  # fit(scores, ratings) -> Calibration
+    """What maps scores to [0, 1], fitted on the held-out ratings: Span, Affine or Isotonic."""
+    guards: Guards | None = None
+    """The reward of what they flag is 0."""
     batch: BatchSettings = field(default_factory=lambda: BatchSettings(4096))
     train: TrainSettings = field(
         default_factory=lambda: TrainSettings(
@@ -104,10 +115,10 @@ def rate(
 
 @dataclass(frozen=True)
 class Fitted:
-    """A reward network, its scale, and how well it agrees with what it did not see in training."""
+    """A reward network, its calibration, and how well it agrees with what it did not see in training."""
 
     reward: LearnedReward
-    scale: tuple[float, float]
+    calibration: Calibration
     report: dict[str, Any]
 
 
@@ -120,27 +131,29 @@ def fit(
     seed: int,
     gold: Gold | None = None,
 ) -> Fitted:
-    """Regress the ratings, stopping at the best Pearson correlation on sources held out.
+    """Learn the ratings, stopping at the best agreement with those of sources held out.
 
-    The scale spans the held-out scores and a margin. `gold` is only looked at to report the agreement with it.
+    The calibration is fitted to these too. `gold` is only looked at to report the agreement with it.
     """
     _check_ratings(rated)
-    sources = np.unique(rated.groups)
-    held = np.random.default_rng(seed_for(seed, "reward dev")).permutation(sources)
+    sources, group = np.unique(rated.groups, return_inverse=True)
+    held = np.random.default_rng(seed_for(seed, "reward dev")).permutation(len(sources))
     held = held[: max(2, round(settings.dev_share * len(sources)))]
-    dev = np.isin(rated.groups, held)
+    dev = np.isin(group, held)
     if dev.all():
         raise UserError(f"reward.sources: {len(sources)} rated sources are too few to hold some out")
-    reward = LearnedReward.new(policy, settings.batch)
+    reward = LearnedReward.new(policy, settings.batch, settings.heads)
+    reward = dataclasses.replace(reward, caution=settings.caution)
     all_examples = reward.examples(rated.sources, rated.hypotheses)
 
     def chosen(mask: np.ndarray) -> Examples:
         rows = np.flatnonzero(mask).tolist()
         ids = [all_examples.sources[r] for r in rows], [all_examples.targets[r] for r in rows]
-        return Examples(*ids, {"rating": rated.ratings[rows]})
+        columns = {"rating": rated.ratings[rows], "group": group[rows].astype(np.float32)}
+        return Examples(*ids, columns, group[rows] if settings.loss.ranking else None)
 
     held_out, ratings, training = chosen(dev), rated.ratings[dev], chosen(~dev)
-    reward = reward.probe(training, rated.ratings[~dev], settings.ridge)
+    reward = reward.probe(training, settings.ridge)
     batches, _ = training_batches(
         training,
         settings.batch,
@@ -150,12 +163,17 @@ def fit(
     )
 
     def agreement(parameters: Any) -> dict[str, float]:
-        predicted = reward.predict(parameters, held_out)
+        predicted = reward.predict(parameters, held_out).mean(1)
         error = float(np.sqrt(np.mean(np.square(predicted - ratings))))
-        return {"score": correlation(predicted, ratings), "rmse": error}
+        numbers = {
+            "pearson": correlation(predicted, ratings),
+            "ranked_right": ranked_right(predicted, ratings, group[dev]),
+            "rmse": error,
+        }
+        return {"score": numbers["pearson" if settings.loss.regression else "ranked_right"], **numbers}
 
     trained = train(
-        RewardObjective(reward.graph),
+        RewardObjective(reward.graph, settings.loss),
         reward.parameters,
         batches,
         settings.train,
@@ -165,15 +183,15 @@ def fit(
         description="reward",
     )
     reward = dataclasses.replace(reward, parameters=trained.parameters)
-    predicted = reward.predict(reward.parameters, held_out)
-    margin = settings.margin * float(predicted.max() - predicted.min())
-    scale = (float(predicted.min()) - margin, float(predicted.max()) + margin)
+    predicted = reward.joined(reward.predict(reward.parameters, held_out))
+    calibration = settings.calibration.fit(predicted, ratings)
     report = {
         "rated": len(rated.ratings),
         "held_out": int(dev.sum()),
         "pearson_ratings": correlation(predicted, ratings),
         "spearman_ratings": correlation(stats.rankdata(predicted), stats.rankdata(ratings)),
-        "scale": list(scale),
+        "ranked_right": ranked_right(predicted, ratings, group[dev]),
+        "range": list(calibration.ends),
         "steps": trained.steps,
         "best_step": trained.best_step,
         "stopped": trained.stopped,
@@ -184,7 +202,7 @@ def fit(
         report["pearson_gold"] = correlation(predicted, exact)
         report["rater_pearson_gold"] = correlation(ratings, exact)
     say("reward: " + ", ".join(f"{k} {v}" for k, v in report.items()))
-    return Fitted(reward, scale, report)
+    return Fitted(reward, calibration, report)
 
 
 def _check_ratings(rated: Rated) -> None:
@@ -198,6 +216,17 @@ def _check_ratings(rated: Rated) -> None:
         )
     if np.ptp(ratings) == 0:
         raise UserError(f"reward.rater: all {len(ratings)} ratings are {ratings[0]}: nothing can be learned")
+
+
+def ranked_right(scores: np.ndarray, ratings: np.ndarray, groups: np.ndarray) -> float:
+    """Share of the pairs of one group with different ratings that the scores order alike; ties count half."""
+    right = pairs = 0.0
+    order = np.argsort(groups, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
+        above = np.sign(ratings[rows][:, None] - ratings[rows]) > 0
+        agree = np.sign(scores[rows][:, None] - scores[rows])[above]
+        right, pairs = right + float((agree + 1).sum()) / 2, pairs + float(above.sum())
+    return right / pairs if pairs else 0.5
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:

@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from rest.errors import UserError
+from rest.reward.guards import Guards
 from rest.stage import describe
 
 
@@ -25,6 +26,11 @@ class RewardFunction(Protocol):
     ) -> np.ndarray: ...
 
 
+def identify(function: Any) -> Any:
+    """What the scores of a function depend on: its own `identity` if it has one, else its source and settings."""
+    return getattr(function, "identity", None) or describe(function)
+
+
 @dataclass(frozen=True)
 class Scored:
     """n scores before and after the scale."""
@@ -35,18 +41,46 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Reward:
-    """A reward function and the scale that maps its scores to [0, 1]."""
+class Calibration:
+    """A rising line of straight pieces from raw scores to [0, 1], flat beyond its ends."""
 
-    function: RewardFunction
-    scale: tuple[float, float] | None = None
-    """Raw scores that become 0 and 1; what falls outside is clipped and counted. None: scores must be in [0, 1]."""
+    scores: tuple[float, ...]  # ascending
+    rewards: tuple[float, ...]  # not falling, in [0, 1]
 
     def __post_init__(self) -> None:
-        if self.scale is not None:
+        x, y = np.asarray(self.scores), np.asarray(self.rewards)
+        rising = len(x) == len(y) > 1 and np.isfinite(x).all() and (np.diff(x) > 0).all() and (np.diff(y) >= 0).all()
+        if not rising or y[0] < 0 or y[-1] > 1:
+            raise UserError(f"calibration: {self.scores} must rise and {self.rewards} not fall, within [0, 1]")
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        return self.scores[0], self.scores[-1]
+
+    def __call__(self, raw: np.ndarray) -> np.ndarray:
+        return np.interp(raw.astype(np.float64), self.scores, self.rewards).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A reward function, what maps its scores to [0, 1], and what it may not be trusted on."""
+
+    function: RewardFunction
+    scale: tuple[float, float] | Calibration | None = None
+    """Raw scores that become 0 and 1; what falls outside is clipped and counted. None: scores must be in [0, 1]."""
+    guards: Guards | None = None
+    """The reward of what they flag is 0, whatever the score."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.scale, tuple):
             low, high = self.scale
             if not (math.isfinite(low) and math.isfinite(high)) or low == high:
                 raise UserError(f"reward {self.name}: its scale ({low}, {high}) must be two different numbers")
+
+    @property
+    def range(self) -> tuple[float, float] | None:
+        """Raw scores beyond which nothing is told apart."""
+        return self.scale.ends if isinstance(self.scale, Calibration) else self.scale
 
     @property
     def name(self) -> str:
@@ -56,8 +90,8 @@ class Reward:
     @property
     def settings(self) -> dict[str, Any]:
         """What the scores depend on: the function (its own identity if it has one, else its source and settings)."""
-        own = getattr(self.function, "identity", None) or describe(self.function)
-        return {"function": own, "scale": describe(self.scale)}
+        guarded = {} if self.guards is None else {"guards": describe(self.guards)}
+        return {"function": identify(self.function), "scale": describe(self.scale), **guarded}
 
     @property
     def identity(self) -> str:
@@ -84,11 +118,21 @@ class Reward:
         if self.scale is None:
             outside = (raw < 0) | (raw > 1)
             self._refuse(outside, raw, hypotheses, "is outside [0, 1] and the reward has no scale")
-            return Scored(raw, raw, 0)
+            return Scored(raw, self._guarded(raw, sources, hypotheses), 0)
+        if isinstance(self.scale, Calibration):
+            low, high = self.scale.ends
+            clipped = int(((raw < low) | (raw > high)).sum())
+            return Scored(raw, self._guarded(self.scale(raw), sources, hypotheses), clipped)
         low, high = self.scale
         scaled = (raw - np.float32(low)) / np.float32(high - low)
         reward = np.clip(scaled, 0, 1).astype(np.float32)
-        return Scored(raw, reward, int((scaled != reward).sum()))
+        return Scored(raw, self._guarded(reward, sources, hypotheses), int((scaled != reward).sum()))
+
+    def _guarded(self, reward: np.ndarray, sources: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:
+        if self.guards is None:
+            return reward
+        flagged = np.asarray([bool(flags) for flags in self.guards.flags(sources, hypotheses)], bool)
+        return np.where(flagged, np.float32(0), reward)
 
     def _refuse(self, bad: np.ndarray, raw: np.ndarray, hypotheses: Sequence[str], why: str) -> None:
         if bad.any():

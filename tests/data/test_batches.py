@@ -189,3 +189,14 @@ def test_a_batch_has_at_least_one_row():
 
 def test_pad_puts_rows_side_by_side():
     assert pad([[1, 2], [], [3]], 3, 9).tolist() == [[1, 2, 9], [9, 9, 9], [3, 9, 9]]
+
+
+def test_a_group_shares_a_row_as_far_as_it_fits():
+    lengths = [3, 4, 2, 5, 9, 9, 9, 1]
+    groups = np.array([5, 5, 5, 2, 7, 7, 7, 2])
+    ids = [list(range(1, n + 1)) for n in lengths]
+    plan = plan_rows(Examples(ids, ids, groups=groups), BatchSettings(40, 20, 20), seed=0)
+    rows = [set(row.tolist()) for row in plan.rows]
+    assert sorted(pair for row in rows for pair in row) == list(range(8))
+    assert any({0, 1, 2} <= row for row in rows) and any({3, 7} <= row for row in rows)
+    assert any({4, 5} <= row for row in rows) and not any({4, 5, 6} <= row for row in rows)  # 27 outgrow a row of 20

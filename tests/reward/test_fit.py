@@ -9,7 +9,8 @@ from rest.errors import UserError
 from rest.learning.train import Schedule, TrainSettings
 from rest.policy.sampler import SamplingSettings
 from rest.reward import fit as module
-from rest.reward.fit import Rated, RewardSettings, correlation, fit, rate
+from rest.reward.fit import Rated, RewardSettings, correlation, fit, ranked_right, rate
+from rest.reward.learned import RatingLoss
 from rest.reward.raters import MetricRater
 
 SAMPLING = SamplingSettings(temperature=0.8, max_target_tokens=12, rows=64)
@@ -58,8 +59,8 @@ def test_a_fitted_reward_agrees_with_ratings_of_sources_it_has_not_seen(fitted, 
 
 
 def test_the_scale_spans_the_held_out_scores_with_a_margin(fitted, rated):
-    low, high = fitted.scale
-    assert list(fitted.scale) == fitted.report["scale"]
+    low, high = fitted.calibration.ends
+    assert [low, high] == fitted.report["range"]
     scores = fitted.reward(rated.sources, rated.hypotheses, None)
     inside = (scores >= low) & (scores <= high)
     assert low < high and inside.mean() > 0.9
@@ -68,12 +69,29 @@ def test_the_scale_spans_the_held_out_scores_with_a_margin(fitted, rated):
 def test_gold_is_only_reported_and_changes_nothing(policy, rated, settings, tmp_path):
     few = replace(settings, train=replace(settings.train, max_steps=3))
     blind, seeing = (fit(policy, rated, few, folder=tmp_path / str(g), seed=0, gold=g) for g in (None, gold))
-    assert blind.reward.identity == seeing.reward.identity and blind.scale == seeing.scale
+    assert blind.reward.identity == seeing.reward.identity and blind.calibration == seeing.calibration
     with_gold = {"pearson_gold", "rater_pearson_gold"}
     assert blind.report == {k: v for k, v in seeing.report.items() if k not in with_gold}
     assert with_gold <= set(seeing.report)
     other = fit(policy, rated, few, folder=tmp_path / "other", seed=1)
     assert other.reward.identity != blind.reward.identity
+
+
+def test_ranking_alone_learns_the_order_of_a_source_s_hypotheses(policy, rated, settings, tmp_path):
+    ranking = replace(settings, loss=RatingLoss(0.0, 1.0), ridge=1e3)  # nothing but the ranking teaches the head
+    start = fit(
+        policy, rated, replace(ranking, train=replace(ranking.train, max_steps=0)), folder=tmp_path / "0", seed=0
+    )
+    found = fit(policy, rated, ranking, folder=tmp_path / "1", seed=0)
+    assert found.report["ranked_right"] > max(0.9, start.report["ranked_right"])
+
+
+def test_ranked_right_counts_pairs_within_groups_and_ties_half():
+    ratings, groups = np.array([1.0, 2.0, 3.0, 1.0, 2.0]), np.array([0, 0, 0, 1, 1])
+    assert ranked_right(ratings, ratings, groups) == 1
+    assert ranked_right(np.array([5.0, 6.0, 7.0, 1.0, 2.0]), ratings, groups) == 1
+    assert ranked_right(np.array([2.0, 1.0, 3.0, 1.0, 1.0]), ratings, groups) == (2 + 0.5) / 4
+    assert ranked_right(ratings, np.ones(5), groups) == 0.5
 
 
 def test_held_out_sources_are_not_trained_on(policy, rated, settings, tmp_path, monkeypatch):

@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rest.errors import UserError
-from rest.reward.learned import LearnedReward
-from rest.reward.reward import Reward
+from rest.reward.learned import LEFT_OUT, LearnedReward, RatingLoss, left_out
+from rest.reward.reward import Calibration, Reward
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,11 @@ def reward(lively, batch, texts):
     """The head is fitted to noise, so that every feature counts."""
     new = LearnedReward.new(lively, batch)
     ratings = np.random.default_rng(0).random(len(texts[0])).astype(np.float32)
-    return new.probe(new.examples(*texts), ratings, 0.01)
+    return new.probe(rated(new.examples(*texts), ratings), 0.01)
+
+
+def rated(examples, ratings):
+    return replace(examples, columns={"rating": ratings, "group": np.arange(len(ratings), dtype=np.float32)})
 
 
 @pytest.fixture(scope="module")
@@ -94,13 +99,62 @@ def test_a_probe_fits_the_head_alone_as_far_as_the_penalty_allows(lively, batch,
     ratings = np.asarray([len(ids) for ids in examples.targets], np.float32)
     errors = []
     for ridge in (1e-6, 0.1, 1e6):
-        probed = new.probe(examples, ratings, ridge)
+        probed = new.probe(rated(examples, ratings), ridge)
         assert probed.parameters["body"] is new.parameters["body"]
-        scores = probed.predict(probed.parameters, examples)
+        scores = probed.predict(probed.parameters, examples)[:, 0]
         np.testing.assert_allclose(scores.mean(), ratings.mean(), rtol=1e-3)  # the bias is not penalised
         errors.append(np.abs(scores - ratings).mean())
     assert errors[0] < 0.1 < errors[1] < errors[2]
     assert errors[2] == pytest.approx(np.abs(ratings - ratings.mean()).mean(), rel=1e-2)
+
+
+@pytest.fixture(scope="module")
+def ensemble(lively, batch, texts):
+    new = LearnedReward.new(lively, batch, heads=4)
+    ratings = np.random.default_rng(0).random(len(texts[0])).astype(np.float32)
+    return new.probe(rated(new.examples(*texts), ratings), 0.1)
+
+
+def test_heads_differ_because_each_leaves_out_other_groups(ensemble, texts):
+    members = ensemble.members(*texts)
+    assert members.shape == (len(texts[0]), 4) and members.std(1).min() > 1e-4
+    np.testing.assert_allclose(ensemble(*texts, None), members.mean(1), rtol=1e-5)
+    cautious = replace(ensemble, caution=1.5)
+    np.testing.assert_allclose(cautious(*texts, None), members.mean(1) - 1.5 * members.std(1), rtol=1e-4, atol=1e-6)
+    assert cautious.identity != ensemble.identity
+
+
+def test_a_head_leaves_out_the_same_groups_always_and_about_the_share(ensemble):
+    groups = jnp.arange(2000, dtype=jnp.float32)
+    out = [np.asarray(left_out(groups, head)) for head in range(3)]
+    assert all(abs(part.mean() - LEFT_OUT) < 0.04 for part in out)
+    assert not np.array_equal(out[0], out[1])
+    np.testing.assert_array_equal(np.asarray(left_out(groups[::-1], 0))[::-1], out[0])
+
+
+def test_a_saved_ensemble_keeps_its_heads_and_its_caution(ensemble, texts, tmp_path):
+    cautious = replace(ensemble, caution=0.5)
+    cautious.save(tmp_path, Calibration((0.0, 1.0), (0.0, 1.0)))
+    loaded, _ = LearnedReward.load(tmp_path)
+    assert loaded.heads == 4 and loaded.caution == 0.5 and loaded.identity == cautious.identity
+
+
+@pytest.mark.parametrize(("regression", "ranking"), [(0.0, 0.0), (-1.0, 2.0)])
+def test_ratings_must_be_learned_somehow(regression, ranking):
+    with pytest.raises(UserError, match="regression"):
+        RatingLoss(regression, ranking)
+
+
+def test_the_two_losses_are_added_as_means():
+    rng = np.random.default_rng(0)
+    predicted, rating = (jnp.asarray(rng.normal(size=(2, 4)), jnp.float32) for _ in range(2))
+    group, mask = jnp.array([[0.0, 0, 1, 1], [2, 2, 2, 3]]), jnp.ones((2, 4), bool)
+    one, two, both = (
+        RatingLoss(*weights)(predicted, rating, group, mask) for weights in ((1.0,), (0.0, 1.0), (2.0, 3.0))
+    )
+    mean = [float(loss.sum / loss.weight) for loss in (one, two, both)]
+    assert mean[2] == pytest.approx(2 * mean[0] + 3 * mean[1], rel=1e-5)
+    assert mean[0] == pytest.approx(np.square(predicted - rating).mean(), rel=1e-5)
 
 
 def test_a_text_longer_than_a_row_is_cut_to_it(reward, batch):
@@ -112,12 +166,13 @@ def test_a_text_longer_than_a_row_is_cut_to_it(reward, batch):
 
 
 def test_a_saved_reward_scores_the_same_on_the_same_scale(reward, texts, scores, tmp_path):
-    reward.save(tmp_path / "reward", (-0.5, 1.5))
+    line = Calibration((-0.5, 1.0, 1.5), (0.0, 0.9, 1.0))
+    reward.save(tmp_path / "reward", line)
     loaded, scale = LearnedReward.load(tmp_path / "reward")
-    assert scale == (-0.5, 1.5)
+    assert scale == line
     assert loaded.identity == reward.identity
     np.testing.assert_array_equal(loaded(*texts, None), scores)
-    assert Reward(loaded, scale).identity == Reward(reward, (-0.5, 1.5)).identity
+    assert Reward(loaded, scale).identity == Reward(reward, line).identity
 
 
 def test_identity_changes_with_a_parameter(reward):

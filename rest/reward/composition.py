@@ -1,0 +1,176 @@
+"""Several rewards as one, each on its own scale in [0, 1] before they meet; and scores that are kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rest.errors import UserError
+from rest.reward.reward import Reward, RewardFunction, identify
+
+Texts = Sequence[str]
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """Rewards that score the same hypotheses."""
+
+    rewards: tuple[Reward, ...]
+
+    def __post_init__(self) -> None:
+        if not self.rewards:
+            raise UserError(f"{type(self).__name__} needs at least one reward")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"joined by": type(self).__name__, "rewards": [reward.settings for reward in self.rewards]}
+
+    def _each(self, sources: Texts, hypotheses: Texts, references: Texts | None) -> np.ndarray:
+        """float32 [rewards, n] in [0, 1]"""
+        return np.stack([reward(sources, hypotheses, references).reward for reward in self.rewards])
+
+
+@dataclass(frozen=True)
+class WeightedMean(_Joined):
+    """The mean, by default with equal weights."""
+
+    weights: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        weights = self.weights
+        if weights is not None and (len(weights) != len(self.rewards) or min(weights) < 0 or not sum(weights)):
+            raise UserError(f"weights {weights}: one for each of {len(self.rewards)} rewards, not below 0, not all 0")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity, "weights": self.weights and list(self.weights)}
+
+    def __call__(self, sources: Texts, hypotheses: Texts, references: Texts | None) -> np.ndarray:
+        return np.average(self._each(sources, hypotheses, references), axis=0, weights=self.weights).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Minimum(_Joined):
+    """The lowest: a hypothesis must please every reward."""
+
+    def __call__(self, sources: Texts, hypotheses: Texts, references: Texts | None) -> np.ndarray:
+        return self._each(sources, hypotheses, references).min(0)
+
+
+@dataclass(frozen=True)
+class Conservative(_Joined):
+    """The mean less `caution` standard deviations: what rewards disagree on counts less (Coste et al. 2024)."""
+
+    caution: float = 1.0
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity, "caution": self.caution}
+
+    def __call__(self, sources: Texts, hypotheses: Texts, references: Texts | None) -> np.ndarray:
+        each = self._each(sources, hypotheses, references)
+        cautious: np.ndarray = each.mean(0) - self.caution * each.std(0)
+        return cautious.clip(0, 1)
+
+
+@dataclass(frozen=True)
+class RankMean(_Joined):
+    """The mean of ranks: rewards of unlike distributions weigh the same.
+
+    The rank of a reward is its share of a fixed set of hypotheses that score lower (`on` takes them), so that a score
+    does not depend on what is scored beside it.
+    """
+
+    quantiles: tuple[tuple[float, ...], ...] = ()
+    """Of each reward on that set, ascending."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.quantiles) != len(self.rewards):
+            raise UserError("RankMean needs the quantiles of each of its rewards; make it with RankMean.on")
+
+    @classmethod
+    def on(
+        cls, rewards: tuple[Reward, ...], sources: Texts, hypotheses: Texts, references: Texts | None, points: int = 101
+    ) -> RankMean:
+        """Ranks among these hypotheses."""
+        at = np.linspace(0, 1, points)
+        found = (np.quantile(reward(sources, hypotheses, references).reward, at) for reward in rewards)
+        return cls(rewards, tuple(tuple(float(q) for q in values) for values in found))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity, "quantiles": [list(values) for values in self.quantiles]}
+
+    def __call__(self, sources: Texts, hypotheses: Texts, references: Texts | None) -> np.ndarray:
+        each = self._each(sources, hypotheses, references)
+        ranks = [_rank(values, np.asarray(knots)) for values, knots in zip(each, self.quantiles, strict=True)]
+        return np.mean(ranks, axis=0, dtype=np.float64).astype(np.float32)
+
+
+def _rank(values: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
+    """Share of the quantiles below each value, half of those equal to it; float64 [n] in [0, 1]."""
+    below, upto = (np.searchsorted(quantiles, values, side=side) for side in ("left", "right"))
+    return (below + upto) / (2 * len(quantiles))
+
+
+@dataclass(frozen=True)
+class Cached:
+    """A reward function whose scores are kept in an SQLite file; many processes may share it.
+
+    A score is found by the hash of the function's identity, source, hypothesis and reference, so a function that
+    changes finds none of its old ones.
+    """
+
+    function: RewardFunction
+    path: Path
+
+    @property
+    def identity(self) -> Any:
+        return identify(self.function)  # what is kept is what would be computed
+
+    def __call__(self, sources: Texts, hypotheses: Texts, references: Texts | None) -> np.ndarray:
+        own = json.dumps(self.identity, sort_keys=True).encode()
+        given: Sequence[str | None] = [None] * len(sources) if references is None else references
+        keys = [
+            hashlib.sha256(own + json.dumps(row, ensure_ascii=True).encode()).digest()
+            for row in zip(sources, hypotheses, given, strict=True)
+        ]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with closing(sqlite3.connect(self.path, timeout=60)) as store:
+                store.execute("CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, score REAL) WITHOUT ROWID")
+                known = _look_up(store, keys)
+                first = {key: row for row, key in reversed(list(enumerate(keys))) if key not in known}
+                rows = sorted(first.values())
+                if rows:
+                    x, y = ([side[row] for row in rows] for side in (sources, hypotheses))
+                    wanted = None if references is None else [references[row] for row in rows]
+                    scores = np.asarray(self.function(x, y, wanted), np.float32)
+                    new = {keys[row]: float(score) for row, score in zip(rows, scores, strict=True)}
+                    with store:
+                        store.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?)", new.items())
+                    known |= new
+        except sqlite3.DatabaseError as error:
+            raise UserError(f"{self.path}: not a cache of scores that can be used: {error}") from error
+        return np.asarray([known[key] for key in keys], np.float32)
+
+
+def _look_up(store: sqlite3.Connection, keys: list[bytes]) -> dict[bytes, float]:
+    """The scores that are known."""
+    found: dict[bytes, float] = {}
+    unique = list(dict.fromkeys(keys))
+    for at in range(0, len(unique), 500):  # SQLite limits the parameters of a statement
+        part = unique[at : at + 500]
+        marks = ",".join("?" * len(part))
+        found.update(store.execute(f"SELECT key, score FROM scores WHERE key IN ({marks})", part))
+    return found

@@ -1,0 +1,141 @@
+"""Several rewards as one, guards that make a reward zero, and scores kept on disk."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from rest.errors import UserError
+from rest.reward.composition import Cached, Conservative, Minimum, RankMean, WeightedMean
+from rest.reward.guards import Guards
+from rest.reward.reward import Reward
+
+SOURCES = ["a b c", "d e", "f g h i"]
+HYPOTHESES = ["x y", "x y z", "x"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Gives:
+    values: tuple[float, ...]
+
+    def __call__(self, sources, hypotheses, references):
+        return np.asarray([self.values[int(source)] for source in sources], np.float32)
+
+
+FIRST = Reward(Gives((0.0, 5.0, 10.0)), (0.0, 10.0))
+SECOND = Reward(Gives((0.4, 0.2, 0.0)))
+ROWS = ["0", "1", "2"], ["x", "y", "z"], None
+
+
+def scores(function):
+    return Reward(function)(*ROWS).reward
+
+
+def test_the_parts_meet_on_their_own_scales():
+    np.testing.assert_allclose(scores(WeightedMean((FIRST, SECOND))), [0.2, 0.35, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(scores(WeightedMean((FIRST, SECOND), (3.0, 1.0))), [0.1, 0.425, 0.75], rtol=1e-6)
+    np.testing.assert_allclose(scores(Minimum((FIRST, SECOND))), [0, 0.2, 0], atol=1e-6)
+
+
+def test_what_the_parts_disagree_on_counts_less():
+    means, spreads = np.array([0.2, 0.35, 0.5]), np.array([0.2, 0.15, 0.5])
+    np.testing.assert_allclose(scores(Conservative((FIRST, SECOND), 0.5)), means - spreads / 2, atol=1e-6)
+    np.testing.assert_allclose(scores(Conservative((FIRST, SECOND), 2.0)), [0, 0.05, 0], atol=1e-6)
+    np.testing.assert_allclose(scores(Conservative((FIRST,), 9.0)), FIRST(*ROWS).reward)
+
+
+def test_ranks_are_among_a_fixed_set_and_not_among_what_is_scored_beside():
+    joined = RankMean.on((FIRST, SECOND), *ROWS, points=3)
+    np.testing.assert_allclose(scores(joined), [(1 / 6 + 5 / 6) / 2, 0.5, 0.5], atol=1e-6)
+    alone = Reward(joined)(["2"], ["z"], None).reward
+    assert alone[0] == scores(joined)[2]
+    # a distorted scale has the same ranks
+    bent = RankMean.on((Reward(Gives((0.0, 0.01, 1.0))), SECOND), *ROWS, points=3)
+    np.testing.assert_allclose(scores(bent), scores(joined))
+
+
+def test_identity_follows_the_parts_and_the_weights():
+    other = Reward(Gives((0.4, 0.2, 0.1)))
+    functions = [
+        WeightedMean((FIRST, SECOND)),
+        WeightedMean((FIRST, other)),
+        WeightedMean((FIRST, SECOND), (1.0, 2.0)),
+        Minimum((FIRST, SECOND)),
+        Conservative((FIRST, SECOND)),
+        Conservative((FIRST, SECOND), 2.0),
+        RankMean.on((FIRST, SECOND), *ROWS),
+    ]
+    assert len({Reward(function).identity for function in functions}) == len(functions)
+    assert Reward(WeightedMean((FIRST, SECOND))).identity == Reward(functions[0]).identity
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (-1.0, 2.0), (0.0, 0.0)])
+def test_weights_must_fit(weights):
+    with pytest.raises(UserError, match="weights"):
+        WeightedMean((FIRST, SECOND), weights)
+    with pytest.raises(UserError, match="at least one"):
+        Minimum(())
+    with pytest.raises(UserError, match=r"RankMean\.on"):
+        RankMean((FIRST,))
+
+
+def test_what_a_guard_flags_has_no_reward_but_keeps_its_score():
+    def one(sources, hypotheses, references):
+        return np.full(len(hypotheses), 0.7, np.float32)
+
+    sources = ["der Hund schläft heute", "der Hund schläft heute", "der Hund schläft heute"]
+    hypotheses = ["the dog sleeps today", "", "der Hund schläft heute"]
+    plain, guarded = Reward(one), Reward(one, guards=Guards())
+    scored = guarded(sources, hypotheses, None)
+    np.testing.assert_allclose(scored.reward, [0.7, 0, 0])
+    np.testing.assert_allclose(scored.raw, 0.7)
+    assert plain.identity != guarded.identity
+    assert "guards" not in plain.settings
+
+
+class Counting:
+    """Scores a hypothesis by its length, and remembers what it was asked."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        self.identity, self.factor, self.asked = f"length x {factor}", factor, []
+
+    def __call__(self, sources, hypotheses, references):
+        self.asked.append(list(hypotheses))
+        return np.asarray([self.factor * len(y) for y in hypotheses], np.float32)
+
+
+def test_a_cache_asks_for_each_row_once(tmp_path):
+    function = Counting()
+    cached = Cached(function, tmp_path / "deep" / "scores.sqlite")
+    first = cached(["s", "s", "t", "s"], ["ab", "abc", "ab", "ab"], None)
+    np.testing.assert_array_equal(first, [2, 3, 2, 2])
+    assert function.asked == [["ab", "abc", "ab"]]
+    again = Cached(function, cached.path)(["t", "s", "u"], ["ab", "abc", "abcd"], None)
+    np.testing.assert_array_equal(again, [2, 3, 4])
+    assert function.asked[1:] == [["abcd"]]
+    assert cached([], [], None).shape == (0,)
+
+
+def test_a_cache_tells_functions_sources_and_references_apart(tmp_path):
+    path = tmp_path / "scores.sqlite"
+    one, two = Counting(), Counting(2.0)
+    assert Cached(one, path)(["s"], ["ab"], None)[0] == 2 and Cached(two, path)(["s"], ["ab"], None)[0] == 4
+    Cached(one, path)(["s"], ["ab"], ["r"])
+    Cached(one, path)(["s"], ["ab"], ["q"])
+    assert len(one.asked) == 3
+    assert Reward(Cached(one, path)).identity == Reward(one).identity
+
+
+def test_a_large_request_is_looked_up_in_parts(tmp_path):
+    function, texts = Counting(), [f"{'x' * (k % 7)}{k}" for k in range(1300)]
+    cached = Cached(function, tmp_path / "scores.sqlite")
+    sources = ["s"] * len(texts)
+    np.testing.assert_array_equal(cached(sources, texts, None), cached(sources, texts, None))
+    assert len(function.asked) == 1
+
+
+def test_a_file_that_is_no_cache_is_named(tmp_path):
+    path = tmp_path / "scores.sqlite"
+    path.write_bytes(b"not a database" * 100)
+    with pytest.raises(UserError, match=r"scores\.sqlite"):
+        Cached(Counting(), path)(["s"], ["ab"], None)
