@@ -78,8 +78,7 @@ class Conservative(_Joined):
 
     def __call__(self, sources: Texts, hypotheses: Texts, references: Texts | None) -> np.ndarray:
         each = self._each(sources, hypotheses, references)
-        cautious: np.ndarray = each.mean(0) - self.caution * each.std(0)
-        return cautious.clip(0, 1)
+        return np.clip(each.mean(0) - self.caution * each.std(0), 0, 1)
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ class RankMean(_Joined):
     def __call__(self, sources: Texts, hypotheses: Texts, references: Texts | None) -> np.ndarray:
         each = self._each(sources, hypotheses, references)
         ranks = [_rank(values, np.asarray(knots)) for values, knots in zip(each, self.quantiles, strict=True)]
-        return np.mean(ranks, axis=0, dtype=np.float64).astype(np.float32)
+        return (sum(ranks) / np.float64(len(ranks))).astype(np.float32)
 
 
 def _rank(values: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
