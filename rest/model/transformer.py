@@ -254,7 +254,7 @@ class Transformer(nnx.Module):
             else nnx.Param(jax.random.normal(rngs.params(), (padded, settings.width)) * scale)
         )
 
-    def embed(self, ids: Int[Array, "B T"], positions: Int[Array, "B T"], key: Array | None) -> Array:
+    def embed(self, ids: Int[Array, "B T"], positions: Int[Array, "#B T"], key: Array | None) -> Array:
         settings = self.settings
         x = self.embedding[...][ids]
         if settings.scale_embedding:
@@ -268,7 +268,7 @@ class Transformer(nnx.Module):
     def encode(
         self,
         ids: Int[Array, "B S"],
-        positions: Int[Array, "B S"],
+        positions: Int[Array, "#B S"],
         mask: Bool[Array, "B #S S"],
         key: Array | None = None,
     ) -> Float[Array, "B S D"]:
