@@ -16,7 +16,7 @@ ROWS = """
 1 data/{tokenizer,synthetic,corpus,ratings,shards,store,batches,inspect}
 2 model/{positions,transformer,lora,folder,xlmr,huggingface} learning/{checkpoint,train,value}
 3 policy/{policy,sampler,beam}
-3 reward/{reward,guards,reference_based,learned,metricx,cometkiwi,raters,fit,attacks,agreement}
+3 reward/{reward,guards,reference_based,learned,scorer,metricx,cometkiwi,raters,fit,attacks,agreement}
 4 grow evaluation/{statistics,evaluate,best_of_n,mbr}
 5 improve baselines/{bc,ppo}
 6 experiment
