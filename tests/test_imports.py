@@ -14,9 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent
 ROWS = """
 0 errors journal stage thresholds learning/{mesh,returns,divergence,losses,preferences}
 1 data/{tokenizer,synthetic,corpus,ratings,shards,store,batches,inspect}
-2 model/{positions,transformer,lora,huggingface} learning/{checkpoint,train,value}
+2 model/{positions,transformer,lora,folder,xlmr,huggingface} learning/{checkpoint,train,value}
 3 policy/{policy,slots,sampler,beam}
-3 reward/{guards,reward,calibration,composition,reference_based,learned,metricx,cometkiwi,raters,fit,attacks,agreement}
+3 reward/{guards,reward,calibration,composition,reference_based,learned,scorer,metricx,cometkiwi}
+3 reward/{raters,fit,attacks,agreement}
 4 grow evaluation/{statistics,evaluate,best_of_n,mbr}
 5 improve baselines/{bc,ppo}
 6 experiment

@@ -6,7 +6,7 @@ padding. Which pairs share a row is planned once; every epoch shuffles the rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -224,6 +224,31 @@ def pad(rows: Sequence[Ids], width: int, pad_id: int) -> np.ndarray:
     for r, row in enumerate(rows):
         out[r, : len(row)] = row
     return out
+
+
+def padded_batches(
+    rows: Sequence[Ids], batch_tokens: int, *, pad_id: int, devices: int = 1
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """All rows once, like lengths together: (which rows, int64 [n]; ids, int32 [B, S]; mask, bool [B, S]).
+
+    S is 16, 24, 32, 48, 64, 96 … and B what gives about `batch_tokens` positions, a multiple of `devices`, so few
+    shapes are compiled. n is below B in the last batch, which is filled up with empty rows.
+    """
+    lengths = np.fromiter((len(row) for row in rows), np.int64, len(rows))
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        longest, octave = int(lengths[order[start]]), 16
+        while longest > 2 * octave:
+            octave *= 2
+        width = next(w for w in (octave, octave * 3 // 2, octave * 2) if longest <= w)
+        height = max(1, batch_tokens // width // devices) * devices
+        part = order[start : start + height]
+        ids, mask = np.full((height, width), pad_id, np.int32), np.zeros((height, width), bool)
+        ids[: len(part)] = pad([rows[i] for i in part], width, pad_id)
+        mask[: len(part)] = np.arange(width) < lengths[part, None]
+        yield part, ids, mask
+        start += height
 
 
 def evaluation_batches(examples: Examples, settings: BatchSettings, *, pad_id: int) -> list[Batch]:

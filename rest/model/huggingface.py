@@ -10,25 +10,22 @@ to leave out of the log-probabilities.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from rest.data.tokenizer import HuggingFaceSettings, MarianTokenizer, SentencePieceTokenizer, Tokenizer
 from rest.errors import UserError
+from rest.model.folder import ACTIVATIONS, Config, Keys, blueprint, fill, read_tensors, refuse_left
 from rest.model.transformer import BLOCKED, Transformer, TransformerSettings
-from rest.stage import read_json, write_json
-
-ACTIVATIONS = {"relu": "relu", "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh"}
+from rest.stage import write_json
 
 MARIAN = {  # our word for a part of a layer, and theirs
     "attention": "self_attn",
@@ -94,16 +91,14 @@ class HuggingFaceModel:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of activations and matrix products."""
 
-    def read(self) -> Checkpoint:
-        """Settings, tokenizer and parameters."""
-        path = self.folder / "config.json"
-        config = _Config(path, read_json(path))
+    def read(self, tokenizer_folder: Path | None = None) -> Checkpoint:
+        """Settings, tokenizer and parameters; the tokenizer's files may be in another folder."""
+        config = Config.read(self.folder / "config.json")
         readers = {"marian": _marian_settings, "t5": _t5_settings, "mt5": _t5_settings}
-        if config.get("model_type") not in readers:
-            config.refuse("model_type", f"what can be read is {', '.join(readers)}")
-        tensors = _tensors(self.folder)
-        settings = readers[config["model_type"]](config, tensors)
-        tokenizer = HuggingFaceSettings(str(self.folder)).train([], 0)
+        read_settings = config.choose("model_type", readers)
+        tensors = read_tensors(self.folder, "AutoModelForSeq2SeqLM")
+        settings = read_settings(config, tensors)
+        tokenizer = HuggingFaceSettings(str(tokenizer_folder or self.folder)).train([], 0)
         for name, wanted in {"pad_token_id": tokenizer.pad_id, "eos_token_id": tokenizer.eos_id}.items():
             config.demand(name, wanted)
         config.demand("decoder_start_token_id", tokenizer.pad_id)
@@ -114,36 +109,7 @@ class HuggingFaceModel:
         return Checkpoint(settings, tokenizer, _parameters(self.folder, settings, tokenizer, tensors))
 
 
-class _Config:
-    """config.json, refusing what is not supported by the name of the field and its value."""
-
-    def __init__(self, path: Path, fields: Mapping[str, Any]) -> None:
-        self.path, self.fields = path, fields
-
-    def get(self, name: str, default: Any = None) -> Any:
-        value = self.fields.get(name)
-        return default if value is None else value
-
-    def __getitem__(self, name: str) -> Any:
-        if self.get(name) is None:
-            raise UserError(f"{self.path}: has no field {name!r}")
-        return self.fields[name]
-
-    def refuse(self, name: str, why: str) -> NoReturn:
-        raise UserError(f"{self.path}: {name} {json.dumps(self.get(name))} cannot be used: {why}")
-
-    def demand(self, name: str, wanted: Any) -> None:
-        """A field that must have one value, which is also what its absence means."""
-        if self.get(name, wanted) != wanted:
-            self.refuse(name, f"it must be {json.dumps(wanted)}")
-
-    def activation(self, name: str, theirs: str) -> Any:
-        if theirs not in ACTIVATIONS:
-            self.refuse(name, f"activations are {', '.join(ACTIVATIONS)}")
-        return ACTIVATIONS[theirs]
-
-
-def _marian_settings(config: _Config, tensors: Mapping[str, np.ndarray]) -> TransformerSettings:
+def _marian_settings(config: Config, tensors: Mapping[str, np.ndarray]) -> TransformerSettings:
     for name in ("share_encoder_decoder_embeddings", "tie_word_embeddings", "static_position_embeddings"):
         config.demand(name, True)
     for name in ("normalize_before", "normalize_embedding", "add_final_layer_norm"):
@@ -166,7 +132,7 @@ def _marian_settings(config: _Config, tensors: Mapping[str, np.ndarray]) -> Tran
     )
 
 
-def _t5_settings(config: _Config, tensors: Mapping[str, np.ndarray]) -> TransformerSettings:
+def _t5_settings(config: Config, tensors: Mapping[str, np.ndarray]) -> TransformerSettings:
     feed_forward = config.get("feed_forward_proj", "relu" if config["model_type"] == "t5" else "gated-gelu")
     gated, activation = feed_forward.startswith("gated-"), feed_forward.removeprefix("gated-")
     if feed_forward == "gated-gelu":
@@ -230,53 +196,22 @@ def _state_name(settings: TransformerSettings, path: tuple[Any, ...]) -> str:
     return ".".join(part for part in [*parts, *(words.get(word, word) for word in rest)] if part)
 
 
-def _tensors(folder: Path) -> dict[str, np.ndarray]:
-    """Every tensor of a folder, float32, from one file or from several with an index."""
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if whole.is_file():
-        files = [whole]
-    elif index.is_file():
-        files = [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
-    elif (folder / "pytorch_model.bin").is_file():
-        raise UserError(
-            f"{folder}: has pytorch_model.bin only, which is not read without PyTorch; where PyTorch is installed, "
-            f"`from transformers import AutoModelForSeq2SeqLM as M; M.from_pretrained({str(folder)!r})"
-            f".save_pretrained({str(folder)!r})` writes model.safetensors beside it"
-        )
-    else:
-        raise UserError(f"{whole}: no such file")
-    tensors: dict[str, np.ndarray] = {}
-    for file in files:
-        try:
-            tensors |= load_file(file)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file}: not a safetensors file that can be read ({error})") from error
-    return {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
-
-
 def _parameters(
     folder: Path, settings: TransformerSettings, tokenizer: Tokenizer, tensors: Mapping[str, np.ndarray]
 ) -> Any:
     """Our parameters from theirs; refuses a tensor that is missing, has another shape, or is left over."""
-    vocabulary, left = tokenizer.vocabulary_size, dict(tensors)
+    vocabulary, pad_id = tokenizer.vocabulary_size, tokenizer.pad_id
 
-    def take(path: Any, like: jax.ShapeDtypeStruct) -> jax.Array:
-        keys = tuple(part.key for part in path)
-        name = _state_name(settings, keys)
-        if name not in left:
-            raise UserError(f"{folder}: the weights have no tensor {name}, which config.json asks for")
-        given = left.pop(name)
-        ours = given.T if keys[-1] == "kernel" else given
-        if name == "final_logits_bias":
-            ours = np.where(np.arange(given.size) == tokenizer.pad_id, 0, given.reshape(-1))
-        if keys[0] in VOCABULARY_WIDE and len(ours) >= vocabulary:
-            rows = ours[:vocabulary]  # what they have beyond is never produced, nor is what ours is filled up with
-            ours = np.concatenate([rows, np.zeros((like.shape[0] - vocabulary, *rows.shape[1:]), np.float32)])
-        if ours.shape != like.shape:
-            raise UserError(f"{folder}: the shape of tensor {name} is {given.shape}, not what config.json asks for")
-        return jnp.asarray(ours)
+    def adapt(keys: Keys, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        if keys == ("output_bias",):
+            array = np.where(np.arange(array.size) == pad_id, 0, array.reshape(-1))
+        if keys[0] in VOCABULARY_WIDE and len(array) >= vocabulary:
+            rows = array[:vocabulary]  # what they have beyond is never produced, nor is what ours is filled up with
+            array = np.concatenate([rows, np.zeros((shape[0] - vocabulary, *rows.shape[1:]), np.float32)])
+        return array
 
-    parameters = jax.tree.map_with_path(take, _abstract(settings, tokenizer))
+    _, shapes = blueprint(lambda: Transformer(settings, vocabulary, pad_id=pad_id, rngs=nnx.Rngs(0)))
+    parameters, left = fill(folder, shapes, tensors, partial(_state_name, settings), adapt)
     embedding = tensors[_state_name(settings, ("embedding",))]
     for name, tensor in left.items():
         if name in COPIES and not np.array_equal(tensor, embedding):
@@ -284,19 +219,8 @@ def _parameters(
                 f"{folder}: tensor {name} is not the shared embedding, and other embeddings are not supported"
             )
         if name not in COPIES + UNUSED:
-            raise UserError(f"{folder}: tensor {name} is not a part of the network that config.json describes")
+            refuse_left(folder, name)
     return parameters
-
-
-def _abstract(settings: TransformerSettings, tokenizer: Tokenizer) -> Any:
-    """The shapes of the parameters."""
-
-    def build() -> Any:
-        rngs = nnx.Rngs(0)
-        net = Transformer(settings, tokenizer.vocabulary_size, pad_id=tokenizer.pad_id, rngs=rngs)
-        return nnx.to_pure_dict(nnx.state(net))
-
-    return jax.eval_shape(build)
 
 
 def write_marian(folder: Path, settings: TransformerSettings, tokenizer: Tokenizer, parameters: Any) -> None:

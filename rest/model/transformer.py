@@ -98,7 +98,7 @@ def dropout(x: Array, rate: float, key: Array | None) -> Array:
     return jnp.where(keep, x * (256.0 / (256 - drop)), 0).astype(x.dtype)
 
 
-def _keys(key: Array | None, n: int) -> list[Array | None]:
+def split_key(key: Array | None, n: int) -> list[Array | None]:
     return [None] * n if key is None else list(jax.random.split(key, n))
 
 
@@ -192,7 +192,7 @@ class FeedForward(nnx.Module):
         return self.outer(inner if self.gate is None else inner * self.gate(x))
 
 
-def _attending(
+def attending(
     attention: Attention, mask: Array, states: Array | None = None, bias: Array | None = None
 ) -> Callable[[Array], Array]:
     """Attention to `states`, by default to the queries' own."""
@@ -222,7 +222,7 @@ class Block(nnx.Module):
         key: Array | None,
     ) -> Float[Array, "B T D"]:
         """`attend` and `attend_source` map the (normalised) input to the attention's output."""
-        first, second, third = _keys(key, 3)
+        first, second, third = split_key(key, 3)
         x = self.residual(x, self.attention_norm, attend, first)
         if attend_source is not None and self.cross_norm is not None:
             x = self.residual(x, self.cross_norm, attend_source, second)
@@ -254,7 +254,7 @@ class Transformer(nnx.Module):
             else nnx.Param(jax.random.normal(rngs.params(), (padded, settings.width)) * scale)
         )
 
-    def embed(self, ids: Int[Array, "B T"], positions: Int[Array, "B T"], key: Array | None) -> Array:
+    def embed(self, ids: Int[Array, "B T"], positions: Int[Array, "#B T"], key: Array | None) -> Array:
         settings = self.settings
         x = self.embedding[...][ids]
         if settings.scale_embedding:
@@ -268,16 +268,16 @@ class Transformer(nnx.Module):
     def encode(
         self,
         ids: Int[Array, "B S"],
-        positions: Int[Array, "B S"],
+        positions: Int[Array, "#B S"],
         mask: Bool[Array, "B #S S"],
         key: Array | None = None,
     ) -> Float[Array, "B S D"]:
         """Hidden states of the source."""
-        embedding_key, *layer_keys = _keys(key, 1 + len(self.encoder))
+        embedding_key, *layer_keys = split_key(key, 1 + len(self.encoder))
         x = self.embed(ids, positions, embedding_key)
         bias = None if self.encoder_positions is None else self.encoder_positions(ahead(positions))
         for block, layer_key in zip(self.encoder, layer_keys, strict=True):
-            x = block(x, _attending(block.attention, mask, bias=bias), None, layer_key)
+            x = block(x, attending(block.attention, mask, bias=bias), None, layer_key)
         return x if self.encoder_norm is None else self.encoder_norm(x)
 
     def decode(
@@ -290,14 +290,14 @@ class Transformer(nnx.Module):
         key: Array | None = None,
     ) -> Float[Array, "B T D"]:
         """Hidden states of the target, teacher-forced."""
-        embedding_key, *layer_keys = _keys(key, 1 + len(self.decoder))
+        embedding_key, *layer_keys = split_key(key, 1 + len(self.decoder))
         x = self.embed(ids, positions, embedding_key)
         bias = None if self.decoder_positions is None else self.decoder_positions(ahead(positions))
         for block, layer_key in zip(self.decoder, layer_keys, strict=True):
             x = block(
                 x,
-                _attending(block.attention, mask, bias=bias),
-                _attending(block.cross, source_mask, encoded),
+                attending(block.attention, mask, bias=bias),
+                attending(block.cross, source_mask, encoded),
                 layer_key,
             )
         return x if self.decoder_norm is None else self.decoder_norm(x)

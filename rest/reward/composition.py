@@ -113,7 +113,7 @@ class RankMean(_Joined):
     def __call__(self, sources: Texts, hypotheses: Texts, references: Texts | None) -> np.ndarray:
         each = self._each(sources, hypotheses, references)
         ranks = [_rank(values, np.asarray(knots)) for values, knots in zip(each, self.quantiles, strict=True)]
-        return (sum(ranks) / np.float64(len(ranks))).astype(np.float32)
+        return np.stack(ranks).mean(0).astype(np.float32)
 
 
 def _rank(values: np.ndarray, quantiles: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from rest.data.batches import (
     evaluation_batches,
     fitting,
     pad,
+    padded_batches,
     plan_rows,
     training_batches,
 )
@@ -200,3 +201,20 @@ def test_a_group_shares_a_row_as_far_as_it_fits():
     assert sorted(pair for row in rows for pair in row) == list(range(8))
     assert any({0, 1, 2} <= row for row in rows) and any({3, 7} <= row for row in rows)
     assert any({4, 5} <= row for row in rows) and not any({4, 5, 6} <= row for row in rows)  # 27 outgrow a row of 20
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_padded_batches_hold_every_row_once_in_few_shapes(devices):
+    random = np.random.default_rng(0)
+    rows = [random.integers(5, 99, n).tolist() for n in random.integers(0, 700, 60)]
+    seen, shapes = [], set()
+    for part, ids, mask in padded_batches(rows, 1024, pad_id=3, devices=devices):
+        assert len(ids) % devices == 0 and ids.size <= max(1024, devices * ids.shape[1])
+        for row, line, real in zip(part, ids, mask, strict=False):
+            assert line[real].tolist() == rows[row]
+        assert (ids[~mask] == 3).all() and not mask[len(part) :].any()
+        seen += part.tolist()
+        shapes.add(ids.shape[1])
+    assert sorted(seen) == list(range(60))
+    assert shapes <= {16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768}
+    assert list(padded_batches([], 1024, pad_id=3)) == []
