@@ -110,6 +110,12 @@ def mix(sets: Sequence[Ratings]) -> Ratings:
     return standardise(dataclasses.replace(joined, groups=groups), list(zip(file, joined.kinds, strict=True)))
 
 
+def by_kind(ratings: Ratings) -> list[Ratings]:
+    """The ratings of each set and language pair, in the order of their first rows."""
+    kinds = ratings.kinds
+    return [ratings.take(np.array([kind == each for kind in kinds])) for each in dict.fromkeys(kinds)]
+
+
 def average_raters(ratings: Ratings) -> Ratings:
     """One row for each rated hypothesis of a group and system: the mean of its raters' scores, at its first row."""
     numbers = _numbered(zip(ratings.groups.tolist(), ratings.systems, ratings.hypotheses, strict=True))
