@@ -20,7 +20,7 @@ ROWS = """
 4 grow evaluation/{evaluate,best_of_n,mbr}
 5 improve baselines/{bc,ppo}
 6 experiment
-7 algorithm report/{tables,plots,page,summary,rewards}
+7 algorithm report/{tables,plots,page,summary,rewards,judging}
 8 __main__
 """
 
