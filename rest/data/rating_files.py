@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rest.data.corpus import decode_line, read_lines
 from rest.data.ratings import RatingRow, Ratings, average_raters, from_rows, standardise
@@ -147,7 +147,7 @@ class DirectAssessments:
     language_pairs: str | None = None  # name of the language pairs' column
     language_pair: str = ""  # of all rows, where there is no such column
     standardise_raters: bool = False  # each rater's scores are standardised before the mean is taken
-    empty_source: Literal["refuse", "drop"] = "refuse"  # what becomes of rows whose source was not published
+    drop_empty_sources: bool = False  # leave out rows whose source was not published, rather than refuse them
 
     def load(self) -> Ratings:
         """One row for each rated translation: the mean of its ratings."""
@@ -164,9 +164,11 @@ class DirectAssessments:
             source, hypothesis, score = next(values), next(values), next(values)
             reference, system, document, rater, pair = (None if name is None else next(values) for name in optional)
             if not source.strip():
-                if self.empty_source == "drop":
+                if self.drop_empty_sources:
                     continue
-                raise UserError(f"{self.path}, line {line}: {self.source} is empty (empty_source: drop leaves it out)")
+                raise UserError(
+                    f"{self.path}, line {line}: {self.source} is empty (drop_empty_sources leaves such rows out)"
+                )
             number = _number(score, f"{self.path}, line {line}: {self.score}")
             pair = self.language_pair if pair is None else pair
             known = reference or None, system or "", document or "", rater or "", _set_name(self.path), pair
