@@ -126,6 +126,8 @@ def open_reward(name: str) -> RewardFunction:
     if not colon or folder.is_dir():
         raise UserError(f"{name}: neither the folder of a run or learned reward, nor module:function")
     if module_name.endswith(".py"):
+        if not Path(module_name).is_file():
+            raise UserError(f"{module_name}: no such file")
         module = import_file(Path(module_name))
     else:
         sys.path.insert(0, "")  # as `python -m` has it, so that a module beside the user is found

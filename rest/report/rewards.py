@@ -39,9 +39,8 @@ def agreement_table(agreement: Agreement) -> Table:
             differs = reward in agreement.differences and agreement.differences[reward][name].p < 0.05
             cells.append(f"{value:.3f}{'*' if differs else ' '}\n{low:.3f} – {high:.3f}")
         table.add_row(plain(reward), *cells)
-    table.caption = f"95 % intervals over {agreement.resampled}" + (
-        f"; * differs from {first}, paired, p < 0.05" if agreement.differences else ""
-    )
+    compared = f"; * differs from {first}, paired, p < 0.05" if agreement.differences else ""
+    table.caption = plain(f"95 % intervals over {agreement.resampled}{compared}")
     return table
 
 

@@ -17,7 +17,7 @@ from scipy import sparse
 from rest.data.ratings import Ratings, pairs_within
 from rest.errors import UserError
 from rest.evaluation.statistics import PairedDifference, difference_of, percentile_interval
-from rest.reward.reward import RewardFunction
+from rest.reward.reward import RewardFunction, raw_scores
 from rest.stage import seed_for
 
 MIN_DOCUMENTS = 10  # from which on documents are resampled rather than sources
@@ -142,7 +142,7 @@ def evaluate(rewards: Mapping[str, RewardFunction], ratings: Ratings, seed: int,
     resampling = Resampling.new(ratings, seed, resamples)
     measured = {}
     for name, function in rewards.items():
-        scores = np.asarray(function(ratings.sources, ratings.hypotheses, ratings.all_references))
+        scores = raw_scores(function, ratings.sources, ratings.hypotheses, ratings.all_references)
         measured[name] = measure(scores, ratings, resampling)
     first, *others = measured
     counts = {"rows": len(ratings), "sources": len(set(ratings.sources))}

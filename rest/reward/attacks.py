@@ -19,7 +19,7 @@ from rest.data.ratings import RatingRow, Ratings, from_rows
 from rest.errors import UserError
 from rest.evaluation.statistics import bootstrap_ci
 from rest.reward.guards import WORD
-from rest.reward.reward import RewardFunction
+from rest.reward.reward import RewardFunction, raw_scores
 from rest.stage import seed_for
 
 WORST = 25.0  # MQM points of a text that is no translation
@@ -187,7 +187,7 @@ def attack(
     """Score good translations before and after each perturbation; UserError for fewer than two of them."""
     if len(sources) != len(honest) or len(sources) < 2:
         raise UserError(f"attacks need two good translations or more, got {len(honest)} for {len(sources)} sources")
-    before = np.asarray(reward(sources, honest, references), np.float64)
+    before = raw_scores(reward, sources, honest, references).astype(np.float64)
     results = []
     for each in attacks:
         texts = each.cases(sources, honest, seed)
@@ -195,7 +195,7 @@ def attack(
         if not rows:
             continue
         known = None if references is None else [references[k] for k in rows]
-        after = np.asarray(reward([sources[k] for k in rows], [texts[k] for k in rows], known), np.float64)
+        after = raw_scores(reward, [sources[k] for k in rows], [texts[k] for k in rows], known).astype(np.float64)
         change = after - before[rows]
         fooled = [
             Example(sources[rows[k]], honest[rows[k]], texts[rows[k]], float(before[rows[k]]), float(after[k]))
