@@ -29,18 +29,19 @@ def agreement_table(agreement: Agreement) -> Table:
     counts = ", ".join(f"{count:,} {what}" for what, count in agreement.counts.items() if count)
     where = " ".join(part for part in (agreement.set_name, agreement.language_pair) if part)
     table = Table(title=plain(f"{where}: {counts}"), box=box.SIMPLE)
-    table.add_column("reward")
+    table.add_column("reward", overflow="fold")
     for name in names:
-        table.add_column(NAMES[name], justify="right")
+        table.add_column(NAMES[name], justify="right", no_wrap=True)
     for reward, measured in agreement.rewards.items():
         cells = []
         for name in names:
             value, (low, high) = measured[name].value, measured[name].ci95
             differs = reward in agreement.differences and agreement.differences[reward][name].p < 0.05
-            cells.append(f"{value:.3f}{'*' if differs else ' '}\n{low:.3f} – {high:.3f}")
+            cells.append(f"{value:.3f}{'*' if differs else ' '}\n{low:.3f}–{high:.3f}")
         table.add_row(plain(reward), *cells)
     compared = f"; * differs from {first}, paired, p < 0.05" if agreement.differences else ""
-    table.caption = plain(f"95 % intervals over {agreement.resampled}{compared}")
+    pairs = "within sources" if agreement.within_sources else "all"
+    table.caption = plain(f"95 % intervals over {agreement.resampled}; pairs: {pairs}{compared}")
     return table
 
 

@@ -74,29 +74,31 @@ def measure(scores: np.ndarray, ratings: Ratings, resampling: Resampling) -> dic
     """Agreement of raw scores [n] with the ratings [n] by every statistic that there are the rows for.
 
     pearson, spearman, kendall_b and kendall_c over all rows; accuracy, the pairwise accuracy with calibrated ties of
-    Deutsch et al. 2023 (acc-eq), within sources where several translations of one were rated, else over all pairs;
+    Deutsch et al. 2023 (acc-eq), within sources where most were rated in several translations, else over all pairs;
     system_accuracy (Kocmi et al. 2021) where there are systems. A reward that does not vary correlates 0.
     """
     x, y = np.asarray(scores, np.float64), np.asarray(ratings.scores, np.float64)
     if x.shape != y.shape or not np.isfinite(x).all():
         raise UserError(f"{len(y)} ratings need as many finite scores, got shape {x.shape}")
-    left, right = pairs_within(ratings.groups)
-    if len(left):
-        accuracy, epsilon = _accuracy_within(x, y, left, right, ratings.groups, resampling)
-    else:
-        epsilon = _sampled_threshold(x, y)
-        accuracy = None
-    kendall_b, kendall_c, over_all = _over_all_pairs(x, y, epsilon, resampling)
+    within = compares_within_sources(ratings)
+    threshold = 0.0 if within else _sampled_threshold(x, y)
+    kendall_b, kendall_c, over_all = _over_all_pairs(x, y, threshold, resampling)
     found = {
         "pearson": pearson(x, y, resampling),
         "spearman": spearman(x, y, resampling),
         "kendall_b": kendall_b,
         "kendall_c": kendall_c,
-        "accuracy": accuracy or over_all,
+        "accuracy": _accuracy_within(x, y, ratings.groups, resampling) if within else over_all,
     }
     if (systems := _system_accuracy(x, y, ratings, resampling)) is not None:
         found["system_accuracy"] = systems
     return found
+
+
+def compares_within_sources(ratings: Ratings) -> bool:
+    """Whether at least half of the rows have another one of their group to be compared with."""
+    sizes = np.bincount(ratings.groups)
+    return bool(2 * sizes[sizes > 1].sum() >= len(ratings))
 
 
 def compare(a: Mapping[str, Measured], b: Mapping[str, Measured]) -> dict[str, PairedDifference]:
@@ -112,6 +114,7 @@ class Agreement:
     language_pair: str
     counts: dict[str, int]  # rows, sources, documents, systems
     resampled: str  # "documents" or "sources"
+    within_sources: bool  # what the pairwise accuracy compares; False: all pairs
     rewards: dict[str, dict[str, Measured]]  # by reward and statistic
     differences: dict[str, dict[str, PairedDifference]]  # the first reward less each other one
 
@@ -129,6 +132,7 @@ class Agreement:
             "language_pair": self.language_pair,
             **self.counts,
             "resampled": self.resampled,
+            "accuracy_within_sources": self.within_sources,
             "resamples": len(next(iter(next(iter(self.rewards.values())).values())).resampled),
             "rewards": rewards,
             "first_minus": differences,
@@ -149,7 +153,8 @@ def evaluate(rewards: Mapping[str, RewardFunction], ratings: Ratings, seed: int,
     counts |= {"documents": len({*ratings.documents} - {""}), "systems": len({*ratings.systems} - {""})}
     differences = {name: compare(measured[first], measured[name]) for name in others}
     ((set_name, language_pair),) = kinds
-    return Agreement(set_name, language_pair, counts, resampling.unit, measured, differences)
+    within = compares_within_sources(ratings)
+    return Agreement(set_name, language_pair, counts, resampling.unit, within, measured, differences)
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
@@ -290,13 +295,12 @@ def _add(sums: np.ndarray, values: np.ndarray, rows: np.ndarray, columns: np.nda
     sums[np.ix_(down, across)] += share * np.add.reduceat(inner, tops, axis=0)
 
 
-def _accuracy_within(
-    x: np.ndarray, y: np.ndarray, left: np.ndarray, right: np.ndarray, groups: np.ndarray, resampling: Resampling
-) -> tuple[Measured, float]:
-    """The mean over sources of the pairwise accuracy within each, and the tie threshold that makes it highest.
+def _accuracy_within(x: np.ndarray, y: np.ndarray, groups: np.ndarray, resampling: Resampling) -> Measured:
+    """The mean over sources of the pairwise accuracy within each, with the tie threshold that makes it highest.
 
-    Each resample has its own best threshold, of up to 256 between the pairs' differences.
+    Each resample has its own best threshold, of up to 256 among the pairs' differences.
     """
+    left, right = pairs_within(groups)
     number = np.unique(groups[left], return_inverse=True)[1]
     pairs = _Pairs.of(x, y, left, right, weights=1 / np.bincount(number)[number])
     epsilon, best = pairs.calibrate()
@@ -313,7 +317,7 @@ def _accuracy_within(
     sums = right_pairs + np.cumsum(change, axis=1)
     sources = np.bincount(cluster, pairs.weights, minlength=size)
     resampled = _ratio((resampling.counts @ sums).max(1), resampling.counts @ sources)
-    return Measured(best, resampled), epsilon
+    return Measured(best, resampled)
 
 
 def _sampled_threshold(x: np.ndarray, y: np.ndarray) -> float:

@@ -32,7 +32,7 @@ def test_agreement_is_shown_with_intervals_and_what_differs():
     assert "[number]" in text
     assert "1.000" in text
     assert "0.000*" in text
-    assert "intervals over sources; * differs from [number]" in text
+    assert "intervals over sources; pairs: all; * differs from [number]" in text
     alone = evaluate({"[number]": number}, from_rows(rows), 0, 50)
     assert "*" not in shown(agreement_table(alone))
 
