@@ -40,6 +40,17 @@ class LengthRatio:
 
 
 @dataclass(frozen=True)
+class Constant:
+    """The same score for everything: its calibrated pairwise accuracy is the share of pairs that people tie."""
+
+    def __call__(
+        self, sources: Sequence[str], hypotheses: Sequence[str], references: Sequence[str] | None
+    ) -> np.ndarray:
+        """Raw scores, float32 [n]. Nothing is looked at."""
+        return np.zeros(len(hypotheses), np.float32)
+
+
+@dataclass(frozen=True)
 class SourceOverlap:
     """chrF of the hypothesis with its source, 0..100: highest for a copy of the source."""
 
@@ -70,6 +81,7 @@ class PolicyLogProb:
 def trivial_rewards(ratings: Ratings) -> dict[str, RewardFunction]:
     """Those that need nothing but the ratings, by name; chrF only where all rows have references."""
     found: dict[str, RewardFunction] = {
+        "constant": Constant(),
         "length ratio": LengthRatio.of(ratings.sources, ratings.hypotheses),
         "overlap with source": SourceOverlap(),
     }
