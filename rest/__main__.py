@@ -25,6 +25,8 @@ rest: offline Reinforced Self-Training
   rest run FILE[:variant] --out DIR [flags]     the whole loop; on a half-done folder, what is missing
   rest bc FILE[:variant] --out DIR              behavioural cloning
   rest reward train FILE[:variant] --out DIR    rate samples of BC and fit the learned reward
+  rest reward evaluate REWARD mqm --path FILE   how far it agrees with people, beside trivial rewards
+  rest reward attack REWARD mqm --path FILE     how often spoilt translations score above honest ones
   rest grow FILE[:variant] --out DIR --g 1      sample, score and store one Grow step
   rest improve FILE[:variant] --out DIR --g 1 --i 1    fine-tune on the rows that pass
   rest evaluate FILE[:variant] --out DIR --policy improve-1-1    reward and metrics on test
@@ -34,7 +36,8 @@ rest: offline Reinforced Self-Training
   rest inspect DIR                              counts, rewards, best and worst rows of a scored dataset
 
 FILE is a Python file that builds an Experiment, such as experiments/synthetic.py. Every setting is a flag:
-`rest run FILE --help` lists them.
+`rest run FILE --help` lists them. REWARD is a run's folder with a learned reward, or a Python function as
+module:function; human ratings are mqm, mlqe-pe, table, votes or rankings.
 """
 
 T = TypeVar("T")
@@ -129,6 +132,20 @@ def _reward_train(arguments: Sequence[str]) -> None:
         run.reward()
 
 
+def _reward_evaluate(arguments: Sequence[str]) -> None:
+    from rest.report.judging import evaluate_reward
+
+    _configure_jax()
+    evaluate_reward(arguments, _console())
+
+
+def _reward_attack(arguments: Sequence[str]) -> None:
+    from rest.report.judging import attack_reward
+
+    _configure_jax()
+    attack_reward(arguments, _console())
+
+
 def _grow(arguments: Sequence[str]) -> None:
     with _opened("grow", arguments, _GrowFlags) as (flags, run):
         _within("g", flags.g, 1, run.experiment.grow_steps, "grow_steps")
@@ -219,6 +236,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "run": _run,
     "bc": _bc,
     "reward train": _reward_train,
+    "reward evaluate": _reward_evaluate,
+    "reward attack": _reward_attack,
     "grow": _grow,
     "improve": _improve,
     "evaluate": _evaluate,

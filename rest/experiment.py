@@ -65,7 +65,7 @@ def load_experiment(name: str) -> Experiment:
     path, variant = Path(path_text), variant or "experiment"
     if not path.is_file():
         raise UserError(f"{path}: no such experiment file")
-    module = _import(path)
+    module = import_file(path)
     known = sorted(key for key, value in vars(module).items() if isinstance(value, Experiment))
     if variant not in known:
         close = difflib.get_close_matches(variant, known, n=1)
@@ -74,7 +74,8 @@ def load_experiment(name: str) -> Experiment:
     return getattr(module, variant)
 
 
-def _import(path: Path) -> ModuleType:
+def import_file(path: Path) -> ModuleType:
+    """The module in a Python file."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise UserError(f"{path}: not a Python file")

@@ -176,10 +176,10 @@ class TabSeparated:
 
     def _pairs(self, path: Path) -> Iterator[tuple[str, str | None]]:
         needed = 1 + max(self.source_column, self.reference_column or 0)
-        for number, raw in enumerate(_lines(path), start=1):
+        for number, raw in enumerate(read_lines(path), start=1):
             if self.header and number == 1:
                 continue
-            columns = _decode(raw, path, number).split("\t")
+            columns = decode_line(raw, path, number).split("\t")
             if len(columns) < needed:
                 raise UserError(f"{path}, line {number}: {needed} columns are needed, but it has {len(columns)}")
             reference = None if self.reference_column is None else columns[self.reference_column]
@@ -249,12 +249,12 @@ class TensorflowDataset:
         rows = (range(start, min(start + chunk, len(data))) for start in range(0, len(data), chunk))
         examples = (example for some in rows for example in data.__getitems__(some))
         for number, example in enumerate(examples, start=1):
-            source = _decode(example[self.source_language], place + self.source_language, number)
+            source = decode_line(example[self.source_language], place + self.source_language, number)
             if self.reference_language is None:
                 yield source, None
             else:
                 raw = example[self.reference_language]
-                yield source, _decode(raw, place + self.reference_language, number)
+                yield source, decode_line(raw, place + self.reference_language, number)
 
 
 @dataclass(frozen=True)
@@ -366,20 +366,20 @@ def _text_rows(split: str, source: Path, reference: Path | None, limit: int | No
 
 def _text_pairs(source: Path, reference: Path | None, limit: int | None) -> Iterator[tuple[str, str | None]]:
     if reference is None:
-        for number, raw in enumerate(islice(_lines(source), limit), start=1):
-            yield _decode(raw, source, number), None
+        for number, raw in enumerate(islice(read_lines(source), limit), start=1):
+            yield decode_line(raw, source, number), None
         return
     in_source = in_reference = 0
-    for left, right in zip_longest(_lines(source), _lines(reference)):
+    for left, right in zip_longest(read_lines(source), read_lines(reference)):
         in_source += left is not None
         in_reference += right is not None
         if left is not None and right is not None and (limit is None or in_source <= limit):
-            yield _decode(left, source, in_source), _decode(right, reference, in_reference)
+            yield decode_line(left, source, in_source), decode_line(right, reference, in_reference)
     if in_source != in_reference:
         raise UserError(f"{source} has {in_source} lines, but {reference} has {in_reference}")
 
 
-def _lines(path: Path) -> Iterator[bytes]:
+def read_lines(path: Path) -> Iterator[bytes]:
     r"""The lines of a plain or gzip file without their ends, \n or \r\n."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
@@ -393,7 +393,7 @@ def _lines(path: Path) -> Iterator[bytes]:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _decode(raw: bytes, place: Path | str, number: int) -> str:
+def decode_line(raw: bytes, place: Path | str, number: int) -> str:
     """The text of line `number` of `place`, counted from 1."""
     try:
         return raw.decode("utf-8-sig" if number == 1 else "utf-8")  # editors may put a byte order mark first

@@ -20,8 +20,7 @@ def bootstrap_ci(values: np.ndarray, seed: int, resamples: int = 2000, level: fl
     them as independent would make the interval too narrow. One source alone gives an interval without width.
     Efron and Tibshirani 1993, chapter 13. Raises UserError for no values or values that are not finite.
     """
-    lo, hi = _interval(_resampled_means(_per_source(values, "values"), seed, resamples), level)
-    return lo, hi
+    return percentile_interval(_resampled_means(_per_source(values, "values"), seed, resamples), level)
 
 
 class PairedDifference(NamedTuple):
@@ -46,10 +45,14 @@ def paired_difference(
     a, b = _per_source(a, "a"), _per_source(b, "b")
     if len(a) != len(b):
         raise UserError(f"a paired comparison needs the same sources on both sides, got {len(a)} and {len(b)}")
-    means = _resampled_means(a - b, seed, resamples)
-    lo, hi = _interval(means, level)
-    beyond = min((means <= 0).sum(), (means >= 0).sum())
-    return PairedDifference(float((a - b).mean()), lo, hi, min(1.0, 2.0 * (beyond + 1) / (resamples + 1)))
+    return difference_of(float((a - b).mean()), _resampled_means(a - b, seed, resamples), level)
+
+
+def difference_of(observed: float, resampled: np.ndarray, level: float = 0.95) -> PairedDifference:
+    """The paired difference of any statistic, from its values [resamples] on resamples drawn for both sides at once."""
+    lo, hi = percentile_interval(resampled, level)
+    beyond = min((resampled <= 0).sum(), (resampled >= 0).sum())
+    return PairedDifference(observed, lo, hi, min(1.0, 2.0 * (beyond + 1) / (len(resampled) + 1)))
 
 
 def corpus_scores(
@@ -112,9 +115,9 @@ def _resampled_means(values: np.ndarray, seed: int, resamples: int) -> np.ndarra
     return np.concatenate([values[rng.integers(sources, size=(block, sources))].mean(axis=1) for block in blocks])
 
 
-def _interval(means: np.ndarray, level: float) -> tuple[float, float]:
-    """The middle `level` of the resampled means."""
-    lo, hi = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+def percentile_interval(resampled: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """The middle `level` of resampled values."""
+    lo, hi = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     return float(lo), float(hi)
 
 

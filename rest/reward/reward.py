@@ -141,3 +141,10 @@ class Reward:
                 f"reward {self.name}: the score {raw[first]} of hypothesis {first} "
                 f"({hypotheses[first][:60]!r}) {why}; {int(bad.sum())} of {len(raw)} are so"
             )
+
+
+def raw_scores(
+    function: RewardFunction, sources: Sequence[str], hypotheses: Sequence[str], references: Sequence[str] | None
+) -> np.ndarray:
+    """A function's scores, float32 [n], refused with the same words as a Reward's where they cannot be used."""
+    return Reward(function, (0.0, 1.0))(sources, hypotheses, references).raw  # any scale: raw scores know none

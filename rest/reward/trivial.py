@@ -1,0 +1,88 @@
+"""Trivial rewards, which any reward worth training must agree better with people than."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rest.data.batches import BatchSettings, Examples
+from rest.data.corpus import count_words
+from rest.data.ratings import Ratings
+from rest.policy.policy import Policy, sequence_log_probs
+from rest.reward.reference_based import SentenceChrF
+from rest.reward.reward import RewardFunction
+
+
+def _log_ratios(sources: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:
+    """log((words of the hypothesis + 1) / (words of the source + 1)), float64 [n]; a Chinese character is a word."""
+    words = [[count_words(text) + 1 for text in texts] for texts in (sources, hypotheses)]
+    return np.log(np.array(words[1], float)) - np.log(np.array(words[0], float))
+
+
+@dataclass(frozen=True)
+class LengthRatio:
+    """Minus how far the hypothesis' length is from the usual one, as a logarithm; 0 is best."""
+
+    usual: float = 0.0  # logarithm of the usual ratio of hypothesis to source, in words
+
+    @classmethod
+    def of(cls, sources: Sequence[str], hypotheses: Sequence[str]) -> LengthRatio:
+        """With the median ratio of these texts as the usual one."""
+        return cls(float(np.median(_log_ratios(sources, hypotheses))))
+
+    def __call__(
+        self, sources: Sequence[str], hypotheses: Sequence[str], references: Sequence[str] | None
+    ) -> np.ndarray:
+        """Raw scores, float32 [n]. References are not looked at."""
+        return -np.abs(_log_ratios(sources, hypotheses) - self.usual).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same score for everything: its calibrated pairwise accuracy is the share of pairs that people tie."""
+
+    def __call__(
+        self, sources: Sequence[str], hypotheses: Sequence[str], references: Sequence[str] | None
+    ) -> np.ndarray:
+        """Raw scores, float32 [n]. Nothing is looked at."""
+        return np.zeros(len(hypotheses), np.float32)
+
+
+@dataclass(frozen=True)
+class SourceOverlap:
+    """chrF of the hypothesis with its source, 0..100: highest for a copy of the source."""
+
+    def __call__(
+        self, sources: Sequence[str], hypotheses: Sequence[str], references: Sequence[str] | None
+    ) -> np.ndarray:
+        """Raw scores, float32 [n]. References are not looked at."""
+        return SentenceChrF()(sources, hypotheses, sources)
+
+
+@dataclass(frozen=True)
+class PolicyLogProb:
+    """Mean log-probability of the hypothesis' tokens under a policy, nats; 0 is best."""
+
+    policy: Policy
+    batch: BatchSettings = BatchSettings()  # longer texts are cut to what a row holds
+
+    def __call__(
+        self, sources: Sequence[str], hypotheses: Sequence[str], references: Sequence[str] | None
+    ) -> np.ndarray:
+        """Raw scores, float32 [n]. References are not looked at."""
+        read = [ids[: self.batch.source_tokens] for ids in self.policy.encode_sources(sources)]
+        written = [ids[: self.batch.target_tokens] for ids in self.policy.encode_references(hypotheses)]
+        total = sequence_log_probs(self.policy, Examples(read, written), self.batch)
+        return total / np.array([len(ids) for ids in written], np.float32)
+
+
+def trivial_rewards(ratings: Ratings) -> dict[str, RewardFunction]:
+    """Those that need nothing but the ratings, by name; chrF only where all rows have references."""
+    found: dict[str, RewardFunction] = {
+        "constant": Constant(),
+        "length ratio": LengthRatio.of(ratings.sources, ratings.hypotheses),
+        "overlap with source": SourceOverlap(),
+    }
+    return found if ratings.all_references is None else {**found, "chrF with reference": SentenceChrF()}
