@@ -26,7 +26,7 @@ from rest.improve import improve, named, select
 from rest.journal import say
 from rest.model.huggingface import HuggingFaceModel
 from rest.policy.policy import Policy
-from rest.reward.fit import RewardSettings, fit, rate
+from rest.reward.fit import Rated, RewardSettings, fit, human_ratings, rate
 from rest.reward.learned import LearnedReward
 from rest.reward.reward import Reward
 from rest.stage import Stage, describe, discard, open_stage, read_json, seed_for, write_json
@@ -118,11 +118,17 @@ class Run:
         train = self.train
         if not self.learns_reward:
             return train, train.take([])
+        if self.experiment.reward.ratings:  # of other text
+            return train, train.take([])
         wanted = self.experiment.reward.sources
         if wanted >= len(train):
             raise UserError(f"reward.sources {wanted}: the training text has only {len(train)}, and Grow needs some")
         rows = np.random.default_rng(seed_for(self.experiment.seed, "rated sources")).permutation(len(train))
         return train.take(np.sort(rows[wanted:])), train.take(np.sort(rows[:wanted]))
+
+    @cached_property
+    def _human_ratings(self) -> Rated:
+        return human_ratings(self.experiment.reward)
 
     def _settings(self, **parts: Any) -> dict[str, Any]:
         """What decides the bytes of a stage: its settings, its inputs and the seed."""
@@ -228,12 +234,17 @@ class Run:
             return e.reward
         policy = self.load("bc", "rest bc")
         sampling = e.grow.sampling
-        settings = self._settings(policy=policy.identity, reward=e.reward, sampling=sampling)
-        with open_stage(self.out / "reward", settings) as stage:
+        gold = self.corpus.gold
+        known: dict[str, Any] = {"reward": e.reward, "sampling": sampling}
+        if e.reward.ratings:  # known by their content, wherever the files are
+            given = self._human_ratings
+            content = repr((given.sources, given.hypotheses, given.ratings.tolist())).encode()
+            known = {"reward": describe(e.reward) | {"ratings": hashlib.sha256(content).hexdigest()}}
+        with open_stage(self.out / "reward", self._settings(policy=policy.identity, **known)) as stage:
             if not stage.finished:
                 began = time.perf_counter()
-                gold = self.corpus.gold
-                rated = rate(policy, self._parts[1], gold, e.reward, sampling, e.seed)
+                rated = given if e.reward.ratings else rate(policy, self._parts[1], gold, e.reward, sampling, e.seed)
+                gold = None if e.reward.ratings else gold
                 fitted = fit(policy, rated, e.reward, folder=stage.folder, seed=e.seed, gold=gold)
                 fitted.reward.save(stage.folder / "network", fitted.calibration)
                 stage.finish(fitted.report | {"wall_s": time.perf_counter() - began})

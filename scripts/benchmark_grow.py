@@ -341,6 +341,8 @@ def main() -> None:
                 "bound_tokens_per_second": rate / flops,
                 "systems": found,
             }
+            if flags.out is not None:
+                flags.out.write_text(json.dumps(record, indent=1) + "\n")
             print(f"N = {n}: " + ", ".join(f"{k} {v['tokens_per_second']:.0f}" for k, v in found.items()), flush=True)
     console = Console(width=max(120, Console().width))
     console.print(table(record))
@@ -348,8 +350,6 @@ def main() -> None:
     console.print(f"Greedy translations equal to ours, of 100: {agree}")
     counts = dict(record["rows_that_differ_by_slots"])
     console.print(f"Of {counts.pop('rows')} rows, with other numbers of slots this many have other tokens: {counts}")
-    if flags.out is not None:
-        flags.out.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ import pytest
 
 from rest.__main__ import main
 from rest.algorithm import Run, last_policy
+from rest.data.rating_files import DirectAssessments
+from rest.data.ratings import SplitSettings
 from rest.errors import UserError
 from rest.experiment import load_experiment
 from rest.grow import open_dataset
 from rest.policy.policy import Policy
+from rest.reward.fit import RewardSettings
 
 TINY = str(Path(__file__).parent / "tiny.py")
 
@@ -85,3 +89,35 @@ def test_too_many_rated_sources_leave_none_for_grow(tmp_path: Path, capsys: pyte
     with pytest.raises(SystemExit):
         main(["run", TINY, "--out", str(tmp_path), "--reward.sources", "500", "--bc.train.max-steps", "1"])
     assert "reward.sources 500" in capsys.readouterr().err
+
+
+def test_a_reward_is_learned_from_files_of_ratings_wherever_they_lie(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished / "bc", out / "bc")
+    tiny = load_experiment(TINY)
+    text = Run(tiny, finished).corpus.train.take(slice(0, 40))
+    rows = ["source\thypothesis\tscore\tdocument"]
+    for k, (x, y) in enumerate(zip(text.sources, text.references or [], strict=True)):
+        rows += [f"{x}\t{y}\t{len(y.split())}\tdocument-{k // 4}", f"{x}\t{y.split()[0]}\t1\tdocument-{k // 4}"]
+
+    def run_with(path: Path) -> Run:
+        path.write_text("\n".join(rows) + "\n")
+        files = (DirectAssessments(path, document="document"),)
+        settings = replace(tiny.reward, rater=None, ratings=files, split=SplitSettings(dev_share=0.2, test_share=0.2))
+        return Run(replace(tiny, reward=settings), out)
+
+    reward = run_with(tmp_path / "ratings.tsv").reward()
+    report = stage(out, "reward")["result"]
+    assert report["rated"] == 64 and report["held_out"] == 16  # whole documents; the test part is not looked at
+    assert "pearson_gold" not in report and "ratings.tsv" not in (out / "reward" / "stage.json").read_text()
+    assert run_with(tmp_path / "moved.tsv").reward().identity == reward.identity
+    grown, rated = run_with(tmp_path / "moved.tsv")._parts
+    assert len(rated) == 0 and len(grown) == len(Run(tiny, finished).train)
+    rows[1] = rows[1].replace("\t", "\tpu ", 1)
+    with pytest.raises(UserError, match=r"reward was made with other settings: .*ratings"):
+        run_with(tmp_path / "changed.tsv").reward()
+
+
+def test_a_reward_has_a_rater_or_files() -> None:
+    with pytest.raises(UserError, match="either a rater"):
+        RewardSettings()

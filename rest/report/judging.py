@@ -140,7 +140,7 @@ def open_reward(name: str) -> RewardFunction:
     found = getattr(module, attribute, None)
     found = found() if isinstance(found, type) else found
     if isinstance(found, Reward):
-        falls = found.scale is not None and found.scale[0] > found.scale[1]
+        falls = found.range is not None and found.range[0] > found.range[1]
         return _Turned(found.function) if falls else found.function
     if not callable(found):
         raise UserError(f"{name}: {module_name} has no reward of the name {attribute!r}")

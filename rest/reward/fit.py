@@ -14,6 +14,7 @@ from scipy import stats
 
 from rest.data.batches import BatchSettings, Examples, training_batches
 from rest.data.corpus import Split
+from rest.data.ratings import SplitSettings, mix, split
 from rest.errors import UserError
 from rest.journal import say
 from rest.learning.train import Schedule, TrainSettings, train
@@ -46,8 +47,12 @@ class Rater(Protocol):
 class RewardSettings:
     """What is rated, by whom, and how the network is fitted."""
 
-    rater: Any  # a Rater
-    """Gives the ratings."""
+    rater: Any = None  # a Rater
+    """Rates samples of the behavioural-cloning policy."""
+    ratings: tuple[Any, ...] = ()  # each with load() -> Ratings
+    """Files of human ratings instead: MQM, DirectAssessments, MLQEPE, Votes, Rankings. Several are standardised."""
+    split: SplitSettings = field(default_factory=SplitSettings)
+    """How the documents of human ratings are divided: dev decides when to stop, test is not looked at."""
     sources: int = 2000
     """Training sources set aside for ratings; Grow does not use them."""
     samples_per_source: int = 4
@@ -77,6 +82,12 @@ class RewardSettings:
         )
     )
 
+    def __post_init__(self) -> None:
+        if (self.rater is None) == (not self.ratings):
+            raise UserError("reward: name either a rater, who rates samples, or files of ratings")
+        if self.heads < 1 or self.caution < 0:
+            raise UserError(f"reward: heads {self.heads} must be at least 1, and caution {self.caution} not below 0")
+
 
 @dataclass(frozen=True)
 class Rated:
@@ -86,29 +97,43 @@ class Rated:
     hypotheses: list[str]
     ratings: np.ndarray  # float32 [n]
     groups: np.ndarray  # int64 [n], the id of the source
+    held_out: np.ndarray | None = None  # bool [n], what decides when to stop; None: `fit` holds out some sources
+
+
+def human_ratings(settings: RewardSettings) -> Rated:
+    """The train and dev documents of the rating files."""
+    parts = split(mix([file.load() for file in settings.ratings]), settings.split)
+    rows = [parts.train, parts.dev]
+    return Rated(
+        [x for part in rows for x in part.sources],
+        [y for part in rows for y in part.hypotheses],
+        np.concatenate([part.scores for part in rows]).astype(np.float32),
+        np.concatenate([part.groups for part in rows]),
+        np.repeat([False, True], [len(part) for part in rows]),
+    )
 
 
 def rate(
     policy: Policy,
-    split: Split,
+    text: Split,
     gold: Gold | None,
     settings: RewardSettings,
     sampling: SamplingSettings,
     seed: int,
 ) -> Rated:
-    """Sample from the policy for every source of the split, and have the samples (and human pairs) rated."""
+    """Sample from the policy for every source, and have the samples (and human pairs) rated."""
     n = settings.samples_per_source
     law = dataclasses.replace(sampling, temperature=settings.temperature)
-    drawn = sample(policy, split.sources, split.ids, n, law, seed=seed_for(seed, "rate"))
-    sources = [x for x in split.sources for _ in range(n)]
+    drawn = sample(policy, text.sources, text.ids, n, law, seed=seed_for(seed, "rate"))
+    sources = [x for x in text.sources for _ in range(n)]
     hypotheses = [y for texts in drawn.texts for y in texts]
-    groups = np.repeat(split.ids, n)
-    references = None if split.references is None else [x for x in split.references for _ in range(n)]
-    if settings.rate_references and split.references is not None:
-        sources += split.sources
-        hypotheses += split.references
-        groups = np.concatenate([groups, split.ids])
-        references = (references or []) + split.references
+    groups = np.repeat(text.ids, n)
+    references = None if text.references is None else [x for x in text.references for _ in range(n)]
+    if settings.rate_references and text.references is not None:
+        sources += text.sources
+        hypotheses += text.references
+        groups = np.concatenate([groups, text.ids])
+        references = (references or []) + text.references
     ratings = settings.rater.rate(sources, hypotheses, references, gold, seed_for(seed, "raters"))
     return Rated(sources, hypotheses, np.asarray(ratings, np.float32), groups)
 
@@ -137,9 +162,10 @@ def fit(
     """
     _check_ratings(rated)
     sources, group = np.unique(rated.groups, return_inverse=True)
-    held = np.random.default_rng(seed_for(seed, "reward dev")).permutation(len(sources))
-    held = held[: max(2, round(settings.dev_share * len(sources)))]
-    dev = np.isin(group, held)
+    dev = rated.held_out
+    if dev is None:
+        held = np.random.default_rng(seed_for(seed, "reward dev")).permutation(len(sources))
+        dev = np.isin(group, held[: max(2, round(settings.dev_share * len(sources)))])
     if dev.all():
         raise UserError(f"reward.sources: {len(sources)} rated sources are too few to hold some out")
     reward = LearnedReward.new(policy, settings.batch, settings.heads)
