@@ -168,7 +168,6 @@ class _Worker:
         """
         graph, parameters, longest = self.policy.graph, self.policy.parameters, self.settings.max_target_tokens
         law = Law(self.settings.temperature, self.settings.top_k, self.settings.top_p)
-
         go = partial(advance, graph, parameters, law, self.policy.tokenizer.eos_id)
         slots: Any = None
         queue, left = None, list[int]()

@@ -76,6 +76,19 @@ def test_both_log_probabilities_are_those_of_a_teacher_forced_pass(lively, split
             np.testing.assert_allclose(behaviour, np.stack([law(row, settings) for row in logits])[at], atol=1e-4)
 
 
+def test_what_outgrows_the_cache_s_first_room_is_drawn_whole(lively, split, teacher_forced):
+    long = replace(SETTINGS, max_target_tokens=44)  # sources of up to 16 tokens get room for 32 first
+    found = draws(lively, split, long)
+    lengths = np.asarray([[len(y) for y in samples] for samples in found.tokens])
+    assert (lengths > 32).any() and (lengths <= 32).any() and lengths.max() == 44
+    i, k = np.argwhere(lengths > 32)[0]
+    logits = teacher_forced(lively, split.sources[i], found.tokens[i][k])
+    forced = np.stack([log_softmax(row) for row in logits])[np.arange(lengths[i, k]), found.tokens[i][k]]
+    np.testing.assert_allclose(found.log_probs[i][k], forced, atol=1e-4)
+    alone = draws(lively, split.take([i]), replace(long, rows=2))
+    assert same_tokens(alone.tokens, [found.tokens[i]])
+
+
 @pytest.mark.parametrize("rows", [1, 64])
 def test_a_hypothesis_does_not_depend_on_how_many_rows_are_decoded_at_once(lively, split, drawn, rows):
     other = draws(lively, split, replace(SETTINGS, rows=rows))
