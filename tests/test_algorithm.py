@@ -113,7 +113,7 @@ def test_a_reward_is_learned_from_files_of_ratings_wherever_they_lie(finished: P
     assert run_with(tmp_path / "moved.tsv").reward().identity == reward.identity
     grown, rated = run_with(tmp_path / "moved.tsv")._parts
     assert len(rated) == 0 and len(grown) == len(Run(tiny, finished).train)
-    rows[1] = rows[1].replace("\t", "\tpu ", 1)
+    rows[1:] = [row.replace("\t", "\tpu ", 1) for row in rows[1:]]  # in train and dev, wherever they are
     with pytest.raises(UserError, match=r"reward was made with other settings: .*ratings"):
         run_with(tmp_path / "changed.tsv").reward()
 

@@ -81,7 +81,7 @@ def test_what_outgrows_the_cache_s_first_room_is_drawn_whole(lively, split, teac
     found = draws(lively, split, long)
     lengths = np.asarray([[len(y) for y in samples] for samples in found.tokens])
     assert (lengths > 32).any() and (lengths <= 32).any() and lengths.max() == 44
-    i, k = np.argwhere(lengths > 32)[0]
+    i, k = np.argwhere(lengths > 32)[0].tolist()
     logits = teacher_forced(lively, split.sources[i], found.tokens[i][k])
     forced = np.stack([log_softmax(row) for row in logits])[np.arange(lengths[i, k]), found.tokens[i][k]]
     np.testing.assert_allclose(found.log_probs[i][k], forced, atol=1e-4)
