@@ -10,6 +10,7 @@ from rest.data.batches import BatchSettings
 from rest.errors import UserError
 from rest.report.judging import open_reward
 from rest.reward.learned import LearnedReward
+from rest.reward.reward import Calibration
 from rest.reward.trivial import SourceOverlap
 
 REWARDS = """
@@ -75,7 +76,7 @@ def test_attack_prints_a_table_and_writes_the_numbers(mine, ratings, tmp_path, c
 
 def test_a_learned_reward_is_found_in_a_runs_folder(policy, tmp_path):
     saved = LearnedReward.new(policy, BatchSettings())
-    saved.save(tmp_path / "run" / "reward" / "network", (0.0, 1.0))
+    saved.save(tmp_path / "run" / "reward" / "network", Calibration((0.0, 1.0), (0.0, 1.0)))
     expected = saved(["ba"], ["ba ba"], None)
     for folder in (tmp_path / "run", tmp_path / "run" / "reward", tmp_path / "run" / "reward" / "network"):
         np.testing.assert_allclose(open_reward(str(folder))(["ba"], ["ba ba"], None), expected, rtol=1e-6)

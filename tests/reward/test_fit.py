@@ -77,13 +77,23 @@ def test_gold_is_only_reported_and_changes_nothing(policy, rated, settings, tmp_
     assert other.reward.identity != blind.reward.identity
 
 
-def test_ranking_alone_learns_the_order_of_a_source_s_hypotheses(policy, rated, settings, tmp_path):
-    ranking = replace(settings, loss=RatingLoss(0.0, 1.0), ridge=1e3)  # nothing but the ranking teaches the head
-    start = fit(
-        policy, rated, replace(ranking, train=replace(ranking.train, max_steps=0)), folder=tmp_path / "0", seed=0
+def test_ranking_alone_learns_the_order_of_a_source_s_hypotheses(policy, rated, settings, tmp_path, monkeypatch):
+    # nothing but the ranking teaches the head, which starts at random, the wrong way round
+    monkeypatch.setattr(module.LearnedReward, "probe", turned)
+    ranking = replace(settings, loss=RatingLoss(0.0, 1.0))
+    none = replace(ranking, train=replace(ranking.train, max_steps=0))
+    before, after = (
+        fit(policy, rated, s, folder=tmp_path / n, seed=0).report for n, s in (("0", none), ("1", ranking))
     )
-    found = fit(policy, rated, ranking, folder=tmp_path / "1", seed=0)
-    assert found.report["ranked_right"] > max(0.9, start.report["ranked_right"])
+    assert before["ranked_right"] < 0.5 and after["ranked_right"] > 0.9
+
+
+def turned(self, examples, ridge):
+    """A random head under which a longer hypothesis scores lower."""
+    lengths = np.asarray([len(ids) for ids in examples.targets])
+    slope = np.cov(self.predict(self.parameters, examples)[:, 0], lengths)[0, 1]
+    head = {name: -np.sign(slope) * value for name, value in self.parameters["head"].items()}
+    return replace(self, parameters={**self.parameters, "head": head})
 
 
 def test_ranked_right_counts_pairs_within_groups_and_ties_half():
