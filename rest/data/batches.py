@@ -226,22 +226,25 @@ def pad(rows: Sequence[Ids], width: int, pad_id: int) -> np.ndarray:
     return out
 
 
+def room(tokens: int) -> int:
+    """The least of 16, 24, 32, 48, 64, 96, ... that holds so many tokens: few widths to compile, little padding."""
+    power = 1 << max(4, (tokens - 1).bit_length())
+    return power * 3 // 4 if 16 < tokens <= power * 3 // 4 else power
+
+
 def padded_batches(
     rows: Sequence[Ids], batch_tokens: int, *, pad_id: int, devices: int = 1
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """All rows once, like lengths together: (which rows, int64 [n]; ids, int32 [B, S]; mask, bool [B, S]).
 
-    S is 16, 24, 32, 48, 64, 96 … and B what gives about `batch_tokens` positions, a multiple of `devices`, so few
-    shapes are compiled. n is below B in the last batch, which is filled up with empty rows.
+    S is the `room` of the longest row and B what gives about `batch_tokens` positions, a multiple of `devices`, so
+    few shapes are compiled. n is below B in the last batch, which is filled up with empty rows.
     """
     lengths = np.fromiter((len(row) for row in rows), np.int64, len(rows))
     order = np.argsort(-lengths, kind="stable")
     start = 0
     while start < len(order):
-        longest, octave = int(lengths[order[start]]), 16
-        while longest > 2 * octave:
-            octave *= 2
-        width = next(w for w in (octave, octave * 3 // 2, octave * 2) if longest <= w)
+        width = room(int(lengths[order[start]]))
         height = max(1, batch_tokens // width // devices) * devices
         part = order[start : start + height]
         ids, mask = np.full((height, width), pad_id, np.int32), np.zeros((height, width), bool)

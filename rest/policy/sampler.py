@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from rest.data.batches import pad
+from rest.data.batches import pad, room
 from rest.data.tokenizer import Tokenizer
 from rest.errors import UserError
 from rest.policy.policy import Policy
@@ -201,13 +201,13 @@ class _Worker:
         per_block, source_of = max(1, size // 4), rows // self.samples_per_source
         starts = np.flatnonzero(np.diff(source_of, prepend=-1))
         cuts = [*starts[::per_block], len(rows)]
-        longest = _width(max((len(self.encoded[i]) for i in source_of), default=0))
+        longest = room(max((len(self.encoded[i]) for i in source_of), default=0))
         for begin, end in itertools.pairwise(cuts):
             number = np.cumsum(np.diff(source_of[begin:end], prepend=source_of[begin]) != 0)
             block = source_of[begin:end][np.flatnonzero(np.diff(number, prepend=-1))]
             texts = [self.encoded[i] for i in block] + [np.empty(0, np.int32)] * (per_block - len(block))
             lengths = np.asarray([len(text) for text in texts], np.int32)
-            width = longest if one_width else _width(int(lengths.max()))
+            width = longest if one_width else room(int(lengths.max()))
             sources = pad(texts, width, self.policy.tokenizer.pad_id)
             cross = encode(self.policy.graph, self.policy.parameters, sources, lengths)
             for first in range(begin, end, size):
@@ -230,9 +230,3 @@ class _Worker:
                 kept[row] = column[at, :length].copy()
         self.ended(int(count) - len(left))
         return left
-
-
-def _width(tokens: int) -> int:
-    """The least of 16, 24, 32, 48, 64, 96, ... that holds so many tokens."""
-    power = 1 << max(4, (tokens - 1).bit_length())
-    return power * 3 // 4 if 16 < tokens <= power * 3 // 4 else power
