@@ -279,7 +279,7 @@ class Run:
             dataset=dataset.identity,
             reward=reward.settings,
             improve=e.improve.at(i),
-            batch=e.batch,
+            batch=e.improve.batch or e.batch,
             choose=choose,
         )
         with open_stage(self.out / f"improve-{g}-{i}", settings) as stage:
@@ -289,7 +289,7 @@ class Run:
                     start,
                     dataset,
                     e.improve,
-                    e.batch,
+                    e.improve.batch or e.batch,
                     g=g,
                     i=i,
                     evaluate=mean_reward(start, self.corpus.dev, reward, e.evaluation, e.seed),

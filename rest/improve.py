@@ -38,6 +38,8 @@ class ImproveSettings:
     unfiltered: bool = True
     """Also train on all of D_g, as a side branch: the paper's I = 0."""
     loss: NLL = field(default_factory=lambda: NLL(0.1))
+    batch: BatchSettings | None = None
+    """Batches of another shape than the experiment's, say to share the encodings of sources."""
     train: TrainSettings = field(
         default_factory=lambda: TrainSettings(
             max_steps=1000, evaluate_every=100, patience=3, schedule=Schedule(5e-4, 50)
@@ -158,4 +160,7 @@ def examples_of(table: Any, policy: Policy, batch: BatchSettings) -> Examples:
     longest = max(map(len, targets))
     if longest > batch.target_tokens:
         raise UserError(f"batch.target_tokens {batch.target_tokens} is less than a stored hypothesis' {longest} tokens")
-    return Examples([encoded[k] for k in np.asarray(sources.indices)], targets)
+    places = np.asarray(sources.indices, np.int64)
+    if batch.share_sources:
+        return Examples(encoded, targets, source_of=places)
+    return Examples([encoded[k] for k in places], targets)

@@ -31,6 +31,7 @@ class Batch:
     target: Any  # int32 [B, T], labels
     target_segments: Any  # int32 [B, T]
     target_positions: Any  # int32 [B, T]
+    target_sources: Any  # int32 [B, T], the source segment that a token's pair belongs to
     sequence_ids: Any  # int32 [B, Q], row of the dataset that each segment comes from; -1: none
     columns: dict[str, Any]  # float32 [B, Q], one number a sequence
 
@@ -43,9 +44,13 @@ class Examples:
     targets: Sequence[Ids]
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)  # float32 [n], one number a pair
     groups: np.ndarray | None = None  # int64 [n]: pairs of one group share a row, as far as they fit into one
+    source_of: np.ndarray | None = None  # int64 [n]: where in `sources` each target's is; pairs of one source share it
 
     def __len__(self) -> int:
-        return len(self.sources)
+        return len(self.targets)
+
+    def source(self, pair: int | np.integer) -> Ids:
+        return self.sources[pair if self.source_of is None else self.source_of[pair]]
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,8 @@ class BatchSettings:
     """Positions of a packed row on the source side; a longer source is an error."""
     target_tokens: int = 96
     """Positions of a packed row on the target side; a longer target is an error."""
+    share_sources: bool = False
+    """Encode a source once for all its hypotheses in a row; pays where target_tokens is some times source_tokens."""
 
     @property
     def rows(self) -> int:
@@ -68,8 +75,8 @@ def fitting(examples: Examples, settings: BatchSettings) -> np.ndarray:
     """Which pairs fit into a row on both sides, bool [n]."""
     return np.asarray(
         [
-            len(s) <= settings.source_tokens and len(t) <= settings.target_tokens
-            for s, t in zip(examples.sources, examples.targets, strict=True)
+            len(examples.source(pair)) <= settings.source_tokens and len(target) <= settings.target_tokens
+            for pair, target in enumerate(examples.targets)
         ],
         bool,
     )
@@ -90,7 +97,7 @@ def plan_rows(examples: Examples, settings: BatchSettings, seed: int) -> Plan:
     A window, and not the whole set, is sorted, so that rows stay a random mixture of the corpus. A pair that does
     not fit into a row is a UserError.
     """
-    source_lengths = np.fromiter((len(s) for s in examples.sources), np.int64, len(examples))
+    source_lengths = np.fromiter((len(examples.source(pair)) for pair in range(len(examples))), np.int64, len(examples))
     target_lengths = np.fromiter((len(t) for t in examples.targets), np.int64, len(examples))
     fits = fitting(examples, settings)
     if not fits.all():
@@ -100,9 +107,9 @@ def plan_rows(examples: Examples, settings: BatchSettings, seed: int) -> Plan:
             f"than source_tokens {settings.source_tokens} or target_tokens {settings.target_tokens}"
         )
     units = _units(examples, source_lengths, target_lengths, settings)
-    source_sums, target_sums = (
-        np.asarray([lengths[unit].sum() for unit in units], np.int64) for lengths in (source_lengths, target_lengths)
-    )
+    shared = examples.source_of is not None  # then the pairs of a unit have one source
+    source_sums = np.asarray([source_lengths[unit[:1] if shared else unit].sum() for unit in units], np.int64)
+    target_sums = np.asarray([target_lengths[unit].sum() for unit in units], np.int64)
     order = np.random.default_rng(seed).permutation(len(units))
     rows: list[np.ndarray] = []
     for start in range(0, len(order), 2048):
@@ -118,20 +125,22 @@ def plan_rows(examples: Examples, settings: BatchSettings, seed: int) -> Plan:
 def _units(
     examples: Examples, source_lengths: np.ndarray, target_lengths: np.ndarray, settings: BatchSettings
 ) -> list[np.ndarray]:
-    """What must share a row: every pair for itself, or a group's pairs, cut where they outgrow a row."""
-    if examples.groups is None:
+    """What must share a row: every pair for itself, or a group's or a source's pairs, cut where they outgrow a row."""
+    shared = examples.source_of is not None
+    groups = examples.source_of if examples.groups is None else examples.groups
+    if groups is None:
         return list(np.arange(len(examples))[:, None])
-    order = np.argsort(examples.groups, kind="stable")
+    order = np.argsort(groups, kind="stable")
     units: list[list[int]] = []
     last, source_room, target_room = None, 0, 0
     for pair in order:
-        source_room, target_room = source_room - source_lengths[pair], target_room - target_lengths[pair]
-        if examples.groups[pair] != last or min(source_room, target_room) < 0:
+        source_room, target_room = source_room - source_lengths[pair] * (not shared), target_room - target_lengths[pair]
+        if groups[pair] != last or min(source_room, target_room) < 0:
             units.append([])
             source_room = settings.source_tokens - source_lengths[pair]
             target_room = settings.target_tokens - target_lengths[pair]
         units[-1].append(int(pair))
-        last = examples.groups[pair]
+        last = groups[pair]
     return [np.asarray(unit, np.int64) for unit in units]
 
 
@@ -175,16 +184,23 @@ class _Assemble:
             "target": np.full(height, self.pad_id, np.int32),
             "target_segments": np.zeros(height, np.int32),
             "target_positions": np.zeros(height, np.int32),
+            "target_sources": np.zeros(height, np.int32),
             "sequence_ids": np.full(self.max_pairs, -1, np.int32),
         }
         columns = {name: np.zeros(self.max_pairs, np.float32) for name in self.examples.columns}
-        s = t = 0
+        shared = self.examples.source_of
+        s = t = sources = 0
         for segment, pair in enumerate(row, start=1):
-            source, target = self.examples.sources[pair], self.examples.targets[pair]
-            m, n = len(source), len(target)
-            out["source"][s : s + m] = source
-            out["source_segments"][s : s + m] = segment
-            out["source_positions"][s : s + m] = np.arange(m)
+            target = self.examples.targets[pair]
+            n = len(target)
+            if shared is None or segment == 1 or shared[pair] != shared[row[segment - 2]]:
+                source = self.examples.source(pair)
+                m, sources = len(source), sources + 1
+                out["source"][s : s + m] = source
+                out["source_segments"][s : s + m] = sources
+                out["source_positions"][s : s + m] = np.arange(m)
+                s += m
+            out["target_sources"][t : t + n] = sources
             out["target"][t : t + n] = target
             out["target_input"][t + 1 : t + n] = target[:-1]
             out["target_segments"][t : t + n] = segment
@@ -192,7 +208,7 @@ class _Assemble:
             out["sequence_ids"][segment - 1] = pair
             for name, values in self.examples.columns.items():
                 columns[name][segment - 1] = values[pair]
-            s, t = s + m, t + n
+            t += n
         return Batch(**out, columns=columns)
 
 

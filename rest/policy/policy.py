@@ -112,7 +112,7 @@ def hidden_states(network: Transformer, batch: Batch, key: Array | None) -> Arra
     encoded = network.encode(batch.source, batch.source_positions, pair, encoder_key)
     own = (target[:, :, None] == target[:, None, :]) & (target > 0)[:, None]
     own &= jnp.tril(jnp.ones((target.shape[1],) * 2, bool))[None]
-    across = (target[:, :, None] == source[:, None, :]) & (source > 0)[:, None]
+    across = (batch.target_sources[:, :, None] == source[:, None, :]) & (source > 0)[:, None]
     return network.decode(batch.target_input, batch.target_positions, own, encoded, across, decoder_key)
 
 

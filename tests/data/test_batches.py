@@ -1,6 +1,6 @@
 """Packing pairs into rows, and rows into batches that can be resumed and shared between processes."""
 
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 
 import jax
 import numpy as np
@@ -201,6 +201,28 @@ def test_a_group_shares_a_row_as_far_as_it_fits():
     assert sorted(pair for row in rows for pair in row) == list(range(8))
     assert any({0, 1, 2} <= row for row in rows) and any({3, 7} <= row for row in rows)
     assert any({4, 5} <= row for row in rows) and not any({4, 5, 6} <= row for row in rows)  # 27 outgrow a row of 20
+
+
+@given(st.lists(st.tuples(st.integers(0, 7), st.integers(1, 10)), min_size=1, max_size=40))
+def test_pairs_of_one_source_share_it_within_a_row(drawn):
+    sources = made([(m, 1) for m in range(3, 11)]).sources
+    source_of = np.array([source for source, _ in drawn])
+    targets = made([(1, n) for _, n in drawn]).targets
+    examples = Examples(sources, targets, source_of=source_of)
+    seen = []
+    for batch in evaluation_batches(examples, settings(), pad_id=PAD):
+        for row in range(len(batch.source)):
+            pairs = [int(pair) for pair in batch.sequence_ids[row] if pair >= 0]
+            for slot, pair in enumerate(pairs, start=1):
+                own = batch.target_segments[row] == slot
+                assert batch.target[row, own].tolist() == targets[pair].tolist()
+                (source,) = set(batch.target_sources[row, own].tolist())
+                read = batch.source[row, batch.source_segments[row] == source]
+                assert read.tolist() == sources[source_of[pair]].tolist()
+            runs = 1 + sum(source_of[a] != source_of[b] for a, b in pairwise(pairs)) if pairs else 0
+            assert batch.source_segments[row].max() == runs
+            seen += pairs
+    assert sorted(seen) == list(range(len(targets)))
 
 
 @pytest.mark.parametrize("devices", [1, 4])

@@ -89,6 +89,17 @@ def test_packed_rows_score_as_one_pair_a_row(settings):
         np.testing.assert_allclose(by_pair(scores, together, pair), by_pair(scored(net, alone), alone, 0), atol=1e-5)
 
 
+def test_hypotheses_that_share_a_source_s_encoding_score_as_if_each_had_its_own():
+    net, examples = network(), pairs([(5, 4), (3, 6), (3, 2), (5, 3)])
+    of = np.array([0, 1, 1, 0])
+    shared = packed(Examples(examples.sources[:2], examples.targets, source_of=of))
+    alone = packed(Examples([examples.sources[k] for k in of], examples.targets))
+    assert shared.source.shape[0] == 1 and (shared.source_segments > 0).sum() == 5 + 3
+    for pair in range(4):
+        one, other = by_pair(scored(net, shared), shared, pair), by_pair(scored(net, alone), alone, pair)
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
 def test_padding_changes_nothing():
     net, examples = network(), pairs([(5, 4)])
     exact, wide = packed(examples, tokens=5), packed(examples, tokens=32, rows=3)
