@@ -50,7 +50,7 @@ class Examples:
         return len(self.targets)
 
     def source(self, pair: int | np.integer) -> Ids:
-        return self.sources[pair if self.source_of is None else self.source_of[pair]]
+        return self.sources[int(pair if self.source_of is None else self.source_of[pair])]
 
 
 @dataclass(frozen=True)
