@@ -37,7 +37,7 @@ class ImproveSettings:
     """Each Improve step's learning rate is this times the one before."""
     unfiltered: bool = True
     """Also train on all of D_g, as a side branch: the paper's I = 0."""
-    loss: NLL = field(default_factory=lambda: NLL(0.1))
+    loss: Any = field(default_factory=lambda: NLL(0.1))  # a PolicyLoss
     train: TrainSettings = field(
         default_factory=lambda: TrainSettings(
             max_steps=1000, evaluate_every=100, patience=3, schedule=Schedule(5e-4, 50)

@@ -21,7 +21,7 @@ from rest.data.batches import Batch, BatchSettings, Examples, evaluation_batches
 from rest.data.tokenizer import Tokenizer, load_tokenizer
 from rest.errors import UserError
 from rest.learning.checkpoint import load_parameters, save_parameters
-from rest.learning.losses import NLL, Loss
+from rest.learning.losses import Loss, PolicyLoss, Tokens
 from rest.learning.mesh import data_mesh, divide
 from rest.model.huggingface import HuggingFaceModel
 from rest.model.transformer import Scores, Transformer, TransformerSettings
@@ -118,15 +118,16 @@ def hidden_states(network: Transformer, batch: Batch, key: Array | None) -> Arra
 
 @dataclass(frozen=True)
 class PolicyObjective:
-    """A policy network joined to a token loss; what `train` updates."""
+    """A policy network joined to a loss; what `train` updates. The loss's own parameters go under "duals"."""
 
     graph: Any
-    loss: NLL
+    loss: PolicyLoss
 
     def __call__(self, parameters: Any, batch: Batch, key: Array | None) -> Loss:
-        network = nnx.merge(self.graph, parameters)
+        network = nnx.merge(self.graph, {name: part for name, part in parameters.items() if name != "duals"})
         scores: Scores = network.scores(hidden_states(network, batch, key), batch.target)
-        return self.loss(scores.log_probs, scores.mean_log_probs, batch.target_segments > 0)
+        tokens = Tokens(scores.log_probs, scores.mean_log_probs, batch.target_segments, batch.columns)
+        return self.loss(tokens, parameters.get("duals", {}))
 
 
 @partial(jax.jit, static_argnames=("graph",))
