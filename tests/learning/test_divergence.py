@@ -59,7 +59,7 @@ def test_the_adaptive_coefficient_is_that_of_the_peers():
     adaptive = Adaptive(given["init"], float(given["target"]), given["horizon"])
     coefficient, seen = adaptive.start, []
     for divergence in given["kl_sequence"]:
-        coefficient = adaptive.after(coefficient, divergence, given["n"])
+        coefficient = adaptive.after(coefficient, float(divergence), given["n"])
         seen.append(coefficient)
     np.testing.assert_allclose(seen, given["coef_after_each"], atol=1e-6)
     exact_name = "adaptive_kl(init .2,target 6,horizon 1e4,n_steps 256; current 3,6.5,30,0)"
