@@ -17,11 +17,11 @@ ROWS = """
 2 model/{positions,transformer,lora,folder,xlmr,huggingface} learning/{checkpoint,train}
 3 policy/{policy,slots,sampler,beam} learning/value
 3 reward/{guards,reward,calibration,composition,reference_based,learned,scorer,metricx,cometkiwi}
-3 reward/{raters,fit,attacks,trivial,agreement}
+3 reward/{raters,attacks,rated,fit,trivial,agreement}
 4 grow evaluation/{evaluate,best_of_n,mbr}
 5 improve baselines/{bc,ppo}
 6 experiment
-7 algorithm report/{tables,plots,page,summary,rewards,judging}
+7 algorithm report/{tables,plots,rewards,page,summary,judging}
 8 __main__
 """
 
