@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from rest.baselines.bc import clone, dev_loss, drop_long
+from rest.columns import Judges, learn_value, load_value, save_value
 from rest.data.corpus import Corpus, Split, source_text
 from rest.data.store import ScoredDataset
 from rest.data.tokenizer import load_tokenizer
@@ -328,7 +329,9 @@ class Run:
             batch=e.batch,
             choose=choose,
         )
-        with open_stage(self.out / f"improve-{g}-{i}", settings) as stage:
+        judges = self._judges(e.improve.loss.needs)
+        judged = {name: judge.identity for name, judge in vars(judges).items() if judge is not None}
+        with open_stage(self.out / f"improve-{g}-{i}", settings | judged) as stage:
             if not stage.finished:
                 began = time.perf_counter()
                 policy, result = improve(
@@ -341,9 +344,27 @@ class Run:
                     evaluate=mean_reward(start, self.corpus.dev, reward, e.evaluation, e.seed),
                     folder=stage.folder,
                     seed=e.seed,
+                    judges=judges,
                 )
                 _finish(stage, policy, began, result)
             return Policy.load(stage.folder / "policy")
+
+    def _judges(self, needs: tuple[str, ...]) -> Judges:
+        """The networks that a loss reads columns of: π₀, and the value of D_1's prefixes, learned once."""
+        bc = self.load("bc", "rest bc") if {"bc_log_probs", "value"} & set(needs) else None
+        if bc is None or "value" not in needs:
+            return Judges(bc)
+        e = self.experiment
+        dataset = open_dataset(self.out / "grow-1")
+        settings = self._settings(bc=bc.identity, dataset=dataset.identity, value=e.improve.value, batch=e.batch)
+        with open_stage(self.out / "value", settings) as stage:
+            if not stage.finished:
+                began = time.perf_counter()
+                value, result = learn_value(bc, dataset, e.improve.value, e.batch, folder=stage.folder, seed=e.seed)
+                save_value(stage.folder / "network", value)
+                discard(stage.folder / "checkpoints")
+                stage.finish(result | {"wall_s": time.perf_counter() - began})
+            return Judges(bc, load_value(stage.folder / "network", bc))
 
     def nothing_passes(self, g: int, i: int, dataset: ScoredDataset) -> bool:
         """Whether the filter of Improve step i leaves nothing, which ends this Grow step with a warning."""

@@ -7,8 +7,9 @@ none of them: what it learns does not move the policy.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -58,6 +59,15 @@ class Value:
 
     def with_parameters(self, parameters: Any) -> Value:
         return dataclasses.replace(self, parameters=parameters)
+
+    @cached_property
+    def identity(self) -> str:
+        """Hash of the parameters."""
+        digest = hashlib.sha256()
+        for path, leaf in jax.tree.leaves_with_path(self.parameters):
+            digest.update(jax.tree_util.keystr(path).encode())
+            digest.update(np.ascontiguousarray(leaf).tobytes())
+        return digest.hexdigest()
 
     def of(self, examples: Examples, batch: BatchSettings, pad_id: int) -> list[np.ndarray]:
         """The value before each target token, float32 [tokens], of every pair."""
