@@ -126,10 +126,11 @@ def _bc(arguments: Sequence[str]) -> None:
 
 
 def _reward_train(arguments: Sequence[str]) -> None:
-    with _opened("reward train", arguments, _OutFlags) as (_, run):
+    with _opened("reward train", arguments, _GrowFlags) as (flags, run):
+        _within("g", flags.g, 1, run.experiment.grow_steps, "grow_steps")
         if not run.learns_reward:
             raise UserError("reward: the experiment gives its reward, so there is none to train")
-        run.reward()
+        run.reward(flags.g)
 
 
 def _reward_evaluate(arguments: Sequence[str]) -> None:
@@ -149,7 +150,7 @@ def _reward_attack(arguments: Sequence[str]) -> None:
 def _grow(arguments: Sequence[str]) -> None:
     with _opened("grow", arguments, _GrowFlags) as (flags, run):
         _within("g", flags.g, 1, run.experiment.grow_steps, "grow_steps")
-        run.grow(flags.g, run.policy_before(flags.g), run.reward())
+        run.grow(flags.g, run.policy_before(flags.g), run.reward(flags.g))
 
 
 def _improve(arguments: Sequence[str]) -> None:
@@ -159,7 +160,7 @@ def _improve(arguments: Sequence[str]) -> None:
         _within("g", flags.g, 1, run.experiment.grow_steps, "grow_steps")
         _within("i", flags.i, 0, run.experiment.improve.rule.steps, "steps of improve.rule")
         dataset = open_dataset(flags.out / f"grow-{flags.g}")
-        run.improve(flags.g, flags.i, run.policy_before(flags.g, flags.i), dataset, run.reward())
+        run.improve(flags.g, flags.i, run.policy_before(flags.g, flags.i), dataset, run.reward(flags.g))
 
 
 def _evaluate(arguments: Sequence[str]) -> None:

@@ -15,19 +15,21 @@ from typing import Any
 import numpy as np
 
 from rest.baselines.bc import clone, dev_loss, drop_long
+from rest.columns import Judges, learn_value, load_value, save_value
 from rest.data.corpus import Corpus, Split, source_text
 from rest.data.store import ScoredDataset
 from rest.data.tokenizer import load_tokenizer
 from rest.errors import UserError
 from rest.evaluation.evaluate import evaluate, mean_reward
 from rest.experiment import Experiment
-from rest.grow import grow, open_dataset
+from rest.grow import grow, open_dataset, rescore
 from rest.improve import improve, named, select
 from rest.journal import say
 from rest.model.huggingface import HuggingFaceModel
 from rest.policy.policy import Policy
-from rest.reward.fit import Rated, RewardSettings, fit, human_ratings, rate
+from rest.reward.fit import RewardSettings, fit, human_ratings, rate, rate_again
 from rest.reward.learned import LearnedReward
+from rest.reward.rated import Rated
 from rest.reward.reward import Reward
 from rest.stage import Stage, describe, discard, open_stage, read_json, seed_for, write_json
 
@@ -36,9 +38,9 @@ def rest(run: Run) -> None:
     """Grow and Improve, and what they are compared with. Stages that are complete are not made again."""
     run.try_reward()
     policy = run.bc()  # π₀
-    reward = run.reward()
     run.evaluate("bc", policy)
     for g in range(1, run.experiment.grow_steps + 1):
+        reward = run.reward(g)  # R, always the same, or fitted again to ratings of the latest policy too
         dataset = run.grow(g, policy, reward)  # D_g = {(x, y): x ~ D, y ~ π(·|x)} ∪ D, scored by R
         if run.experiment.improve.unfiltered:
             run.evaluate(f"improve-{g}-0", run.improve(g, 0, policy, dataset, reward))  # τ = -∞, a side branch
@@ -48,6 +50,9 @@ def rest(run: Run) -> None:
             policy = run.improve(g, i, policy, dataset, reward)  # 1{R(x, y) > τᵢ}, the best on dev
             run.evaluate(f"improve-{g}-{i}", policy)
     run.evaluate(*run.bc_continued())  # the control
+    if run.newest > 1:  # policies that were evaluated by an earlier reward
+        for folder in ["bc", *sorted(path.name for path in run.out.glob("improve-*-*"))]:
+            run.evaluate(folder, run.load(folder))
 
 
 @dataclass(frozen=True)
@@ -126,9 +131,25 @@ class Run:
         rows = np.random.default_rng(seed_for(self.experiment.seed, "rated sources")).permutation(len(train))
         return train.take(np.sort(rows[wanted:])), train.take(np.sort(rows[:wanted]))
 
-    @cached_property
-    def _human_ratings(self) -> Rated:
-        return human_ratings(self.experiment.reward)
+    def _human_ratings(self, g: int) -> Rated:
+        """The ratings in files that the reward of Grow step g is learned from."""
+        e = self.experiment
+        added = () if e.refresh is None else e.refresh.ratings[: g - 1]
+        if len(added) < g - 1:
+            raise UserError(
+                f"refresh.ratings: no files of ratings to add before Grow {g}; let people rate samples of the latest "
+                f"policy, and name the files"
+            )
+        return human_ratings(e.reward, added)
+
+    @property
+    def newest(self) -> int:
+        """The Grow step of the newest reward that is complete; 1 where the reward is not refreshed."""
+        steps = range(2, self.experiment.grow_steps + 1 if self.experiment.refresh else 2)
+        return max((g for g in steps if self._reward_folder(g).exists()), default=1)
+
+    def _reward_folder(self, g: int) -> Path:
+        return self.out / ("reward" if g == 1 else f"reward-{g}")
 
     def _settings(self, **parts: Any) -> dict[str, Any]:
         """What decides the bytes of a stage: its settings, its inputs and the seed."""
@@ -207,7 +228,7 @@ class Run:
         if not steps:
             raise UserError(f"{self.out}: no Improve step is complete, so there is nothing to train BC on for")
         training = dataclasses.replace(e.improve.training(1), max_steps=steps, patience=steps + 1)
-        policy, reward = self.load("bc", "rest bc"), self.reward()
+        policy, reward = self.load("bc", "rest bc"), self.reward(self.newest)
         settings = self._settings(policy=policy.identity, reward=reward.settings, loss=e.bc.loss, train=training)
         name = f"bc_continued-{steps}"
         with open_stage(self.out / name, settings) as stage:
@@ -227,29 +248,55 @@ class Run:
                 _finish(stage, policy, began, {"gradient_steps": trained.steps, "best_step": trained.best_step})
             return name, Policy.load(stage.folder / "policy")
 
-    def reward(self) -> Reward:
-        """R: given by the experiment, or learned from ratings of BC's samples."""
+    def reward(self, g: int = 1) -> Reward:
+        """R of Grow step g: given by the experiment, or learned from ratings of BC's samples.
+
+        A reward that is refreshed is that of the step before, fitted again with ratings of the latest policy's
+        samples added; the rows of earlier Grow steps get it as a sidecar column.
+        """
         e = self.experiment
         if not self.learns_reward:
             return e.reward
+        g = 1 if e.refresh is None else g
         policy = self.load("bc", "rest bc")
-        sampling = e.grow.sampling
-        gold = self.corpus.gold
-        known: dict[str, Any] = {"reward": e.reward, "sampling": sampling}
-        if e.reward.ratings:  # known by their content, wherever the files are
-            given = self._human_ratings
-            content = repr((given.sources, given.hypotheses, given.ratings.tolist())).encode()
+        rated = self._human_ratings(g) if e.reward.ratings else None
+        known: dict[str, Any] = {"reward": e.reward, "sampling": e.grow.sampling}
+        if rated is not None:  # known by their content, wherever the files are
+            content = repr((rated.sources, rated.hypotheses, rated.ratings.tolist())).encode()
             known = {"reward": describe(e.reward) | {"ratings": hashlib.sha256(content).hexdigest()}}
-        with open_stage(self.out / "reward", self._settings(policy=policy.identity, **known)) as stage:
+        before: dict[str, Reward] = {}
+        if g > 1:
+            before = {"first": self.reward()} | ({"before": self.reward(g - 1)} if g > 2 else {})
+            known |= {"before": [reward.settings for reward in before.values()], "step": g}
+            if rated is None:
+                known |= {"refresh": e.refresh, "latest": self.policy_before(g).identity}
+        with open_stage(self._reward_folder(g), self._settings(policy=policy.identity, **known)) as stage:
             if not stage.finished:
                 began = time.perf_counter()
-                rated = given if e.reward.ratings else rate(policy, self._parts[1], gold, e.reward, sampling, e.seed)
-                gold = None if e.reward.ratings else gold
-                fitted = fit(policy, rated, e.reward, folder=stage.folder, seed=e.seed, gold=gold)
+                gold = None if rated is not None else self.corpus.gold
+                if rated is None:
+                    rated = self._rated(g)
+                    if g > 1:
+                        rated.save(stage.folder / "ratings.parquet")
+                functions = {name: reward.function for name, reward in before.items()}
+                fitted = fit(policy, rated, e.reward, folder=stage.folder, seed=e.seed, gold=gold, before=functions)
                 fitted.reward.save(stage.folder / "network", fitted.calibration)
                 stage.finish(fitted.report | {"wall_s": time.perf_counter() - began})
             function, calibration = LearnedReward.load(stage.folder / "network")
-            return Reward(function, calibration, e.reward.guards)
+            reward = Reward(function, calibration, e.reward.guards)
+            for h in range(1, g):
+                if (self.out / f"grow-{h}").exists():
+                    rescore(open_dataset(self.out / f"grow-{h}"), reward, f"reward_{g}")
+            return reward
+
+    def _rated(self, g: int) -> Rated:
+        """Ratings of samples: of BC, and of the policies before Grow steps 2 to g."""
+        e, gold, text = self.experiment, self.corpus.gold, self._parts[1]
+        if g == 1 or e.refresh is None:
+            return rate(self.load("bc", "rest bc"), text, gold, e.reward, e.grow.sampling, e.seed)
+        before = Rated.load(self._reward_folder(g - 1) / "ratings.parquet") if g > 2 else self._rated(1)
+        policy = self.policy_before(g)
+        return before + rate_again(policy, text, gold, e.reward, e.refresh, e.grow.sampling, g=g, seed=e.seed)
 
     def grow(self, g: int, policy: Policy, reward: Reward) -> ScoredDataset:
         """Grow step g."""
@@ -282,7 +329,9 @@ class Run:
             batch=e.improve.batch or e.batch,
             choose=choose,
         )
-        with open_stage(self.out / f"improve-{g}-{i}", settings) as stage:
+        judges = self._judges(e.improve.loss.needs)
+        judged = {name: judge.identity for name, judge in vars(judges).items() if judge is not None}
+        with open_stage(self.out / f"improve-{g}-{i}", settings | judged) as stage:
             if not stage.finished:
                 began = time.perf_counter()
                 policy, result = improve(
@@ -295,9 +344,27 @@ class Run:
                     evaluate=mean_reward(start, self.corpus.dev, reward, e.evaluation, e.seed),
                     folder=stage.folder,
                     seed=e.seed,
+                    judges=judges,
                 )
                 _finish(stage, policy, began, result)
             return Policy.load(stage.folder / "policy")
+
+    def _judges(self, needs: tuple[str, ...]) -> Judges:
+        """The networks that a loss reads columns of: π₀, and the value of D_1's prefixes, learned once."""
+        bc = self.load("bc", "rest bc") if {"bc_log_probs", "value"} & set(needs) else None
+        if bc is None or "value" not in needs:
+            return Judges(bc)
+        e = self.experiment
+        dataset = open_dataset(self.out / "grow-1")
+        settings = self._settings(bc=bc.identity, dataset=dataset.identity, value=e.improve.value, batch=e.batch)
+        with open_stage(self.out / "value", settings) as stage:
+            if not stage.finished:
+                began = time.perf_counter()
+                value, result = learn_value(bc, dataset, e.improve.value, e.batch, folder=stage.folder, seed=e.seed)
+                save_value(stage.folder / "network", value)
+                discard(stage.folder / "checkpoints")
+                stage.finish(result | {"wall_s": time.perf_counter() - began})
+            return Judges(bc, load_value(stage.folder / "network", bc))
 
     def nothing_passes(self, g: int, i: int, dataset: ScoredDataset) -> bool:
         """Whether the filter of Improve step i leaves nothing, which ends this Grow step with a warning."""
@@ -307,12 +374,14 @@ class Run:
         return True
 
     def evaluate(self, name: str, policy: Policy) -> dict[str, Any]:
-        """Reward and other metrics of a policy on test, in evaluation/<name>."""
-        e, corpus, bc, reward = self.experiment, self.corpus, self.load("bc", "rest bc"), self.reward()
+        """Reward and other metrics of a policy on test, in evaluation/<name>; with reward-2 in evaluation-2/<name>."""
+        e, corpus, bc, newest = self.experiment, self.corpus, self.load("bc", "rest bc"), self.newest
+        reward, first = self.reward(newest), self.reward() if newest > 1 else None
         settings = self._settings(
             policy=policy.identity, bc=bc.identity, reward=reward.settings, evaluation=e.evaluation
-        )
-        with open_stage(self.out / "evaluation" / name, settings) as stage:
+        ) | ({} if first is None else {"first_reward": first.settings})
+        folder = self.out / ("evaluation" if first is None else f"evaluation-{newest}")
+        with open_stage(folder / name, settings) as stage:
             if not stage.finished:
                 result = evaluate(
                     policy,
@@ -323,6 +392,7 @@ class Run:
                     batch=e.batch,
                     gold=corpus.gold,
                     seed=e.seed,
+                    first=first,
                 )
                 shown = result.metrics["reward_mean"], result.metrics["reward_ci95"]
                 say(f"{name}: test reward {shown[0]:.4f} [{shown[1][0]:.4f}, {shown[1][1]:.4f}]")

@@ -20,6 +20,7 @@ from rest.grow import GrowSettings
 from rest.improve import ImproveSettings
 from rest.model.huggingface import HuggingFaceModel
 from rest.model.transformer import TransformerSettings
+from rest.reward.fit import Refresh, RewardSettings
 
 
 @runtime_checkable
@@ -49,6 +50,8 @@ class Experiment:
     grow: GrowSettings = field(default_factory=GrowSettings)
     improve: ImproveSettings = field(default_factory=ImproveSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    refresh: Refresh | None = None
+    """Refit a learned reward before each Grow step but the first, with ratings of the latest policy; None: never."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -57,6 +60,11 @@ class Experiment:
                 f"tokenizer: the model in {self.model.folder} comes with its own; "
                 f"leave {type(self.tokenizer).__name__} out of the experiment"
             )
+        if self.refresh is not None:
+            if not isinstance(self.reward, RewardSettings):
+                raise UserError("refresh: the experiment gives its reward, so there is none to fit again")
+            if self.refresh.ratings and not self.reward.ratings:
+                raise UserError("refresh.ratings: the reward has a rater, who rates the new samples too; name no files")
 
 
 def load_experiment(name: str) -> Experiment:

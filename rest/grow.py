@@ -10,7 +10,7 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -326,6 +326,20 @@ def score(
         "reward": scored.reward,
         "flags": settings.guards.flags(rows["source"], rows["hypothesis"]),
     }
+
+
+def rescore(dataset: ScoredDataset, reward: Reward, name: str) -> None:
+    """Add another reward of every row as a sidecar column; what the shards hold stays. UserError if it is another's."""
+    if name in dataset.column_names:
+        if dataset.column_settings(name) != reward.settings:
+            raise UserError(f"{dataset.folder / 'columns' / name} was made with another reward; remove it")
+        return
+
+    def parts() -> Iterator[np.ndarray]:
+        for texts in dataset.by_shard(["source", "hypothesis"]):
+            yield reward(texts["source"].to_pylist(), texts["hypothesis"].to_pylist(), None).reward
+
+    dataset.write_column(name, parts(), reward.settings)
 
 
 def open_dataset(folder: Path) -> ScoredDataset:

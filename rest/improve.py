@@ -5,22 +5,24 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
 
-from rest.data.batches import BatchSettings, Examples, training_batches
+from rest.columns import Judges, Timed, columns_of, whole
+from rest.data.batches import BatchSettings, training_batches
 from rest.data.store import ScoredDataset
 from rest.errors import UserError
 from rest.journal import say
 from rest.learning.losses import NLL
-from rest.learning.train import Schedule, Trained, TrainSettings, train
+from rest.learning.train import Batches, Schedule, Trained, TrainSettings, train
 from rest.policy.policy import Policy, PolicyObjective
 from rest.stage import discard, seed_for
-from rest.thresholds import Columns, GlobalPercentile, HumanPairs, Rule, Selection
+from rest.thresholds import Columns, GlobalPercentile, HumanPairs, Rule, Selection, compare
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,16 @@ class ImproveSettings:
     """Each Improve step's learning rate is this times the one before."""
     unfiltered: bool = True
     """Also train on all of D_g, as a side branch: the paper's I = 0."""
-    loss: NLL = field(default_factory=lambda: NLL(0.1))
     batch: BatchSettings | None = None
     """Batches of another shape than the experiment's, say to share the encodings of sources."""
+    loss: Any = field(default_factory=lambda: NLL(0.1))  # a PolicyLoss
+    """What is minimised: NLL (the paper's best), or any other of learning/losses.py and learning/preferences.py."""
+    value: TrainSettings = field(
+        default_factory=lambda: TrainSettings(
+            max_steps=1000, evaluate_every=100, patience=3, schedule=Schedule(3e-4, 50)
+        )
+    )
+    """The value network's training, where the loss needs one: once, on the samples of the first Grow step."""
     train: TrainSettings = field(
         default_factory=lambda: TrainSettings(
             max_steps=1000, evaluate_every=100, patience=3, schedule=Schedule(5e-4, 50)
@@ -51,7 +60,7 @@ class ImproveSettings:
         rest = {
             f.name: getattr(self, f.name)
             for f in dataclasses.fields(self)
-            if f.name not in ("rule", "train", "unfiltered", "learning_rate_factor")
+            if f.name not in ("rule", "train", "unfiltered", "learning_rate_factor", "value")
         }
         return {**rest, "step": self.rule.at(i), "train": self.training(i)}
 
@@ -70,8 +79,17 @@ def named(rule: Rule, i: int) -> str:
 def select(dataset: ScoredDataset, settings: ImproveSettings, i: int) -> Selection:
     """The rows of D_g that Improve step i learns from."""
     stored = dataset.columns(["source_id", "reward", "is_reference"])
-    columns = Columns(stored["source_id"], stored["reward"], stored["is_reference"])
-    return settings.rule.choose(columns, i, settings.human_pairs)
+
+    def hypotheses() -> np.ndarray:
+        """A number for each text, int32 [rows]; read only where the rule asks for it."""
+        texts = pa.concat_tables(dataset.batches(["hypothesis"]))["hypothesis"].dictionary_encode()
+        return np.concatenate([chunk.indices.to_numpy() for chunk in texts.unify_dictionaries().chunks])
+
+    columns = Columns(stored["source_id"], stored["reward"], stored["is_reference"], hypotheses)
+    selection = settings.rule.choose(columns, i, settings.human_pairs)
+    if settings.loss.candidates > 1:
+        return compare(columns, selection, settings.loss.candidates, settings.human_pairs)
+    return selection
 
 
 def improve(
@@ -85,9 +103,13 @@ def improve(
     evaluate: Callable[[Any], Mapping[str, float]],
     folder: Path,
     seed: int,
+    judges: Judges | None = None,
 ) -> tuple[Policy, dict[str, Any]]:
-    """Fine-tune on the rows that pass. Returns the checkpoint with the best dev reward, and what to report."""
-    name = f"improve {g}.{i}"
+    """Fine-tune on the rows that pass. Returns the checkpoint with the best dev reward, and what to report.
+
+    `judges` are the networks behind the columns that the loss needs, if it needs any.
+    """
+    name, loss = f"improve {g}.{i}", settings.loss
     selection = select(dataset, settings, i)
     if not selection.rows:
         raise UserError(
@@ -100,21 +122,27 @@ def improve(
         f"{name}: {selection.rows} of {dataset.rows} rows pass, of {selection.sources} sources, "
         f"{selection.references} human pairs, mean reward {selection.mean_reward:.4f}"
     )
-    kept = dataset.keep(selection.mask, ["source", "tokens"], folder / "kept")
+    examples = columns_of(dataset, selection.mask, loss.needs, policy, judges or Judges(), batch, folder / "kept")
+    if loss.candidates > 1 and not (fits := whole(examples, batch)).all():
+        say(f"{name}: warning: the rows of {(~fits).sum()} of {len(fits)} sources do not fit into one row of a batch")
+    batches: Batches
     batches, plan = training_batches(
-        examples_of(kept, policy, batch),
+        examples,
         batch,
         pad_id=policy.tokenizer.pad_id,
         seed=seed_for(seed, "improve batches", g, i),
         process=(jax.process_index(), jax.process_count()),
     )
     training = settings.training(i)
+    if "progress" in loss.needs:
+        batches = Timed(batches, training.max_steps * training.accumulate)
+    duals = {dual: jnp.float32(start) for dual, start in loss.duals().items()}
     trained = train(
-        PolicyObjective(policy.graph, settings.loss),
-        policy.parameters,
+        PolicyObjective(policy.graph, loss),
+        {**policy.parameters, **({"duals": duals} if duals else {})},
         batches,
         training,
-        evaluate=evaluate,
+        evaluate=lambda parameters: evaluate(_network(parameters)),
         folder=folder,
         seed=seed_for(seed, "improve", g, i),
         description=name,
@@ -122,7 +150,7 @@ def improve(
     if trained.best_step == 0:
         say(f"{name}: no checkpoint scored above the starting policy, which is kept")
     discard(folder / "kept")
-    return policy.with_parameters(trained.parameters), report(selection, trained, training, plan.padding) | {
+    return policy.with_parameters(_network(trained.parameters)), report(selection, trained, training, plan.padding) | {
         "grow": g,
         "improve": i,
         "rows": dataset.rows,
@@ -149,18 +177,6 @@ def report(selection: Selection, trained: Trained, training: TrainSettings, padd
     }
 
 
-def examples_of(table: Any, policy: Policy, batch: BatchSettings) -> Examples:
-    """Kept rows as ids: sources are tokenised, hypotheses are the stored tokens."""
-    sources = table["source"].combine_chunks().dictionary_encode()
-    texts = sources.dictionary.to_pylist()
-    encoded = [ids[: batch.source_tokens] for ids in policy.encode_sources(texts)]
-    tokens = table["tokens"].combine_chunks()
-    offsets, values = tokens.offsets.to_numpy(), tokens.values.to_numpy()
-    targets = [values[a:b] for a, b in pairwise(offsets)]
-    longest = max(map(len, targets))
-    if longest > batch.target_tokens:
-        raise UserError(f"batch.target_tokens {batch.target_tokens} is less than a stored hypothesis' {longest} tokens")
-    places = np.asarray(sources.indices, np.int64)
-    if batch.share_sources:
-        return Examples(encoded, targets, source_of=places)
-    return Examples([encoded[k] for k in places], targets)
+def _network(parameters: Any) -> Any:
+    """The parameters of the policy without those of the loss."""
+    return {name: part for name, part in parameters.items() if name != "duals"}

@@ -10,7 +10,8 @@ percentile that falls on tied best candidates, or percentile 100, keeps no sampl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -28,6 +29,7 @@ class Columns:
     source_id: np.ndarray  # int64 [n]; fastest when the rows of a source stand together
     reward: np.ndarray  # float32 [n], never NaN
     is_reference: np.ndarray  # bool [n], True for human pairs
+    hypothesis: Callable[[], np.ndarray] | None = None  # integers [n], equal for equal texts; read when asked for
 
 
 @dataclass(frozen=True)
@@ -145,10 +147,154 @@ class PerSourcePercentile:
         group, groups = _groups(columns.source_id)
         is_sample = ~columns.is_reference
         taus = _percentile_by_group(columns.reward[is_sample], group[is_sample], groups, self.at(i)["percentile"])
-        exact = taus[np.isfinite(taus)].astype(np.float64)
-        summary = {"min": exact.min(), "mean": exact.mean(), "max": exact.max()} if len(exact) else {}
-        thresholds = {name: float(number) for name, number in summary.items()}
-        return _select(columns, columns.reward > taus[group], human_pairs, thresholds=thresholds)
+        return _select(columns, columns.reward > taus[group], human_pairs, thresholds=_summary(taus))
+
+
+@dataclass(frozen=True)
+class PerSourceInterpolation:
+    """One threshold a source, between the mean and the best of its samples' rewards (ReST, A.7).
+
+    tau = gamma max + (1 - gamma) mean; gamma = 1 would keep nothing.
+    """
+
+    gammas: tuple[float, ...] = (0.3, 0.6, 0.9)
+    """Each in [0, 1], one an improve step, rising."""
+
+    def __post_init__(self) -> None:
+        _check_rising("gammas", self.gammas, low=0.0, high=1.0)
+
+    @property
+    def steps(self) -> int:
+        return len(self.gammas)
+
+    def at(self, i: int) -> dict[str, Any]:
+        return _at(self, "gamma", self.gammas, i)
+
+    def choose(self, columns: Columns, i: int, human_pairs: HumanPairs = "compete") -> Selection:
+        """As `Rule.choose`. A source without samples keeps its human pair, which has nothing to exceed."""
+        if i == 0:
+            return _everything(columns, human_pairs)
+        gamma = self.at(i)["gamma"]
+        group, groups = _groups(columns.source_id)
+        samples, of_samples = columns.reward[~columns.is_reference], group[~columns.is_reference]
+        highest = np.full(groups, -np.inf)
+        np.maximum.at(highest, of_samples, samples)
+        counts = np.bincount(of_samples, minlength=groups)
+        means = np.bincount(of_samples, samples, groups) / np.maximum(counts, 1)
+        taus = (gamma * highest + (1 - gamma) * means).astype(np.float32) if gamma else means.astype(np.float32)
+        taus[counts == 0] = -np.inf
+        return _select(columns, columns.reward > taus[group], human_pairs, thresholds=_summary(taus))
+
+
+@dataclass(frozen=True)
+class PerSourceTop:
+    """The best k samples of each source: RAFT and Best-of-N distillation with k = 1 (Dong et al. 2023).
+
+    Ties are broken by the order of the rows, so that every source keeps exactly k, whatever its rewards are. A human
+    pair that competes passes if it is above the last sample kept.
+    """
+
+    counts: tuple[int, ...] = (4, 2, 1)
+    """k, one an improve step, falling."""
+
+    def __post_init__(self) -> None:
+        if min(self.counts, default=1) < 1 or any(b >= a for a, b in pairwise(self.counts)):
+            raise UserError(f"counts must be at least 1 and fall, not {self.counts}")
+
+    @property
+    def steps(self) -> int:
+        return len(self.counts)
+
+    def at(self, i: int) -> dict[str, Any]:
+        return _at(self, "count", self.counts, i)
+
+    def choose(self, columns: Columns, i: int, human_pairs: HumanPairs = "compete") -> Selection:
+        """As `Rule.choose`."""
+        if i == 0:
+            return _everything(columns, human_pairs)
+        group, groups = _groups(columns.source_id)
+        samples = np.flatnonzero(~columns.is_reference)
+        best = samples[_rank(group[samples], columns.reward[samples]) < int(self.at(i)["count"])]
+        taus = np.full(groups, np.inf, np.float32)
+        np.minimum.at(taus, group[best], columns.reward[best])
+        taus[np.isinf(taus)] = -np.inf
+        mask = columns.is_reference & (columns.reward > taus[group])
+        mask[best] = True
+        return _select(columns, mask, human_pairs, thresholds=_summary(taus))
+
+
+@dataclass(frozen=True)
+class Capped:
+    """Another rule, then each text of a source once, and of those the best few (ReST-EM: Singh et al. 2023, §5.1)."""
+
+    rule: Any = field(default_factory=Fixed)  # a Rule
+    """What passes before the cap."""
+    cap: int = 10
+    """Rows of a source at most; ties go to the first."""
+
+    def __post_init__(self) -> None:
+        if self.cap < 1:
+            raise UserError(f"cap must be at least 1, not {self.cap}")
+
+    @property
+    def steps(self) -> int:
+        return int(self.rule.steps)
+
+    def at(self, i: int) -> dict[str, Any]:
+        return {**self.rule.at(i), "cap": self.cap}
+
+    def choose(self, columns: Columns, i: int, human_pairs: HumanPairs = "compete") -> Selection:
+        """As `Rule.choose`; human pairs that are always kept do not count, and step 0 is capped too."""
+        chosen = self.rule.choose(columns, i, human_pairs)
+        if columns.hypothesis is None:
+            raise ValueError("a cap needs the texts of the hypotheses")
+        counted = chosen.mask & ~columns.is_reference if human_pairs == "always" else chosen.mask
+        rows = np.flatnonzero(counted)
+        group, _ = _groups(columns.source_id[rows])
+        _, first = np.unique(np.stack([group, columns.hypothesis()[rows]]), axis=1, return_index=True)
+        rows, group = rows[np.sort(first)], group[np.sort(first)]
+        mask = np.zeros(len(columns.reward), np.bool_)
+        mask[rows[_rank(group, columns.reward[rows]) < self.cap]] = True
+        return _select(columns, mask, human_pairs, chosen.threshold, chosen.thresholds, chosen.warning)
+
+
+def compare(columns: Columns, selection: Selection, candidates: int, human_pairs: HumanPairs) -> Selection:
+    """For losses that compare rows of one source: the best row that passed, the worst of all, and others between.
+
+    `candidates` rows of a source, evenly apart in the order of their rewards, as far as it has so many. A source where
+    nothing passed, or whose best and worst tie, gives nothing.
+    """
+    rows = np.arange(len(columns.reward))
+    if human_pairs == "never":
+        rows = rows[~columns.is_reference]
+    group, groups = _groups(columns.source_id[rows])
+    order = np.lexsort((rows, -columns.reward[rows], group))
+    rows, group = rows[order], group[order]
+    passed = np.flatnonzero(selection.mask[rows])
+    found, firsts = np.unique(group[passed], return_index=True)
+    best = passed[firsts]
+    worst = (np.cumsum(np.bincount(group, minlength=groups)) - 1)[found]
+    differ = columns.reward[rows[best]] > columns.reward[rows[worst]]
+    best, worst = best[differ], worst[differ]
+    between = np.rint(np.linspace(0, 1, candidates)[None] * (worst - best)[:, None]).astype(np.int64)
+    mask = np.zeros(len(columns.reward), np.bool_)
+    mask[rows[best[:, None] + between]] = True
+    return _select(columns, mask, "compete", selection.threshold, selection.thresholds, selection.warning)
+
+
+def _rank(group: np.ndarray, reward: np.ndarray) -> np.ndarray:
+    """How many of its group come before each row, int64 [n]: the higher rewards, and equal ones of earlier rows."""
+    order = np.lexsort((-reward, group))  # stable
+    rank = np.empty(len(group), np.int64)
+    sorted_group = group[order]
+    rank[order] = np.arange(len(group)) - np.searchsorted(sorted_group, sorted_group)
+    return rank
+
+
+def _summary(taus: np.ndarray) -> dict[str, float]:
+    """Least, mean and highest of the thresholds that there are."""
+    exact = taus[np.isfinite(taus)].astype(np.float64)
+    return {"min": float(exact.min()), "mean": float(exact.mean()), "max": float(exact.max())} if len(exact) else {}
 
 
 def _check_rising(name: str, values: tuple[float, ...], low: float, high: float) -> None:

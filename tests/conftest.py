@@ -83,6 +83,28 @@ def lively(policy):
 
 
 @pytest.fixture(scope="session")
+def scored(lively, corpus, tmp_path_factory):
+    """A scored dataset of 30 rows: 10 sources with a human pair and two samples each; the reward counts words."""
+    from rest.grow import GrowSettings, grow, open_dataset
+    from rest.policy.sampler import SamplingSettings
+    from rest.reward.reward import Reward
+    from rest.stage import open_stage
+
+    def words(sources, hypotheses, references):
+        import numpy as np
+
+        return np.array([min(12, len(y.split())) for y in hypotheses], np.float32)
+
+    short = [row for row, ids in enumerate(lively.encode_sources(corpus.train.sources)) if len(ids) <= 16]
+    folder = tmp_path_factory.mktemp("scored") / "grow-1"
+    sampling = SamplingSettings(temperature=0.8, max_target_tokens=12, rows=24)
+    settings = GrowSettings(samples_per_source=2, sampling=sampling)
+    with open_stage(folder, {"grow": settings}) as stage:
+        grow(stage, lively, [corpus.train.take(short[:10])], Reward(words, (0.0, 12.0)), settings, g=1, seed=0)
+    return open_dataset(folder)
+
+
+@pytest.fixture(scope="session")
 def teacher_forced():
     """A function (policy, source, tokens) -> logits float64 [tokens, V] at temperature 1, of the plain network.
 

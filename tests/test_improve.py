@@ -6,14 +6,16 @@ from itertools import count
 import numpy as np
 import pytest
 
+from rest.columns import Judges, examples_of
 from rest.errors import UserError
 from rest.evaluation.evaluate import EvaluationSettings, mean_reward
-from rest.grow import GrowSettings, grow, open_dataset
-from rest.improve import ImproveSettings, examples_of, improve, select
+from rest.improve import ImproveSettings, improve, select
+from rest.learning.losses import GOLD, VMPO, AdvantageWeighted, Anchored, OfflineActorCritic, RewardWeighted
+from rest.learning.preferences import CPO, DPO, RRHF
 from rest.learning.train import Schedule, TrainSettings
+from rest.learning.value import Value
 from rest.policy.sampler import SamplingSettings
 from rest.reward.reward import Reward
-from rest.stage import open_stage
 from rest.thresholds import Fixed, GlobalPercentile
 
 SAMPLING = SamplingSettings(temperature=0.8, max_target_tokens=12, rows=24)
@@ -29,14 +31,9 @@ REWARD = Reward(words, (0.0, 12.0))
 
 
 @pytest.fixture(scope="module")
-def dataset(lively, corpus, tmp_path_factory):
+def dataset(scored):
     """30 rows: 10 sources with a human pair and two samples each."""
-    short = [row for row, ids in enumerate(lively.encode_sources(corpus.train.sources)) if len(ids) <= 16]
-    folder = tmp_path_factory.mktemp("run") / "grow-1"
-    settings = GrowSettings(samples_per_source=2, sampling=SAMPLING)
-    with open_stage(folder, {"grow": settings}) as stage:
-        grow(stage, lively, [corpus.train.take(short[:10])], REWARD, settings, g=1, seed=0)
-    return open_dataset(folder)
+    return scored
 
 
 @pytest.fixture(scope="module")
@@ -182,3 +179,54 @@ def test_what_decides_a_step_is_the_same_whatever_steps_follow():
     assert slower.at(1) == SETTINGS.at(1) and slower.at(2) != SETTINGS.at(2)
     for changed in ({"human_pairs": "never"}, {"start": "bc"}, {"train": replace(TRAINING, max_steps=5)}):
         assert replace(SETTINGS, **changed).at(1) != SETTINGS.at(1)
+
+
+LOSSES = [
+    RewardWeighted(),
+    AdvantageWeighted(),
+    OfflineActorCritic(),
+    GOLD(),
+    VMPO(),
+    Anchored(VMPO()),
+    DPO(),
+    CPO(),
+    RRHF(ranked=3),
+]
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
+def test_every_loss_is_one_setting_apart(dataset, lively, batch, tmp_path, loss):
+    settings = replace(SETTINGS, loss=loss, train=replace(TRAINING, max_steps=1, evaluate_every=1))
+    judges = Judges(lively, Value.start(lively))
+    improved, result = improve(
+        lively, dataset, settings, batch, g=1, i=1, evaluate=by_turns(1.0), folder=tmp_path, seed=0, judges=judges
+    )
+    assert result["best_step"] == 1 and improved.identity != lively.identity
+    assert improved.parameters.keys() == lively.parameters.keys()  # nothing of the loss stays in the policy
+    rewards = dataset.columns(["reward"])["reward"]
+    mask = select(dataset, settings, 1).mask
+    if loss.candidates == 2:
+        assert result["rows_kept"] == 2 * result["sources_kept"]
+        assert rewards[mask].min() < result["threshold"]  # what is learned to avoid need not pass
+
+
+def test_a_loss_resumes_with_its_duals_and_its_place_in_training(dataset, lively, batch, tmp_path):
+    settings = replace(SETTINGS, loss=Anchored(VMPO()), train=replace(TRAINING, max_steps=2, evaluate_every=1))
+    judges = Judges(lively, Value.start(lively))
+
+    def run(folder, evaluate):
+        return improve(
+            lively, dataset, settings, batch, g=1, i=1, evaluate=evaluate, folder=folder, seed=0, judges=judges
+        )[0].identity
+
+    def dies(parameters):
+        if scores["left"] == 0:
+            raise RuntimeError("killed")
+        scores["left"] -= 1
+        return {"score": -float(scores["left"])}
+
+    whole = run(tmp_path / "whole", by_turns(1.0))
+    scores = {"left": 2}
+    with pytest.raises(RuntimeError, match="killed"):
+        run(tmp_path / "killed", dies)
+    assert run(tmp_path / "killed", by_turns(9.0)) == whole

@@ -8,12 +8,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rest.errors import UserError
-from rest.thresholds import Columns, Fixed, GlobalPercentile, PerSourcePercentile
+from rest.thresholds import (
+    Capped,
+    Columns,
+    Fixed,
+    GlobalPercentile,
+    PerSourceInterpolation,
+    PerSourcePercentile,
+    PerSourceTop,
+    compare,
+)
 
 RULES = [
     Fixed((0.2, 0.5, 0.8)),
     GlobalPercentile((10.0, 50.0, 87.5, 100.0)),
     PerSourcePercentile((0.0, 50.0, 87.5, 100.0)),
+    PerSourceInterpolation((0.0, 0.4, 0.9)),
+    PerSourceTop((5, 2, 1)),
 ]
 
 
@@ -65,6 +76,68 @@ def test_one_threshold_a_source_equals_a_loop_over_sources(c, i):
     chosen = RULES[2].choose(c, i, "compete")
     np.testing.assert_array_equal(chosen.mask, naive(RULES[2], c, i))
     assert chosen.sources == len(np.unique(c.source_id[chosen.mask]))
+
+
+@settings(deadline=None)
+@given(columns(), st.integers(1, 3))
+def test_interpolation_equals_a_loop_over_sources(c, i):
+    kept, gamma = np.zeros(len(c.reward), np.bool_), RULES[3].gammas[i - 1]
+    for row, source in enumerate(c.source_id):
+        samples = c.reward[(c.source_id == source) & ~c.is_reference].astype(np.float64)
+        tau = gamma * samples.max() + (1 - gamma) * samples.mean() if len(samples) else -np.inf
+        kept[row] = c.reward[row] > np.float32(tau)
+    np.testing.assert_array_equal(RULES[3].choose(c, i).mask, kept)
+
+
+@settings(deadline=None)
+@given(columns(), st.integers(1, 3))
+def test_the_best_few_of_every_source_are_kept_whatever_ties(c, i):
+    mask, k = RULES[4].choose(c, i, "never").mask, RULES[4].counts[i - 1]
+    for source in np.unique(c.source_id):
+        samples = np.flatnonzero((c.source_id == source) & ~c.is_reference)
+        best = sorted(samples, key=lambda row: (-c.reward[row], row))[:k]
+        np.testing.assert_array_equal(np.flatnonzero(mask & (c.source_id == source)), sorted(best))
+
+
+@settings(deadline=None)
+@given(columns(), st.integers(1, 3), st.integers(0, 4), st.sampled_from(["compete", "never"]))
+def test_a_cap_keeps_each_text_once_and_the_best_few(c, cap, texts, human_pairs):
+    text = np.arange(len(c.reward)) % (texts + 1)
+    c = Columns(c.source_id, c.reward, c.is_reference, lambda: text)
+    inner = Fixed((0.2,))
+    chosen = Capped(inner, cap).choose(c, 1, human_pairs)
+    passed = inner.choose(c, 1, human_pairs).mask
+    assert not (chosen.mask & ~passed).any()
+    for source in np.unique(c.source_id):
+        rows = np.flatnonzero(passed & (c.source_id == source))
+        once = [row for n, row in enumerate(rows) if text[row] not in text[rows[:n]]]
+        best = sorted(once, key=lambda row: (-c.reward[row], row))[:cap]
+        np.testing.assert_array_equal(np.flatnonzero(chosen.mask & (c.source_id == source)), sorted(best))
+    assert chosen.threshold == 0.2 and Capped(inner, cap).at(1) == {"rule": "Fixed", "threshold": 0.2, "cap": cap}
+
+
+@settings(deadline=None)
+@given(columns(), st.integers(2, 4), st.sampled_from(["compete", "never"]))
+def test_compared_rows_are_the_best_that_passed_the_worst_and_some_between(c, candidates, human_pairs):
+    chosen = Fixed((0.5,)).choose(c, 1, human_pairs)
+    mask = compare(c, chosen, candidates, human_pairs).mask
+    for source in np.unique(c.source_id):
+        rows = np.flatnonzero((c.source_id == source) & (~c.is_reference if human_pairs == "never" else True))
+        picked = c.reward[mask & (c.source_id == source)]
+        passed = c.reward[chosen.mask & (c.source_id == source)]
+        if not len(passed) or passed.max() == c.reward[rows].min():
+            assert not len(picked)
+        else:
+            assert picked.max() == passed.max() and picked.min() == c.reward[rows].min()
+            assert len(picked) == min(candidates, len(rows)) or len(rows) > candidates >= len(picked) >= 2
+
+
+def test_evenly_apart_by_hand():
+    reward = np.array([0.1, 0.9, 0.5, 0.3, 0.7], np.float32)
+    c = Columns(np.full(5, 3), reward, np.zeros(5, np.bool_))
+    everything = Fixed((0.6,)).choose(c, 1)
+    assert np.flatnonzero(compare(c, everything, 2, "compete").mask).tolist() == [0, 1]
+    assert np.flatnonzero(compare(c, everything, 3, "compete").mask).tolist() == [0, 1, 2]
 
 
 @settings(deadline=None)
@@ -154,6 +227,10 @@ def test_what_decides_a_step_does_not_depend_on_the_steps_that_follow():
         (lambda: Fixed((float("nan"),)), r"thresholds must lie in \[0, 1\], but nan does not"),
         (lambda: GlobalPercentile((90.0, 50.0)), r"percentiles must rise, but 50.0 follows 90.0"),
         (lambda: PerSourcePercentile((101.0,)), r"percentiles must lie in \[0, 100\], but 101.0 does not"),
+        (lambda: PerSourceInterpolation((0.5, 0.5)), r"gammas must rise, but 0.5 follows 0.5"),
+        (lambda: PerSourceTop((1, 2)), r"counts must be at least 1 and fall, not \(1, 2\)"),
+        (lambda: PerSourceTop((0,)), r"counts must be at least 1 and fall, not \(0,\)"),
+        (lambda: Capped(cap=0), r"cap must be at least 1, not 0"),
         (lambda: Fixed((0.5,)).at(2), r"improve step 2 is not in 0..1"),
     ],
 )

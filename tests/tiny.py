@@ -18,7 +18,7 @@ from rest.learning.train import Schedule, TrainSettings
 from rest.model.transformer import TransformerSettings
 from rest.policy.beam import BeamSettings
 from rest.policy.sampler import SamplingSettings
-from rest.reward.fit import RewardSettings
+from rest.reward.fit import Refresh, RewardSettings
 from rest.reward.raters import SimulatedRater
 from rest.reward.reward import Reward
 from rest.thresholds import Fixed, GlobalPercentile
@@ -80,3 +80,6 @@ text = replace(
     corpus=TextFiles(*[Path("to be given by flags")] * 6),
 )
 nothing_passes = replace(given, improve=replace(given.improve, rule=Fixed((0.0, 1.0)), unfiltered=False))
+refreshed = replace(
+    experiment, grow_steps=2, refresh=Refresh(sources=40), improve=replace(experiment.improve, unfiltered=False)
+)

@@ -6,7 +6,7 @@ padding. Which pairs share a row is planned once; every epoch shuffles the rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +34,7 @@ class Batch:
     target_sources: Any  # int32 [B, T], the source segment that a token's pair belongs to
     sequence_ids: Any  # int32 [B, Q], row of the dataset that each segment comes from; -1: none
     columns: dict[str, Any]  # float32 [B, Q], one number a sequence
+    token_columns: dict[str, Any] = field(default_factory=dict)  # float32 [B, T], one number a target token
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,9 @@ class Examples:
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)  # float32 [n], one number a pair
     groups: np.ndarray | None = None  # int64 [n]: pairs of one group share a row, as far as they fit into one
     source_of: np.ndarray | None = None  # int64 [n]: where in `sources` each target's is; pairs of one source share it
+    token_columns: Mapping[str, Sequence[np.ndarray]] = field(
+        default_factory=dict
+    )  # [n] float32 [tokens], one a target token
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -188,6 +192,7 @@ class _Assemble:
             "sequence_ids": np.full(self.max_pairs, -1, np.int32),
         }
         columns = {name: np.zeros(self.max_pairs, np.float32) for name in self.examples.columns}
+        token_columns = {name: np.zeros(height, np.float32) for name in self.examples.token_columns}
         shared = self.examples.source_of
         s = t = sources = 0
         for segment, pair in enumerate(row, start=1):
@@ -208,8 +213,10 @@ class _Assemble:
             out["sequence_ids"][segment - 1] = pair
             for name, values in self.examples.columns.items():
                 columns[name][segment - 1] = values[pair]
+            for name, of_tokens in self.examples.token_columns.items():
+                token_columns[name][t : t + n] = of_tokens[pair]
             t += n
-        return Batch(**out, columns=columns)
+        return Batch(**out, columns=columns, token_columns=token_columns)
 
 
 def training_batches(
@@ -281,3 +288,12 @@ def evaluation_batches(examples: Examples, settings: BatchSettings, *, pad_id: i
         rows += [empty] * (settings.rows - len(rows))
         batches.append(jax.tree.map(lambda *parts: np.stack(parts), *[assemble(row) for row in rows]))
     return batches
+
+
+def gather_tokens(parts: Iterable[tuple[Batch, np.ndarray]], pairs: int) -> list[np.ndarray]:
+    """Values of packed target tokens [B, T] by pair: `pairs` arrays of [tokens]. The way back from packing."""
+    out: list[np.ndarray] = [np.empty(0, np.float32)] * pairs
+    for batch, values in parts:
+        for row, slot in zip(*np.nonzero(batch.sequence_ids >= 0), strict=True):
+            out[batch.sequence_ids[row, slot]] = values[row][batch.target_segments[row] == slot + 1]
+    return out

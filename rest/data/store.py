@@ -219,6 +219,13 @@ class ScoredDataset:
                     table = pa.table({name: columns[name] for name in names})
                     yield table if chosen is None else table.filter(pa.array(chosen))
 
+    def by_shard(self, names: Sequence[str]) -> Iterator[pa.Table]:
+        """Stored columns and sidecars a shard at a time: what `write_column` takes its parts from."""
+        batches = self.batches(names)
+        for shard in self.manifest.shards:
+            groups = -(-shard.rows // self.manifest.row_group)
+            yield pa.concat_tables([next(batches) for _ in range(groups)])
+
     def keep(self, mask: np.ndarray, names: Sequence[str], cache: Path) -> pa.Table:
         """The rows of `mask` (bool [rows]) as a memory-mapped table of stored columns and sidecars.
 
@@ -249,6 +256,10 @@ class ScoredDataset:
     def column_names(self) -> list[str]:
         """The names of the sidecars."""
         return sorted(path.parent.name for path in self.folder.glob("columns/[!.]*/manifest.json"))
+
+    def column_settings(self, name: str) -> dict[str, Any]:
+        """What a sidecar was made with."""
+        return self._sidecar(name)[1]["settings"]
 
     def column(self, name: str) -> np.ndarray | pa.ChunkedArray:
         """A whole sidecar in row order: numpy [rows] when scalar, else a pyarrow list column."""

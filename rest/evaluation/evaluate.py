@@ -15,6 +15,7 @@ from rest.evaluation.statistics import bootstrap_ci, corpus_scores, distinct_per
 from rest.policy.beam import BeamSettings, translate
 from rest.policy.policy import Policy, sequence_log_probs
 from rest.policy.sampler import SamplingSettings, sample
+from rest.reward.fit import rank_correlation
 from rest.reward.reward import Reward
 from rest.stage import seed_for
 
@@ -97,8 +98,12 @@ def evaluate(
     batch: BatchSettings,
     gold: Gold | None,
     seed: int,
+    first: Reward | None = None,
 ) -> Evaluation:
-    """Samples at Grow's temperature, greedy and beam outputs, and the KL divergence to BC."""
+    """Samples at Grow's temperature, greedy and beam outputs, and the KL divergence to BC.
+
+    `first` is what a refreshed reward was at first; the same samples are scored by it too.
+    """
     n = settings.samples_per_source
     rewards, samples = _sampled_rewards(policy, split, reward, settings, n, seed)
     greedy = translate(policy, split.sources, replace(settings.beam, beams=1))
@@ -118,6 +123,10 @@ def evaluate(
         "distinct_per_source": distinct_per_source(samples),
         "kl_to_bc": kl_divergence(policy, bc, split, settings, batch, seed),
     }
+    first_rewards = None if first is None else _score(first, split, samples)
+    if first_rewards is not None:
+        metrics["first_reward_mean"] = float(first_rewards.mean(dtype=np.float64))
+        metrics["first_reward_ci95"] = interval(first_rewards)
     greedy_gold = None
     if gold is not None:
         sampled = gold(_repeat(split, n)[0], [y for row in samples for y in row]).reshape(-1, n)
@@ -127,7 +136,10 @@ def evaluate(
             "gold_ci95": interval(sampled),
             "gold_greedy_mean": float(greedy_gold.mean(dtype=np.float64)),
             "gold_greedy_ci95": interval(greedy_gold),
+            "reward_gold_spearman": rank_correlation(rewards.ravel(), sampled.ravel()),
         }
+        if first_rewards is not None:
+            metrics["first_reward_gold_spearman"] = rank_correlation(first_rewards.ravel(), sampled.ravel())
     if split.references is not None:
         of_beam = corpus_scores(beam, split.references, resamples=1)
         metrics |= corpus_scores(greedy, split.references)

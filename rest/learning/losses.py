@@ -1,15 +1,18 @@
 """Losses of a sequence of tokens. Pure: log-probabilities in, (sum, weight, metrics) out.
 
-The update divides the sum by the weight over all micro-batches and devices, so that means are exact.
+The update divides the sum by the weight over all micro-batches and devices, so that means are exact. A loss says
+which columns it reads beside the log-probabilities; whoever trains with it brings them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 
 class Loss(NamedTuple):
@@ -21,7 +24,75 @@ class Loss(NamedTuple):
 
 
 @dataclass(frozen=True)
-class NLL:
+class Tokens:
+    """What a policy makes of the targets of a batch: B rows of T tokens, of Q sequences at most; nats."""
+
+    log_probs: Float[Array, "B T"]  # of the labels
+    mean_log_probs: Float[Array, "B T"]  # over the vocabulary, for label smoothing
+    segments: Int[Array, "B T"]  # which sequence of the row a token is of, from 1; 0: padding
+    columns: Mapping[str, Any] = field(default_factory=dict)  # float32 [B, Q], one number a sequence
+    token_columns: Mapping[str, Any] = field(default_factory=dict)  # float32 [B, T], one number a token
+
+    @property
+    def mask(self) -> Bool[Array, "B T"]:
+        return self.segments > 0
+
+    def nll(self, label_smoothing: float) -> Float[Array, "B T"]:
+        """Negative log-likelihood of each label, some of its mass spread over the vocabulary."""
+        return -((1 - label_smoothing) * self.log_probs + label_smoothing * self.mean_log_probs)
+
+    def spread(self, numbers: Float[Array, "B Q"]) -> Float[Array, "B T"]:
+        """A sequence's number at each of its tokens."""
+        return jnp.take_along_axis(numbers, jnp.maximum(self.segments - 1, 0), axis=1)
+
+    def sums(self, numbers: Float[Array, "B T"], sequences: int) -> Float[Array, "B Q"]:
+        """The sum over the tokens of each of Q sequences; 0 where a row has fewer."""
+        own = self.segments[:, :, None] == jnp.arange(1, sequences + 1)[None, None]
+        return jnp.where(own, numbers[:, :, None], 0.0).sum(1)
+
+    def later(self, numbers: Float[Array, "B T"], steps: int, end: float) -> Float[Array, "B T"]:
+        """The number `steps` tokens later in the same sequence, and `end` past its last token."""
+        moved, segments = (jnp.pad(x, ((0, 0), (0, steps)))[:, steps:] for x in (numbers, self.segments))
+        return jnp.where(segments == self.segments, moved, end)
+
+    def advantages(self) -> Float[Array, "B T"]:
+        """Reward of the sequence minus the value of the prefix that the token was drawn after: undiscounted."""
+        return self.spread(self.columns["reward"]) - self.token_columns["value"]
+
+    def loss(self, losses: Float[Array, "B T"], **metrics: Float[Array, "B T"]) -> Loss:
+        """A mean over the real tokens; the plain negative log-likelihood is reported with it."""
+        total, nll, *others = (jnp.where(self.mask, x, 0.0).sum() for x in (losses, -self.log_probs, *metrics.values()))
+        weight = self.mask.sum().astype(jnp.float32)
+        return Loss(total, weight, {"nll": nll, **dict(zip(metrics, others, strict=True))})
+
+
+@dataclass(frozen=True)
+class PolicyLoss:
+    """A loss of a policy's tokens: `loss(tokens, duals)`, any frozen dataclass that says what it needs."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Columns that it reads. A number a sequence: reward; advantage, over the mean of the source's samples;
+        progress, the share of the training that is done. A number a token, nats: bc_log_probs, and anchor_log_probs
+        of the policy that this training starts from; value, the reward to expect before the token.
+        """
+        return ()
+
+    @property
+    def candidates(self) -> int:
+        """Rows of one source that it compares, from the best to the worst; 1: rows stand alone."""
+        return 1
+
+    def duals(self) -> dict[str, float]:
+        """Parameters of its own, where training starts."""
+        return {}
+
+    def __call__(self, tokens: Tokens, duals: Mapping[str, Any]) -> Loss:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class NLL(PolicyLoss):
     """Negative log-likelihood a token with label smoothing (Szegedy et al. 2016), divided by tokens.
 
     This is the L of ReST's equation 2; on rows that pass a threshold it is the paper's best Improve loss.
@@ -30,17 +101,205 @@ class NLL:
     label_smoothing: float = 0.1
     """Probability mass spread evenly over the vocabulary."""
 
-    def __call__(
-        self,
-        log_probs: Float[Array, "B T"],
-        mean_log_probs: Float[Array, "B T"],
-        mask: Bool[Array, "B T"],
-    ) -> Loss:
-        """`log_probs` of the labels, `mean_log_probs` over the vocabulary; nats."""
-        smoothed = (1 - self.label_smoothing) * log_probs + self.label_smoothing * mean_log_probs
-        weight = mask.sum().astype(jnp.float32)
-        total = -jnp.where(mask, smoothed, 0.0).sum()
-        return Loss(total, weight, {"nll": -jnp.where(mask, log_probs, 0.0).sum()})
+    def __call__(self, tokens: Tokens, duals: Mapping[str, Any]) -> Loss:
+        return tokens.loss(tokens.nll(self.label_smoothing))
+
+
+@dataclass(frozen=True)
+class RewardWeighted(PolicyLoss):
+    """Negative log-likelihood times the reward (Peters & Schaal 2007), divided by tokens.
+
+    With rewards of 0 and 1 it is the M-step of ReST-EM (Singh et al. 2023, Algorithm 1).
+    """
+
+    label_smoothing: float = 0.1
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("reward",)
+
+    def __call__(self, tokens: Tokens, duals: Mapping[str, Any]) -> Loss:
+        return tokens.loss(tokens.spread(tokens.columns["reward"]) * tokens.nll(self.label_smoothing))
+
+
+@dataclass(frozen=True)
+class AdvantageWeighted(PolicyLoss):
+    """Negative log-likelihood times min(exp(A / β), `max_weight`) (AWR: Peng et al. 2019, eq. 9), divided by tokens.
+
+    A is the reward over the mean of the source's samples, so that no value network is needed.
+    """
+
+    temperature: float = 0.1
+    """β: a reward so much above the source's mean weighs e times as much."""
+    max_weight: float = 20.0
+    label_smoothing: float = 0.1
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("advantage",)
+
+    def __call__(self, tokens: Tokens, duals: Mapping[str, Any]) -> Loss:
+        weights = jnp.minimum(jnp.exp(tokens.columns["advantage"] / self.temperature), self.max_weight)
+        return tokens.loss(tokens.spread(weights) * tokens.nll(self.label_smoothing))
+
+
+@dataclass(frozen=True)
+class OfflineActorCritic(PolicyLoss):
+    """-log π(y_t) (R - V(y_<t)) (Mathieu et al. 2021), divided by tokens; V the value of the data, as in ReST.
+
+    Tokens with a negative advantage are pushed away without a bound: train for few steps, or with an anchor.
+    """
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("reward", "value")
+
+    def __call__(self, tokens: Tokens, duals: Mapping[str, Any]) -> Loss:
+        advantages = tokens.advantages()
+        return tokens.loss(-advantages * tokens.log_probs, advantage=advantages)
+
+
+@dataclass(frozen=True)
+class GOLD(PolicyLoss):
+    """Generation by off-policy learning from demonstrations (Pang & He 2021, eq. 4), divided by tokens.
+
+    -log π(y_t) · clip(π(y_t), w, 1) · Σ_{j≤k} γʲ max(r_{t+j}, m): the weight has no gradient, and r is what BC thinks
+    of the token. As in the authors' code BC is certain of all past the end, and label smoothing is not weighted; there
+    the weight comes from a copy of π a few steps old, here from π itself.
+    """
+
+    steps: int = 5
+    """k: tokens to look ahead. The authors' code sums six terms, 0 to 5."""
+    discount: float = 1.0
+    """γ."""
+    reward: Literal["probability", "log-probability"] = "probability"
+    """r is p_BC(y_t), or log p_BC(y_t) - baseline."""
+    baseline: float = -10.0
+    """Nats; only for the log-probability."""
+    least_weight: float = 0.2
+    """w."""
+    least_reward: float = 0.1
+    """m."""
+    label_smoothing: float = 0.1
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("bc_log_probs",)
+
+    def __call__(self, tokens: Tokens, duals: Mapping[str, Any]) -> Loss:
+        weights = jnp.clip(jnp.exp(jax.lax.stop_gradient(tokens.log_probs)), self.least_weight, 1.0)
+        returns = jnp.zeros_like(weights)
+        for j in range(self.steps + 1):
+            expected = tokens.later(tokens.token_columns["bc_log_probs"], j, end=0.0)
+            rewards = jnp.exp(expected) if self.reward == "probability" else expected - self.baseline
+            returns += self.discount**j * jnp.maximum(rewards, self.least_reward)
+        smoothing = self.label_smoothing
+        losses = (1 - smoothing) * weights * returns * tokens.log_probs + smoothing * tokens.mean_log_probs
+        return tokens.loss(-losses, importance=weights, returns=returns)
+
+
+def divergence(log_probs: Float[Array, "B T"], anchor: Float[Array, "B T"]) -> Float[Array, "B T"]:
+    """KL(anchor ‖ π) of each token, estimated on a token that the anchor drew: eᵈ - 1 - d, d = log π - log anchor.
+
+    Value and gradient are unbiased there, and it is never negative. Above d = 1 the exponential goes on as a straight
+    line: a token that the anchor did not draw, in a human pair, must not outweigh all others.
+    """
+    d = log_probs - anchor
+    power = jnp.where(d < 1, jnp.exp(jnp.minimum(d, 1.0)), jnp.e * d)
+    return power - 1 - d
+
+
+@dataclass(frozen=True)
+class VMPO(PolicyLoss):
+    """V-MPO on stored sequences (Song et al. 2020, eqs. 3-5), divided by tokens.
+
+    The E-step weighs the tokens in the top half of the advantages R - V by exp(A / η); the M-step makes them likelier
+    while KL(π_old ‖ π) stays below a bound. η and the weight α of the KL minimise dual losses of their own.
+    """
+
+    temperature_bound: float = 0.1
+    """ε_η, nats: how far the weights may be from even."""
+    divergence_bound: float = 0.01
+    """ε_α, nats a token: how far π may go from the policy that training starts from."""
+    top: float = 0.5
+    """Share of the tokens, those of the highest advantage, that is learned from."""
+    temperature: float = 0.1
+    """η at the start."""
+    weight: float = 1.0
+    """α at the start."""
+    dual_rate: float = 20.0
+    """The logarithms of η and α change so many times faster than a parameter of the network does."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("reward", "value", "anchor_log_probs")
+
+    def duals(self) -> dict[str, float]:
+        return {"temperature": 0.0, "weight": 0.0}
+
+    def __call__(self, tokens: Tokens, duals: Mapping[str, Any]) -> Loss:
+        eta = self.temperature * jnp.exp(self.dual_rate * _quiet(duals["temperature"]))
+        alpha = self.weight * jnp.exp(self.dual_rate * _quiet(duals["weight"]))
+        mask, advantages = tokens.mask, tokens.advantages()
+        count = jnp.maximum(mask.sum(), 1)
+        best_first = -jnp.sort(-jnp.where(mask, advantages, -jnp.inf), axis=None)
+        chosen = mask & (advantages >= best_first[jnp.maximum((self.top * count).astype(jnp.int32), 1) - 1])
+
+        scaled = jnp.where(chosen, advantages / eta, -jnp.inf)
+        psi = jax.lax.stop_gradient(jnp.where(chosen, jnp.exp(scaled - jax.nn.logsumexp(scaled)), 0.0))
+        log_mean = jax.nn.logsumexp(scaled) - jnp.log(jnp.maximum(chosen.sum(), 1))
+        of_temperature = eta * (self.temperature_bound + log_mean)
+        kl = divergence(tokens.log_probs, tokens.token_columns["anchor_log_probs"])
+        fixed = jax.lax.stop_gradient
+        of_kl = fixed(alpha) * kl + alpha * (self.divergence_bound - fixed(kl))
+        even = jnp.ones_like(kl)
+        return tokens.loss(
+            of_temperature * even + of_kl - count * psi * tokens.log_probs,
+            temperature=eta * even,
+            kl_weight=alpha * even,
+            kl_to_anchor=kl,
+        )
+
+
+def _quiet(x: Float[Array, ""]) -> Float[Array, ""]:
+    """x with a gradient so small that clipping by the global norm does not see it; Adam divides by its size."""
+    return jax.lax.stop_gradient(x) + 1e-4 * (x - jax.lax.stop_gradient(x))
+
+
+@dataclass(frozen=True)
+class Anchored(PolicyLoss):
+    """Another loss plus λ KL(π_BC ‖ π), where λ goes from `first` to `last` evenly in its logarithm.
+
+    `Anchored(VMPO())` is ReST's BVMPO: V-MPO with a behavioural prior, λ annealed from 1 to 1e-5.
+    """
+
+    loss: Any = field(default_factory=VMPO)  # a PolicyLoss divided by tokens
+    """What the KL is added to."""
+    first: float = 1.0
+    """λ at the start of training."""
+    last: float = 1e-5
+    """λ at its end, after max_steps."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.loss.needs, "bc_log_probs", "progress")))
+
+    @property
+    def candidates(self) -> int:
+        return self.loss.candidates
+
+    def duals(self) -> dict[str, float]:
+        return self.loss.duals()
+
+    def __call__(self, tokens: Tokens, duals: Mapping[str, Any]) -> Loss:
+        weights = self.first * (self.last / self.first) ** tokens.spread(tokens.columns["progress"])
+        kl = divergence(tokens.log_probs, tokens.token_columns["bc_log_probs"])
+        added = tokens.loss(weights * kl, kl_to_bc=kl)
+        base = self.loss(tokens, duals)
+        # the other loss may be divided by pairs and not by tokens: λ stays what a token's KL weighs
+        share = base.weight / jnp.maximum(added.weight, 1.0)
+        others = {"kl_to_bc": added.metrics["kl_to_bc"] * share}
+        return Loss(base.sum + added.sum * share, base.weight, {**base.metrics, **others})
 
 
 @dataclass(frozen=True)

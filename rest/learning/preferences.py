@@ -1,14 +1,38 @@
-"""Losses of rankings and ratings: one number a sequence in, a `Loss` out. They know no network."""
+"""Losses of rankings and ratings: one number a sequence in, a `Loss` out. They know no network.
+
+What ranks is the rating of a reward model's training pairs, or the reward of what a policy compares of one source.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from rest.learning.losses import Loss
+from rest.learning.losses import Loss, PolicyLoss, Tokens
+
+
+class Pairs(NamedTuple):
+    """The ordered pairs of Q sequences: [b, i, j] says that i and j are of one group and i is rated above j."""
+
+    ordered: Bool[Array, "B Q Q"]
+    difference: Float[Array, "B Q Q"]  # of the ratings
+    share: Float[Array, "B Q Q"]  # 1/C(K, 2) for each ordered pair of a group of K, 0 elsewhere
+
+
+def pairs(rating: Float[Array, "B Q"], group: Float[Array, "B Q"], mask: Bool[Array, "B Q"]) -> Pairs:
+    """Pairs are those of one group in one row whose ratings differ."""
+    together = (group[:, :, None] == group[:, None, :]) & mask[:, :, None] & mask[:, None, :]
+    difference = rating[:, :, None] - rating[:, None, :]
+    ordered = together & (difference > 0)
+    # each of a group's pairs is listed once, at its better sequence [B, Q, Q]
+    size = together.sum(-1).astype(jnp.float32)
+    share = jnp.where(ordered, 2.0 / jnp.maximum(size * (size - 1.0), 1.0)[:, :, None], 0.0)
+    return Pairs(ordered, difference, share)
 
 
 @dataclass(frozen=True)
@@ -42,14 +66,122 @@ class BradleyTerry:
         mask: Bool[Array, "B Q"],
     ) -> Loss:
         """Pairs are those of one group in one row whose ratings differ; a group without such a pair has no weight."""
-        together = (group[:, :, None] == group[:, None, :]) & mask[:, :, None] & mask[:, None, :]
-        difference = rating[:, :, None] - rating[:, None, :]
-        ordered = together & (difference > 0)
+        found = pairs(rating, group, mask)
         better, worse = jnp.broadcast_arrays(predicted[:, :, None], predicted[:, None, :])
-        losses = self.pairs(better, worse, difference)
-        # each of a group's pairs is listed once, at its better sequence [B, Q, Q]
-        size = together.sum(-1).astype(jnp.float32)
-        share = jnp.where(ordered, 2.0 / jnp.maximum(size * (size - 1.0), 1.0)[:, :, None], 0.0)
-        right = (predicted[:, :, None] > predicted[:, None, :]) * share
-        weight = share.sum()
-        return Loss((losses * share).sum(), weight, {"ranked_right": right.sum()})
+        losses = self.pairs(better, worse, found.difference)
+        right = (better > worse) * found.share
+        return Loss((losses * found.share).sum(), found.share.sum(), {"ranked_right": right.sum()})
+
+
+class Compared(NamedTuple):
+    """The sequences of a policy's batch, as those of one source are compared."""
+
+    log_probs: Float[Array, "B Q"]  # of whole sequences, nats
+    lengths: Float[Array, "B Q"]  # tokens; at least 1
+    pairs: Pairs
+    best: Float[Array, "B Q"]  # 1 for the best of a group that has a pair, 0 for the others; shared where bests tie
+
+
+def compared(tokens: Tokens) -> Compared:
+    """Sequences of one `group` (a source, or a part of its rows) by their `reward`."""
+    group, reward = tokens.columns["group"], tokens.columns["reward"]
+    lengths = tokens.sums(jnp.ones_like(tokens.log_probs), group.shape[1])
+    found = pairs(reward, group, lengths > 0)
+    together = (group[:, :, None] == group[:, None, :]) & (lengths > 0)[:, :, None] & (lengths > 0)[:, None, :]
+    best = found.ordered.any(2) & ~found.ordered.any(1)
+    ties = (together & best[:, None, :]).sum(2)
+    log_probs = tokens.sums(tokens.log_probs, group.shape[1])
+    return Compared(log_probs, jnp.maximum(lengths, 1.0), found, jnp.where(best, 1.0 / jnp.maximum(ties, 1), 0.0))
+
+
+@dataclass(frozen=True)
+class DPO(PolicyLoss):
+    """Direct preference optimisation (Rafailov et al. 2023, eq. 7) on best and worst of a source, divided by sources.
+
+    -log σ(β (log π(y_w)/π_anchor(y_w) - log π(y_l)/π_anchor(y_l))); the anchor is what this training starts from.
+    """
+
+    beta: float = 0.1
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("reward", "group", "anchor_log_probs")
+
+    @property
+    def candidates(self) -> int:
+        return 2
+
+    def __call__(self, tokens: Tokens, duals: Mapping[str, Any]) -> Loss:
+        of = compared(tokens)
+        anchor = tokens.sums(tokens.token_columns["anchor_log_probs"], of.log_probs.shape[1])
+        margins = _margins(self.beta * (of.log_probs - anchor))
+        return _of_pairs(jax.nn.softplus(-margins), margins, of, jnp.zeros_like(anchor))
+
+
+@dataclass(frozen=True)
+class CPO(PolicyLoss):
+    """Contrastive preference optimisation (Xu et al. 2024, eqs. 3-5) on best and worst, divided by sources.
+
+    -log σ(β (log π(y_w) - log π(y_l))) + `nll` times the negative log-likelihood of the best, a token.
+    """
+
+    beta: float = 0.1
+    nll: float = 1.0
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("reward", "group")
+
+    @property
+    def candidates(self) -> int:
+        return 2
+
+    def __call__(self, tokens: Tokens, duals: Mapping[str, Any]) -> Loss:
+        of = compared(tokens)
+        margins = _margins(self.beta * of.log_probs)
+        return _of_pairs(jax.nn.softplus(-margins), margins, of, -self.nll * of.log_probs / of.lengths)
+
+
+@dataclass(frozen=True)
+class RRHF(PolicyLoss):
+    """Rank responses to align (Yuan et al. 2023, eqs. 2-4), divided by sources.
+
+    With p the log-likelihood a token: Σ max(0, p_worse - p_better) over all pairs, without a margin, and -p of the
+    best.
+    """
+
+    ranked: int = 4
+    """Rows of a source: the best, the worst, and others evenly between them."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("reward", "group")
+
+    @property
+    def candidates(self) -> int:
+        return self.ranked
+
+    def __call__(self, tokens: Tokens, duals: Mapping[str, Any]) -> Loss:
+        of = compared(tokens)
+        each = of.log_probs / of.lengths
+        margins = _margins(each)
+        pairs_of_group = jnp.where(of.pairs.ordered, 1.0 / jnp.maximum(of.pairs.share, 1e-9), 0.0)
+        return _of_pairs(jax.nn.relu(-margins) * pairs_of_group, margins, of, -each)
+
+
+def _margins(scores: Float[Array, "B Q"]) -> Float[Array, "B Q Q"]:
+    """How far the first of two sequences is above the second."""
+    return scores[:, :, None] - scores[:, None, :]
+
+
+def _of_pairs(
+    losses: Float[Array, "B Q Q"],
+    margins: Float[Array, "B Q Q"],
+    of: Compared,
+    of_best: Float[Array, "B Q"],
+) -> Loss:
+    """The mean over a group's pairs plus what its best adds, summed over groups."""
+    share, right = of.pairs.share, (margins > 0) * of.pairs.share
+    total = jnp.where(of.pairs.ordered, losses * share, 0.0).sum() + (of_best * of.best).sum()
+    margin = jnp.where(of.pairs.ordered, margins * share, 0.0).sum()
+    return Loss(total, of.best.sum(), {"ranked_right": right.sum(), "margin": margin})

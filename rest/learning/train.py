@@ -20,6 +20,7 @@ from rest.journal import Journal, progress, say
 from rest.learning.checkpoint import Checkpoints, State
 from rest.learning.losses import Loss
 from rest.learning.mesh import data_mesh, divide, replicate
+from rest.model.lora import Trainable
 
 
 @runtime_checkable
@@ -94,6 +95,7 @@ class TrainSettings:
     """Average the parameters of so many last evaluations at the end; kept only if that scores better."""
     schedule: Schedule = field(default_factory=Schedule)
     adam: Adam = field(default_factory=Adam)
+    trainable: Trainable = field(default_factory=Trainable)
 
     def __post_init__(self) -> None:
         for name, least in {"max_steps": 0, "evaluate_every": 1, "patience": 1, "accumulate": 1, "average": 1}.items():
@@ -113,11 +115,13 @@ class Trained:
     history: list[tuple[int, float]]  # (step, score) of every evaluation
 
 
-@partial(jax.jit, static_argnames=("objective", "adam"), donate_argnames=("parameters", "optimizer"))
+@partial(jax.jit, static_argnames=("objective", "adam", "trainable"), donate_argnames=("trained", "optimizer"))
 def update(
     objective: Objective,
     adam: Adam,
-    parameters: Any,
+    trainable: Trainable,
+    trained: Any,
+    frozen: Any,
     optimizer: Any,
     batches: Batch,
     learning_rate: jax.Array,
@@ -125,13 +129,13 @@ def update(
 ) -> tuple[Any, Any, dict[str, jax.Array]]:
     """One update from the micro-batches stacked along the first axis."""
 
-    def summed(parameters: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Loss]:
-        loss = objective(parameters, batch, key)
+    def summed(trained: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Loss]:
+        loss = objective(trainable.join(trained, frozen), batch, key)
         return loss.sum, loss
 
     def gradient(i: int | jax.Array) -> tuple[Any, Loss]:
         micro = jax.tree.map(lambda leaf: leaf[i], batches)
-        (_, loss), gradients = jax.value_and_grad(summed, has_aux=True)(parameters, micro, jax.random.fold_in(key, i))
+        (_, loss), gradients = jax.value_and_grad(summed, has_aux=True)(trained, micro, jax.random.fold_in(key, i))
         return gradients, loss
 
     count = jax.tree.leaves(batches)[0].shape[0]
@@ -140,10 +144,10 @@ def update(
     )
     weight = jnp.maximum(loss.weight, 1.0)
     gradients = jax.tree.map(lambda g: g / weight, gradients)
-    updates, optimizer = adam.direction().update(gradients, optimizer, parameters)
-    parameters = jax.tree.map(lambda p, u: p - learning_rate * u, parameters, updates)
+    updates, optimizer = adam.direction().update(gradients, optimizer, trained)
+    trained = jax.tree.map(lambda p, u: p - learning_rate * u, trained, updates)
     metrics = {"loss": loss.sum / weight, **{name: value / weight for name, value in loss.metrics.items()}}
-    return parameters, optimizer, {**metrics, "gradient_norm": optax.tree.norm(gradients)}
+    return trained, optimizer, {**metrics, "gradient_norm": optax.tree.norm(gradients)}
 
 
 def train(
@@ -159,34 +163,37 @@ def train(
 ) -> Trained:
     """Update until `max_steps`, or until `evaluate(parameters)["score"]` (higher is better) stops rising.
 
-    The starting parameters are candidate 0. Progress is checkpointed in `folder`/checkpoints at every evaluation,
-    and a call on the same folder goes on from there with the same results.
+    Only what `settings.trainable` names has gradients, optimizer state and checkpoints; `evaluate` and the result have
+    all parameters. The starting parameters are candidate 0. Progress is checkpointed in `folder`/checkpoints at every
+    evaluation, and a call on the same folder goes on from there with the same results.
     """
     mesh = data_mesh()
-    adam = settings.adam
+    adam, trainable = settings.adam, settings.trainable
     checkpoints = Checkpoints(folder / "checkpoints", keep_latest=settings.average)
-    parameters = replicate(jax.tree.map(jnp.copy, parameters), mesh)
-    state = State(parameters, replicate(adam.direction().init(parameters), mesh), {"history": []})
+    trained, frozen = trainable.split(parameters, seed)
+    frozen = replicate(frozen, mesh)  # shared with whoever gave the parameters, unlike what is trained
+    trained = replicate(jax.tree.map(jnp.copy, trained), mesh)
+    state = State(trained, replicate(adam.direction().init(trained), mesh), {"history": []})
     kept = checkpoints.steps()
     step = kept[-1] if kept else 0
     if kept:
         state = checkpoints.restore(step, state)
         batches.set_state(state.progress["data"])
-    parameters, optimizer, history = state.parameters, state.optimizer, state.progress["history"]
+    trained, optimizer, history = state.parameters, state.optimizer, state.progress["history"]
     history = [(int(at), float(score)) for at, score in history]
     root = jax.random.key(seed)
 
     with Journal(folder, step if kept else -1) as journal, progress(description, settings.max_steps) as bar:
 
         def look() -> None:
-            values = evaluate(parameters)
+            values = evaluate(trainable.join(trained, frozen))
             score = float(values["score"])
             if not math.isfinite(score):
                 raise UserError(f"{description}: the evaluation at step {step} gave the score {score}")
             history.append((step, score))
             journal.record(step, {f"dev/{name}": value for name, value in values.items()})
             saved = {"history": history, "data": batches.get_state()}
-            checkpoints.save(step, State(parameters, optimizer, saved), history[-1][1])
+            checkpoints.save(step, State(trained, optimizer, saved), history[-1][1])
             say(f"{description}: step {step}, " + ", ".join(f"{n} {v:.4g}" for n, v in values.items()))
 
         if not history:
@@ -194,10 +201,12 @@ def train(
         while step < settings.max_steps and not _stalled(history, settings.patience):
             micro = [next(batches) for _ in range(settings.accumulate)]
             step += 1
-            parameters, optimizer, metrics = update(
+            trained, optimizer, metrics = update(
                 objective,
                 adam,
-                parameters,
+                trainable,
+                trained,
+                frozen,
                 optimizer,
                 divide(jax.tree.map(lambda *leaves: np.stack(leaves), *micro), mesh, axis=1),
                 jnp.float32(settings.schedule(step)),
@@ -216,17 +225,17 @@ def train(
                 look()
 
         best_step, score = max(history, key=lambda entry: (entry[1], entry[0]))
-        best = checkpoints.parameters(best_step, parameters)
+        best = checkpoints.parameters(best_step, trained)
         if settings.average > 1 and len(checkpoints.steps()) > 1:
             last = checkpoints.steps()[-settings.average :]
-            mean = _mean([checkpoints.parameters(at, parameters) for at in last])
-            averaged = float(evaluate(mean)["score"])
+            mean = _mean([checkpoints.parameters(at, trained) for at in last])
+            averaged = float(evaluate(trainable.join(mean, frozen))["score"])
             say(f"{description}: average of steps {last} scores {averaged:.4g}, the best step {score:.4g}")
             if averaged > score:
                 best, score, best_step = mean, averaged, step
     checkpoints.close()
     stopped: Literal["converged", "step limit"] = "converged" if _stalled(history, settings.patience) else "step limit"
-    return Trained(best, best_step, score, step, stopped, history)
+    return Trained(trainable.join(best, frozen), best_step, score, step, stopped, history)
 
 
 def _stalled(history: list[tuple[int, float]], patience: int) -> bool:

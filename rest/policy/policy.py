@@ -17,11 +17,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from rest.data.batches import Batch, BatchSettings, Examples, evaluation_batches
+from rest.data.batches import Batch, BatchSettings, Examples, evaluation_batches, gather_tokens
 from rest.data.tokenizer import Tokenizer, load_tokenizer
 from rest.errors import UserError
 from rest.learning.checkpoint import load_parameters, save_parameters
-from rest.learning.losses import NLL, Loss
+from rest.learning.losses import Loss, PolicyLoss, Tokens
 from rest.learning.mesh import data_mesh, divide
 from rest.model.huggingface import HuggingFaceModel
 from rest.model.transformer import Scores, Transformer, TransformerSettings
@@ -118,25 +118,45 @@ def hidden_states(network: Transformer, batch: Batch, key: Array | None) -> Arra
 
 @dataclass(frozen=True)
 class PolicyObjective:
-    """A policy network joined to a token loss; what `train` updates."""
+    """A policy network joined to a loss; what `train` updates. The loss's own parameters go under "duals"."""
 
     graph: Any
-    loss: NLL
+    loss: PolicyLoss
 
     def __call__(self, parameters: Any, batch: Batch, key: Array | None) -> Loss:
-        network = nnx.merge(self.graph, parameters)
+        network = nnx.merge(self.graph, {name: part for name, part in parameters.items() if name != "duals"})
         scores: Scores = network.scores(hidden_states(network, batch, key), batch.target)
-        return self.loss(scores.log_probs, scores.mean_log_probs, batch.target_segments > 0)
+        tokens = Tokens(
+            scores.log_probs, scores.mean_log_probs, batch.target_segments, batch.columns, batch.token_columns
+        )
+        return self.loss(tokens, parameters.get("duals", {}))
+
+
+@partial(jax.jit, static_argnames=("graph",))
+def _token_log_probs(graph: Any, parameters: Any, batch: Batch) -> Array:
+    """Log-probability a token [B, T], nats."""
+    network = nnx.merge(graph, parameters)
+    scores: Scores = network.scores(hidden_states(network, batch, None), batch.target)
+    return scores.log_probs
 
 
 @partial(jax.jit, static_argnames=("graph",))
 def _log_probs(graph: Any, parameters: Any, batch: Batch) -> Array:
     """Log-probability a sequence [B, Q], nats."""
-    network = nnx.merge(graph, parameters)
-    scores = network.scores(hidden_states(network, batch, None), batch.target)
+    log_probs = _token_log_probs(graph, parameters, batch)
     slots = jnp.arange(1, batch.sequence_ids.shape[1] + 1)
     own = batch.target_segments[:, :, None] == slots[None, None]
-    return jnp.where(own, scores.log_probs[:, :, None], 0.0).sum(1)
+    return jnp.where(own, log_probs[:, :, None], 0.0).sum(1)
+
+
+def token_log_probs(policy: Policy, examples: Examples, batch: BatchSettings) -> list[np.ndarray]:
+    """log π of each token of every pair, float32 [tokens], nats at temperature 1, teacher-forced."""
+    mesh = data_mesh()
+    parts = [
+        (part, np.asarray(_token_log_probs(policy.graph, policy.parameters, divide(part, mesh))))
+        for part in evaluation_batches(examples, batch, pad_id=policy.tokenizer.pad_id)
+    ]
+    return gather_tokens(parts, len(examples))
 
 
 def sequence_log_probs(policy: Policy, examples: Examples, batch: BatchSettings) -> np.ndarray:

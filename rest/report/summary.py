@@ -13,8 +13,9 @@ def summarise(run: Path) -> list[dict[str, Any]]:
     """Write summary.json and evaluation/samples.json from the evaluations in a run's folder."""
     rows: list[dict[str, Any]] = []
     outputs: dict[str, list[dict[str, Any]]] = {}
+    root = _newest_evaluations(run)
     for folder in _policies(run):
-        evaluation = run / "evaluation" / folder / "stage.json"
+        evaluation = root / folder / "stage.json"
         if not evaluation.exists():
             continue
         record = read_json(evaluation)
@@ -38,8 +39,15 @@ def summarise(run: Path) -> list[dict[str, Any]]:
     if not rows:
         raise UserError(f"{run}: no policy has been evaluated; do so with `rest evaluate` or `rest run`")
     write_json(run / "summary.json", rows)
+    (run / "evaluation").mkdir(exist_ok=True)
     write_json(run / "evaluation" / "samples.json", _side_by_side(outputs))
     return rows
+
+
+def _newest_evaluations(run: Path) -> Path:
+    """Where policies were evaluated with the newest reward, so that all rows of a table are judged by the same."""
+    refreshed = [folder for folder in run.glob("evaluation-*") if folder.name.split("-")[1].isdigit()]
+    return max(refreshed, key=lambda folder: int(folder.name.split("-")[1]), default=run / "evaluation")
 
 
 def _policies(run: Path) -> list[str]:

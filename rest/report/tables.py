@@ -42,6 +42,7 @@ class Column:
 
 COLUMNS = (
     Column("reward (samples)", "reward", "reward_mean", 3, "reward_ci95"),
+    Column("first reward (samples)", "first\nreward", "first_reward_mean", 3, "first_reward_ci95"),
     Column("reward (greedy)", "greedy", "reward_greedy_mean", 3),
     Column("gold", "gold", "gold_mean", 3, "gold_ci95"),
     Column("BLEU", "BLEU", "bleu", 1, "bleu_ci95"),
@@ -53,6 +54,7 @@ COLUMNS = (
     Column("samples drawn", "samples\ndrawn", "samples_drawn", 0),
     Column("wall s", "wall s", "wall_s", 0),
 )
+REWARDS = ("reward_mean", "first_reward_mean")  # what training saw; all else is evidence beside it
 DECODING_COLUMNS = (
     Column("reward, greedy", "greedy", "reward_greedy_mean", 3, "reward_greedy_ci95"),
     Column("gold, greedy", "gold", "gold_greedy_mean", 3, "gold_greedy_ci95"),
@@ -233,7 +235,9 @@ def verdict(rows: list[Row], split: str = "test") -> list[str]:
             if words := _relation(last, row, column):
                 clauses.setdefault(words, []).append(f"{label(row)} ({_written(row, column)})")
         if clauses:
-            name = {"reward_mean": "Reward", "gold_mean": "Gold quality"}.get(column.key, column.title)
+            name = {"reward_mean": "Reward", "first_reward_mean": "First reward", "gold_mean": "Gold quality"}.get(
+                column.key, column.title
+            )
             relations = " and ".join(f"{words} {' and '.join(names)}" for words, names in clauses.items())
             sentences.append(f"{name} on {split}: {label(last)} at {_written(last, column)} {relations}.")
     if not sentences:
@@ -259,7 +263,7 @@ def _relation(last: Row, baseline: Row, column: Column) -> str | None:
 
 def _cautions(rows: list[Row], last: Row, baselines: list[Row], compared: list[Column]) -> list[str]:
     """What a reader must know before believing the sentences above."""
-    reward, held_out = COLUMNS[0], [column for column in compared if column.key != "reward_mean"]
+    reward, held_out = COLUMNS[0], [column for column in compared if column.key not in REWARDS]
     cautions = []
     for row in baselines:
         fell = [column.title for column in held_out if compare(last, row, column) == "below"]

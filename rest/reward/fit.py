@@ -1,9 +1,9 @@
-"""Training a learned reward: hypotheses are rated, and the network is fitted to the ratings."""
+"""Training a learned reward: hypotheses are rated, and the network is fitted to the ratings; later, to more of them."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -20,10 +20,12 @@ from rest.journal import say
 from rest.learning.train import Schedule, TrainSettings, train
 from rest.policy.policy import Policy
 from rest.policy.sampler import SamplingSettings, sample
+from rest.reward.attacks import attack
 from rest.reward.calibration import Span
 from rest.reward.guards import Guards
 from rest.reward.learned import LearnedReward, RatingLoss, RewardObjective
-from rest.reward.reward import Calibration
+from rest.reward.rated import Rated, negatives
+from rest.reward.reward import Calibration, RewardFunction
 from rest.stage import seed_for
 
 Gold = Callable[[list[str], list[str]], np.ndarray]
@@ -75,6 +77,12 @@ class RewardSettings:
     """What maps scores to [0, 1], fitted on the held-out ratings: Span, Affine or Isotonic."""
     guards: Guards | None = None
     """The reward of what they flag is 0."""
+    negatives: float = 0.0
+    """Share of the training rows that are translations spoilt on purpose, with the ratings they deserve; 0: none."""
+    attacked: int = 300
+    """After training, spoil the best rated translation of so many held-out sources at most; 0: none."""
+    attack_warning: float = 0.2
+    """Warn of an attack that raises the score of more than this share of the translations."""
     batch: BatchSettings = field(default_factory=lambda: BatchSettings(4096))
     train: TrainSettings = field(
         default_factory=lambda: TrainSettings(
@@ -87,29 +95,61 @@ class RewardSettings:
             raise UserError("reward: name either a rater, who rates samples, or files of ratings")
         if self.heads < 1 or self.caution < 0:
             raise UserError(f"reward: heads {self.heads} must be at least 1, and caution {self.caution} not below 0")
+        if not 0 <= self.negatives < 1:
+            raise UserError(f"reward: negatives must be a share from 0 to below 1, not {self.negatives}")
+        if self.attacked < 0 or not 0 <= self.attack_warning <= 1:
+            raise UserError(
+                f"reward: attacked {self.attacked} must not be below 0, and attack_warning {self.attack_warning} "
+                "must be a share from 0 to 1"
+            )
 
 
 @dataclass(frozen=True)
-class Rated:
-    """n rated hypotheses."""
+class Refresh:
+    """Between Grow steps, ratings of the latest policy are added to those before, and the reward is fitted anew.
 
-    sources: list[str]
-    hypotheses: list[str]
-    ratings: np.ndarray  # float32 [n]
-    groups: np.ndarray  # int64 [n], the id of the source
-    held_out: np.ndarray | None = None  # bool [n], what decides when to stop; None: `fit` holds out some sources
+    Gulcehre et al. 2023 name it as a cure of a reward that is exploited, and did not try it.
+    """
+
+    sources: int = 0
+    """How many of the sources set aside for ratings, drawn anew for each Grow step; 0: all."""
+    samples_per_source: int = 2
+    """Samples of the latest policy that are rated."""
+    temperature: float = 0.8
+    """Of these samples; Grow's, since it is Grow's samples that the reward is asked about."""
+    rater: Any = None  # a Rater
+    """Rates the new samples; none: the rater of the reward does."""
+    ratings: tuple[Any, ...] = ()  # each a tuple of files
+    """Where the reward is learned from files: those that are added before Grow 2, before Grow 3, and so on."""
+
+    def __post_init__(self) -> None:
+        if self.sources < 0 or self.samples_per_source < 1 or self.temperature <= 0:
+            raise UserError(
+                f"refresh: sources {self.sources} must not be below 0, samples_per_source {self.samples_per_source} "
+                f"at least 1 and temperature {self.temperature} above 0"
+            )
 
 
-def human_ratings(settings: RewardSettings) -> Rated:
-    """The train and dev documents of the rating files."""
-    parts = split(mix([file.load() for file in settings.ratings]), settings.split)
+def human_ratings(settings: RewardSettings, added: tuple[Any, ...] = ()) -> Rated:
+    """The train and dev documents of the rating files, with the files that each refreshing added."""
+    loaded = [[file.load() for file in files] for files in (settings.ratings, *added)]
+    parts = split(mix([ratings for files in loaded for ratings in files]), settings.split)
     rows = [parts.train, parts.dev]
+    sources = [x for part in rows for x in part.sources]
+    hypotheses = [y for part in rows for y in part.hypotheses]
+    step = {
+        pair: g
+        for g in range(len(loaded), 0, -1)  # the first that had a pair counts
+        for ratings in loaded[g - 1]
+        for pair in zip(ratings.sources, ratings.hypotheses, strict=True)
+    }
     return Rated(
-        [x for part in rows for x in part.sources],
-        [y for part in rows for y in part.hypotheses],
+        sources,
+        hypotheses,
         np.concatenate([part.scores for part in rows]).astype(np.float32),
         np.concatenate([part.groups for part in rows]),
         np.repeat([False, True], [len(part) for part in rows]),
+        np.asarray([step[pair] for pair in zip(sources, hypotheses, strict=True)], np.int64) if added else None,
     )
 
 
@@ -138,6 +178,31 @@ def rate(
     return Rated(sources, hypotheses, np.asarray(ratings, np.float32), groups)
 
 
+def rate_again(
+    policy: Policy,
+    text: Split,
+    gold: Gold | None,
+    settings: RewardSettings,
+    refresh: Refresh,
+    sampling: SamplingSettings,
+    *,
+    g: int,
+    seed: int,
+) -> Rated:
+    """Ratings of samples of the latest policy, as they come before Grow step g."""
+    rng = np.random.default_rng(seed_for(seed, "refresh sources", g))
+    chosen = np.sort(rng.permutation(len(text))[: refresh.sources or len(text)])
+    asked = dataclasses.replace(
+        settings,
+        rater=settings.rater if refresh.rater is None else refresh.rater,
+        samples_per_source=refresh.samples_per_source,
+        temperature=refresh.temperature,
+        rate_references=False,
+    )
+    rated = rate(policy, text.take(chosen), gold, asked, sampling, seed_for(seed, "refresh", g))
+    return dataclasses.replace(rated, grow=np.full(len(rated.ratings), g))
+
+
 @dataclass(frozen=True)
 class Fitted:
     """A reward network, its calibration, and how well it agrees with what it did not see in training."""
@@ -155,10 +220,12 @@ def fit(
     folder: Path,
     seed: int,
     gold: Gold | None = None,
+    before: Mapping[str, RewardFunction] | None = None,
 ) -> Fitted:
     """Learn the ratings, stopping at the best agreement with those of sources held out.
 
-    The calibration is fitted to these too. `gold` is only looked at to report the agreement with it.
+    The calibration is fitted to these too. `gold` is only looked at to report the agreement with it. `before` are
+    rewards that were fitted to fewer ratings: all are compared on the held-out ratings that came last.
     """
     _check_ratings(rated)
     sources, group = np.unique(rated.groups, return_inverse=True)
@@ -168,6 +235,11 @@ def fit(
         dev = np.isin(group, held[: max(2, round(settings.dev_share * len(sources)))])
     if dev.all():
         raise UserError(f"reward.sources: {len(sources)} rated sources are too few to hold some out")
+    of_people = len(dev)
+    if settings.negatives:
+        rated += negatives(rated, np.flatnonzero(~dev), settings.negatives, seed_for(seed, "negatives"))
+        group = np.searchsorted(sources, rated.groups)
+        dev = np.concatenate([dev, np.zeros(len(rated.ratings) - of_people, bool)])
     reward = LearnedReward.new(policy, settings.batch, settings.heads)
     reward = dataclasses.replace(reward, caution=settings.caution)
     all_examples = reward.examples(rated.sources, rated.hypotheses)
@@ -212,23 +284,65 @@ def fit(
     predicted = reward.joined(reward.predict(reward.parameters, held_out))
     calibration = settings.calibration.fit(predicted, ratings)
     report = {
-        "rated": len(rated.ratings),
+        "rated": of_people,
         "held_out": int(dev.sum()),
         "pearson_ratings": correlation(predicted, ratings),
-        "spearman_ratings": correlation(stats.rankdata(predicted), stats.rankdata(ratings)),
+        "spearman_ratings": rank_correlation(predicted, ratings),
         "ranked_right": ranked_right(predicted, ratings, group[dev]),
         "range": list(calibration.ends),
         "steps": trained.steps,
         "best_step": trained.best_step,
         "stopped": trained.stopped,
     }
+    rows = np.flatnonzero(dev)
+    if settings.negatives:
+        report["negatives"] = len(dev) - of_people
     if gold is not None:
-        rows = np.flatnonzero(dev)
         exact = gold([rated.sources[r] for r in rows], [rated.hypotheses[r] for r in rows])
         report["pearson_gold"] = correlation(predicted, exact)
+        report["spearman_gold"] = rank_correlation(predicted, exact)
         report["rater_pearson_gold"] = correlation(ratings, exact)
     say("reward: " + ", ".join(f"{k} {v}" for k, v in report.items()))
+    if before:
+        fresh = rows[rated.steps[rows] == rated.steps.max()]
+        report["fresh"] = _compared({**before, "newest": reward}, rated, fresh, gold)
+    if settings.attacked:
+        report |= _attacked(reward, rated, rated.best(rows)[: settings.attacked], settings, seed)
     return Fitted(reward, calibration, report)
+
+
+def _compared(
+    rewards: Mapping[str, RewardFunction], rated: Rated, rows: np.ndarray, gold: Gold | None
+) -> dict[str, Any]:
+    """Agreement of several rewards with the same ratings, and with gold where it is known."""
+    sources, hypotheses = [rated.sources[r] for r in rows], [rated.hypotheses[r] for r in rows]
+    exact = None if gold is None else gold(sources, hypotheses)
+    found: dict[str, Any] = {"held_out": len(rows)}
+    for name, reward in rewards.items():
+        scores = reward(sources, hypotheses, None)
+        found[name] = {"spearman_ratings": rank_correlation(scores, rated.ratings[rows])}
+        if exact is not None:
+            found[name]["spearman_gold"] = rank_correlation(scores, exact)
+        say(f"reward: {name} on {len(rows)} new ratings: " + ", ".join(f"{k} {v:.3f}" for k, v in found[name].items()))
+    return found
+
+
+def _attacked(
+    reward: RewardFunction, rated: Rated, rows: np.ndarray, settings: RewardSettings, seed: int
+) -> dict[str, Any]:
+    """How often spoilt translations score above those of the rows, and which of the attacks to be warned of."""
+    if len(rows) < 2:
+        return {}
+    texts = [rated.sources[r] for r in rows], [rated.hypotheses[r] for r in rows]
+    results = attack(reward, *texts, seed_for(seed, "attacks"), shown=1)
+    warnings = [
+        f"{r.attack}: scores above the honest translation in {r.higher:.0%} of {r.cases} cases"
+        for r in results
+        if r.higher > settings.attack_warning
+    ]
+    for line in warnings:
+        say(f"reward: warning: {line}")
+    return {"attacks": [r.record() for r in results], "attack_warnings": warnings}
 
 
 def _check_ratings(rated: Rated) -> None:
@@ -260,3 +374,8 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return 0.0
     return float(stats.pearsonr(a.astype(np.float64), b.astype(np.float64)).statistic)
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's rho, ties at their mean rank; 0 where one side does not vary."""
+    return correlation(stats.rankdata(a), stats.rankdata(b))

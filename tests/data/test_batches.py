@@ -14,6 +14,7 @@ from rest.data.batches import (
     Examples,
     evaluation_batches,
     fitting,
+    gather_tokens,
     pad,
     padded_batches,
     plan_rows,
@@ -240,3 +241,16 @@ def test_padded_batches_hold_every_row_once_in_few_shapes(devices):
     assert sorted(seen) == list(range(60))
     assert shapes <= {16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768}
     assert list(padded_batches([], 1024, pad_id=3)) == []
+
+
+@given(LENGTHS)
+def test_numbers_of_tokens_are_packed_with_their_pairs_and_found_again(lengths):
+    pairs = made(lengths)
+    of_tokens = [y.astype(np.float32) + 0.25 for y in pairs.targets]
+    examples = Examples(pairs.sources, pairs.targets, token_columns={"number": of_tokens})
+    batches = evaluation_batches(examples, settings(), pad_id=PAD)
+    for batch in batches:
+        real = batch.target_segments > 0
+        np.testing.assert_array_equal(batch.token_columns["number"], np.where(real, batch.target + 0.25, 0))
+    found = gather_tokens([(batch, batch.token_columns["number"]) for batch in batches], len(examples))
+    assert [y.tolist() for y in found] == [y.tolist() for y in of_tokens]

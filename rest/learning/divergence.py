@@ -1,0 +1,116 @@
+"""How far a policy is from an anchor: estimators of the KL divergence, and what its weight does over time.
+
+Of a token drawn from π, d = log π - log π_anchor (nats) is known; the estimators are functions of it (Schulman 2020,
+"Approximating KL divergence"). Their means are compared in the tests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from rest.errors import UserError
+
+
+@runtime_checkable
+class Estimator(Protocol):
+    """The divergence at one token, from d = log π - log π_anchor."""
+
+    def __call__(self, d: Float[Array, "*B"]) -> Float[Array, "*B"]: ...
+
+
+def _clip(x: Array, limit: float) -> Array:
+    return jnp.clip(x, -limit, limit) if limit else x
+
+
+@dataclass(frozen=True)
+class K1:
+    """d: unbiased, and of either sign. As a loss it has no gradient on average; as a reward it is right."""
+
+    clip: float = 0.0
+    """Estimates are held within ± this; 0: not."""
+
+    def __call__(self, d: Float[Array, "*B"]) -> Float[Array, "*B"]:
+        return _clip(d, self.clip)
+
+
+@dataclass(frozen=True)
+class K2:
+    """d²/2: biased, and its gradient is that of the divergence."""
+
+    clip: float = 0.0
+    """Estimates are held within ± this; 0: not."""
+
+    def __call__(self, d: Float[Array, "*B"]) -> Float[Array, "*B"]:
+        return _clip(0.5 * jnp.square(d), self.clip)
+
+
+@dataclass(frozen=True)
+class K3:
+    """e⁻ᵈ - 1 + d: unbiased, never negative, and of less variance than d where the two are close."""
+
+    clip: float = 0.0
+    """Estimates are held within ± this; 0: not."""
+
+    def __call__(self, d: Float[Array, "*B"]) -> Float[Array, "*B"]:
+        d = _clip(d, 2 * self.clip)  # or e⁻ᵈ overflows before the estimate is clipped
+        return _clip(jnp.expm1(-d) + d, self.clip)
+
+
+def exact(log_probs: Float[Array, "*B V"], anchor_log_probs: Float[Array, "*B V"]) -> Float[Array, "*B"]:
+    """KL(π ‖ π_anchor) = Σ π (log π - log π_anchor) over the vocabulary; a token that π never draws adds 0."""
+    p = jnp.exp(log_probs)
+    return jnp.where(p > 0, p * jnp.where(p > 0, log_probs - anchor_log_probs, 0.0), 0.0).sum(-1)
+
+
+@runtime_checkable
+class Coefficient(Protocol):
+    """The weight of the divergence, from one rollout to the next."""
+
+    @property
+    def start(self) -> float: ...
+    def after(self, coefficient: float, divergence: float, sequences: int) -> float: ...
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """The same weight throughout."""
+
+    weight: float = 0.05
+
+    @property
+    def start(self) -> float:
+        return self.weight
+
+    def after(self, coefficient: float, divergence: float, sequences: int) -> float:
+        """The weight after a rollout."""
+        return coefficient
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """A weight that steers the divergence to a target (Ziegler et al. 2019, §2.2)."""
+
+    initial: float = 0.2
+    target: float = 6.0
+    """Nats a sequence."""
+    horizon: int = 10_000
+    """Sequences in which the weight changes by a factor of e at a constant error of 1 (errors are cut at 0.2)."""
+
+    def __post_init__(self) -> None:
+        if not (self.initial > 0 and self.target > 0 and self.horizon > 0):
+            raise UserError(
+                f"coefficient: initial {self.initial}, target {self.target} and horizon {self.horizon} must be above 0"
+            )
+
+    @property
+    def start(self) -> float:
+        return self.initial
+
+    def after(self, coefficient: float, divergence: float, sequences: int) -> float:
+        """The weight after a rollout of so many sequences, whose divergence had this mean, summed over tokens."""
+        error = min(max(divergence / self.target - 1.0, -0.2), 0.2)
+        return coefficient * (1.0 + error * sequences / self.horizon)

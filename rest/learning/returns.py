@@ -1,0 +1,126 @@
+"""From rewards to what a policy learns from: returns, advantages of tokens and of sequences, whitening.
+
+Rows are sequences of T tokens, padded on the right; `mask` is True on real tokens. What is masked is 0 in every
+result, and nothing follows the last real token: its next value is 0.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+Variance = Literal["bessel", "population"]
+"""The variance of n numbers is their sum of squares about the mean divided by n - 1, or by n."""
+
+
+class Estimate(NamedTuple):
+    """What each token turned out to be worth."""
+
+    advantages: Float[Array, "B T"]  # beyond what the value function expected
+    returns: Float[Array, "B T"]  # what the value function should have said
+
+
+def gae(
+    rewards: Float[Array, "B T"],
+    values: Float[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    discount: float,
+    decay: float,
+) -> Estimate:
+    """Generalized advantage estimation (Schulman et al. 2016, eq. 16), with γ = `discount` and λ = `decay`.
+
+    Aₜ = δₜ + γλ Aₜ₊₁ where δₜ = rₜ + γ Vₜ₊₁ - Vₜ; returns are Aₜ + Vₜ, before any whitening of A.
+    """
+    rewards, values = jnp.where(mask, rewards, 0.0), jnp.where(mask, values, 0.0)
+    surprises = jnp.where(mask, rewards + discount * _later(values, 1) - values, 0.0)
+
+    def back(advantage: Array, surprise: Array) -> tuple[Array, Array]:
+        advantage = surprise + discount * decay * advantage
+        return advantage, advantage
+
+    _, advantages = jax.lax.scan(back, jnp.zeros_like(rewards[:, 0]), surprises.T, reverse=True)
+    return Estimate(advantages.T, advantages.T + values)
+
+
+def n_step(
+    rewards: Float[Array, "B T"], values: Float[Array, "B T"], mask: Bool[Array, "B T"], discount: float, steps: int
+) -> Float[Array, "B T"]:
+    """The next `steps` rewards and the value after them: Σ_{k<n} γᵏ rₜ₊ₖ + γⁿ Vₜ₊ₙ (Sutton & Barto 2018, eq. 7.1)."""
+    rewards, values = jnp.where(mask, rewards, 0.0), jnp.where(mask, values, 0.0)
+    total = discount**steps * _later(values, steps)
+    for k in range(min(steps, rewards.shape[1])):
+        total = total + discount**k * _later(rewards, k)
+    return jnp.where(mask, total, 0.0)
+
+
+def v_trace(
+    rewards: Float[Array, "B T"],
+    values: Float[Array, "B T"],
+    log_ratios: Float[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    discount: float,
+    steps: int,
+    clip_rho: float = 1.0,
+    clip_c: float = 1.0,
+) -> Estimate:
+    """Returns of a policy from tokens that another one drew (Espeholt et al. 2018, eq. 1).
+
+    `log_ratios` are log π(token) - log μ(token), nats, μ the law sampled from. With ratios of 1 the returns are those
+    of `n_step`. The advantages are those of the policy gradient there: ρₜ (rₜ + γ vₜ₊₁ - Vₜ).
+    """
+    rewards, values = jnp.where(mask, rewards, 0.0), jnp.where(mask, values, 0.0)
+    ratios = jnp.exp(jnp.where(mask, log_ratios, 0.0))
+    rho, c = jnp.minimum(ratios, clip_rho), jnp.minimum(ratios, clip_c)
+    surprises = jnp.where(mask, rho * (rewards + discount * _later(values, 1) - values), 0.0)
+    returns, weight = values, jnp.ones_like(values)
+    for k in range(min(steps, rewards.shape[1])):
+        returns = returns + weight * _later(surprises, k)
+        weight = discount * weight * _later(c, k)
+    returns = jnp.where(mask, returns, 0.0)
+    advantages = rho * (rewards + discount * _later(returns, 1) - values)
+    return Estimate(jnp.where(mask, advantages, 0.0), returns)
+
+
+def leave_one_out(rewards: Float[Array, "B N"]) -> Float[Array, "B N"]:
+    """A sample's reward less the mean of its source's other samples (RLOO: Ahmadian et al. 2024, §3.3)."""
+    n = rewards.shape[1]
+    if n < 2:
+        raise ValueError("leave-one-out needs two samples a source")
+    return (rewards - rewards.mean(1, keepdims=True)) * (n / (n - 1))
+
+
+def group_advantages(rewards: Float[Array, "B N"], epsilon: float = 1e-6) -> Float[Array, "B N"]:
+    """A sample's reward standardised among its source's (GRPO: Shao et al. 2024, §4.1.2), with n - 1 as divisor.
+
+    A source whose samples have all the same reward gives 0.
+    """
+    if rewards.shape[1] < 2:
+        raise ValueError("a group needs two samples a source")
+    standard = (rewards - rewards.mean(1, keepdims=True)) / (rewards.std(1, ddof=1, keepdims=True) + epsilon)
+    return jnp.where(rewards.max(1, keepdims=True) > rewards.min(1, keepdims=True), standard, 0.0)
+
+
+def whiten(
+    x: Float[Array, "*B"],
+    mask: Bool[Array, "*B"],
+    variance: Variance = "bessel",
+    *,
+    shift_mean: bool = True,
+    epsilon: float = 1e-8,
+) -> Float[Array, "*B"]:
+    """Standard deviation 1 over what is unmasked, and mean 0 unless the mean is kept (`shift_mean` off)."""
+    count = mask.sum()
+    mean = jnp.where(mask, x, 0.0).sum() / jnp.maximum(count, 1)
+    centred = jnp.where(mask, x - mean, 0.0)
+    divisor = jnp.maximum(count - (variance == "bessel"), 1)
+    white = centred * jax.lax.rsqrt(jnp.square(centred).sum() / divisor + epsilon)
+    return white if shift_mean else jnp.where(mask, white + mean, 0.0)
+
+
+def _later(x: Float[Array, "B T"], steps: int) -> Float[Array, "B T"]:
+    """Each token's entry `steps` tokens later; 0 past the end."""
+    width = x.shape[1]
+    return jnp.pad(x, ((0, 0), (0, min(steps, width))))[:, min(steps, width) :]

@@ -1,0 +1,99 @@
+"""PPO's losses (Schulman et al. 2017): of the policy with a clipped ratio, and of the value with a clipped step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from rest.errors import UserError
+from rest.learning.losses import Loss
+
+
+@dataclass(frozen=True)
+class ClippedSurrogate:
+    """-min(r A, clip(r, 1 - ε, 1 + ε) A) a token, with r = π / π_old and A the advantage (eq. 7)."""
+
+    clip: float = 0.2
+    """ε."""
+    dual_clip: float = 0.0
+    """Where A < 0 the loss is at most this times -A (Ye et al. 2020, eq. 5); above 1, or 0: no such limit."""
+    entropy_bonus: float = 0.0
+    """Weight of the entropy of the next token, nats."""
+    average: Literal["tokens", "sequences"] = "tokens"
+    """Every token counts alike, or every sequence: the mean of its tokens, then of sequences."""
+
+    def __post_init__(self) -> None:
+        if not self.clip > 0 or (self.dual_clip and self.dual_clip <= 1):
+            raise UserError(f"surrogate: clip {self.clip} must be above 0, and dual_clip {self.dual_clip} 0 or above 1")
+
+    def __call__(
+        self,
+        log_probs: Float[Array, "B T"],
+        old_log_probs: Float[Array, "B T"],
+        advantages: Float[Array, "B T"],
+        entropies: Float[Array, "B T"],
+        segments: Int[Array, "B T"],
+        sequences: Bool[Array, "B Q"],
+    ) -> Loss:
+        """Both log-probabilities are of the same law. Divided by tokens or by sequences, as `average` says.
+
+        `segments` are 1.. for the sequences of a row and 0 for padding; `sequences` says which of them exist.
+        """
+        mask = segments > 0
+        log_ratios = jnp.where(mask, log_probs - old_log_probs, 0.0)
+        ratios = jnp.exp(log_ratios)
+        free, held = -advantages * ratios, -advantages * jnp.clip(ratios, 1 - self.clip, 1 + self.clip)
+        losses = jnp.maximum(free, held)
+        if self.dual_clip:
+            losses = jnp.where(advantages < 0, jnp.minimum(losses, -advantages * self.dual_clip), losses)
+        weights, weight = _weights(segments, sequences, self.average)
+        metrics = {
+            "policy_loss": losses,
+            "clip_fraction": (held > free).astype(jnp.float32),
+            "approx_kl": jnp.expm1(log_ratios) - log_ratios,  # K3 of π_old from π
+            "entropy": entropies,
+            "ratio": ratios,
+        }
+        total = jnp.where(mask, weights * (losses - self.entropy_bonus * entropies), 0.0).sum()
+        return Loss(
+            total, weight, {name: jnp.where(mask, weights * value, 0.0).sum() for name, value in metrics.items()}
+        )
+
+
+def _weights(
+    segments: Int[Array, "B T"], sequences: Bool[Array, "B Q"], average: str
+) -> tuple[Float[Array, "B T"], Float[Array, ""]]:
+    """What each token counts, and the sum of it: 1 a token, or 1 a sequence."""
+    if average == "tokens":
+        return jnp.ones(segments.shape, jnp.float32), (segments > 0).sum().astype(jnp.float32)
+    own = (segments[:, :, None] == jnp.arange(1, sequences.shape[1] + 1)[None, None]).astype(jnp.float32)
+    lengths = own.sum(1, keepdims=True)  # [B, 1, Q]
+    return (own / jnp.maximum(lengths, 1.0)).sum(-1), sequences.sum().astype(jnp.float32)
+
+
+@dataclass(frozen=True)
+class ClippedValue:
+    """½ max((V - R)², (V_old + clip(V - V_old, ± ε) - R)²) a token, divided by tokens."""
+
+    clip: float = 0.2
+    """How far a value may move from the old one before its gradient ends; 0: as far as it likes."""
+
+    def __call__(
+        self,
+        values: Float[Array, "B T"],
+        old_values: Float[Array, "B T"],
+        returns: Float[Array, "B T"],
+        mask: Bool[Array, "B T"],
+    ) -> Loss:
+        free = jnp.square(values - returns)
+        moved = old_values + jnp.clip(values - old_values, -self.clip, self.clip) if self.clip else values
+        held = jnp.square(moved - returns)
+        total = jnp.where(mask, 0.5 * jnp.maximum(free, held), 0.0).sum()
+        metrics = {
+            "clip_fraction": jnp.where(mask, held > free, False).sum().astype(jnp.float32),
+            "squared_error": jnp.where(mask, free, 0.0).sum(),
+        }
+        return Loss(total, mask.sum().astype(jnp.float32), metrics)

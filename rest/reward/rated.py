@@ -1,0 +1,88 @@
+"""Rated hypotheses as a reward is learned from them, and spoilt ones to mix with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rest.errors import UserError
+from rest.reward.attacks import WORST, synthetic_negatives
+from rest.stage import seed_for
+
+
+@dataclass(frozen=True)
+class Rated:
+    """n rated hypotheses."""
+
+    sources: list[str]
+    hypotheses: list[str]
+    ratings: np.ndarray  # float32 [n]
+    groups: np.ndarray  # int64 [n], the id of the source
+    held_out: np.ndarray | None = None  # bool [n], what decides when to stop; None: `fit` holds out some sources
+    grow: np.ndarray | None = None  # int64 [n], the Grow step before which a rating came; None: all before the first
+
+    @property
+    def steps(self) -> np.ndarray:
+        """Int64 [n]: `grow`, 1 where nothing else is known."""
+        return np.ones(len(self.ratings), np.int64) if self.grow is None else self.grow
+
+    def __add__(self, other: Rated) -> Rated:
+        """Both, this one first."""
+        held_out = None
+        if self.held_out is not None and other.held_out is not None:
+            held_out = np.concatenate([self.held_out, other.held_out])
+        return Rated(
+            self.sources + other.sources,
+            self.hypotheses + other.hypotheses,
+            np.concatenate([self.ratings, other.ratings]),
+            np.concatenate([self.groups, other.groups]),
+            held_out,
+            np.concatenate([self.steps, other.steps]),
+        )
+
+    def best(self, rows: np.ndarray) -> np.ndarray:
+        """Of the rows (int [k]) the best rated one of each source text, the first if equal; ascending."""
+        best: dict[str, int] = {}
+        for row in rows[np.argsort(-self.ratings[rows], kind="stable")].tolist():
+            best.setdefault(self.sources[row], row)
+        return np.sort(np.fromiter(best.values(), np.int64))
+
+    def save(self, path: Path) -> None:
+        """Write a Parquet file that anything opens."""
+        columns = {"source": self.sources, "hypothesis": self.hypotheses, "rating": self.ratings}
+        numbers = {"source_id": self.groups, "grow": self.steps}
+        pq.write_table(pa.table({**columns, **numbers}), path, compression="zstd")
+
+    @classmethod
+    def load(cls, path: Path) -> Rated:
+        """Read what `save` wrote."""
+        try:
+            table = pq.read_table(path)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise UserError(f"{path}: not the ratings of a reward: {error}") from error
+        texts = table["source"].to_pylist(), table["hypothesis"].to_pylist()
+        rating, group, grow = (table[name].to_numpy() for name in ("rating", "source_id", "grow"))
+        return cls(*texts, rating, group, None, grow)
+
+
+def negatives(rated: Rated, rows: np.ndarray, share: float, seed: int) -> Rated:
+    """Spoilt translations that are this share of the rows (int [k]) and themselves together, where there are enough.
+
+    What is spoilt is the best rated hypothesis of each source. It gets the lowest rating where it is no translation
+    any more, and loses a part of what was above that where less is wrong: penalty / 25 of it. MetricX-24 (Juraska et
+    al. 2024, arXiv 2410.03983) has such rows with fixed scores.
+    """
+    honest = rated.best(rows).tolist()
+    found = synthetic_negatives([rated.sources[r] for r in honest], [rated.hypotheses[r] for r in honest], seed)
+    wanted = round(share / (1 - share) * len(rows))
+    found = found.take(np.random.default_rng(seed_for(seed, "chosen negatives")).permutation(len(found))[:wanted])
+    of_source = {rated.sources[r]: r for r in honest}
+    spoilt = [of_source[source] for source in found.sources]
+    low, kept = rated.ratings[rows].min(), 1 + found.scores / WORST
+    ratings = (low + (rated.ratings[spoilt] - low) * kept).astype(np.float32)
+    held_out = None if rated.held_out is None else np.zeros(len(spoilt), bool)
+    return Rated(found.sources, found.hypotheses, ratings, rated.groups[spoilt], held_out, rated.steps[spoilt])

@@ -1,0 +1,117 @@
+"""Columns that losses read: right, in their places in the batch, and computed once."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rest.columns import Judges, Timed, baselines, columns_of, learn_value, load_value, save_value, whole
+from rest.data.batches import Examples, evaluation_batches, training_batches
+from rest.learning.train import Schedule, TrainSettings
+from rest.learning.value import Value
+from rest.policy.policy import sequence_log_probs, token_log_probs
+
+ALL = ("reward", "advantage", "group", "progress", "anchor_log_probs", "bc_log_probs", "value")
+
+
+@pytest.fixture(scope="module")
+def judges(policy):
+    return Judges(policy, Value.start(policy))
+
+
+@pytest.fixture(scope="module")
+def examples(scored, lively, batch, judges, tmp_path_factory):
+    """All rows, with `lively` as the anchor and the untrained policy as BC."""
+    return columns_of(scored, np.ones(30, bool), ALL, lively, judges, batch, tmp_path_factory.mktemp("kept"))
+
+
+def test_token_log_probs_sum_to_those_of_sequences(examples, lively, batch):
+    found = token_log_probs(lively, examples, batch)
+    assert [len(values) for values in found] == [len(ids) for ids in examples.targets]
+    wanted = sequence_log_probs(lively, examples, batch)
+    np.testing.assert_allclose([values.sum() for values in found], wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_columns_are_those_of_the_networks(examples, scored, lively, policy, batch):
+    stored = scored.columns(["reward", "source_id", "is_reference"])
+    np.testing.assert_array_equal(examples.columns["reward"], stored["reward"])
+    np.testing.assert_array_equal(examples.columns["group"], stored["source_id"])
+    np.testing.assert_array_equal(examples.groups, stored["source_id"])
+    assert not examples.columns["progress"].any()
+    for name, network in (("anchor_log_probs", lively), ("bc_log_probs", policy)):
+        for found, wanted in zip(examples.token_columns[name], token_log_probs(network, examples, batch), strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    # the sampler's own numbers, stored while the samples were drawn, are the anchor's
+    drawn = [row for table in scored.batches(["log_probs"]) for row in table["log_probs"].to_pylist()]
+    for found, wanted in zip(examples.token_columns["anchor_log_probs"], drawn, strict=True):
+        if wanted is not None:
+            np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
+    assert all(not values.any() for values in examples.token_columns["value"])  # a value starts at 0
+
+
+def test_sidecars_are_made_once_and_lie_beside_the_rows(examples, scored, lively, policy, judges, batch, tmp_path):
+    names = {f"log_probs_{lively.identity[:16]}", f"log_probs_{policy.identity[:16]}"}
+    assert {*names, f"value_{judges.value.identity[:16]}"} <= set(scored.column_names)
+    before = {path: path.stat().st_mtime_ns for path in scored.folder.rglob("*.parquet")}
+    mask = np.arange(30) % 3 == 1
+    again = columns_of(scored, mask, ALL, lively, judges, batch, tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in scored.folder.rglob("*.parquet")} == before
+    kept = [values for values, keep in zip(examples.token_columns["bc_log_probs"], mask, strict=True) if keep]
+    for found, wanted in zip(again.token_columns["bc_log_probs"], kept, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_numbers_of_tokens_stand_at_their_tokens_in_packed_batches(examples, batch, lively):
+    for part in evaluation_batches(examples, batch, pad_id=lively.tokenizer.pad_id):
+        for row, slot in zip(*np.nonzero(part.sequence_ids >= 0), strict=True):
+            own = part.target_segments[row] == slot + 1
+            wanted = examples.token_columns["anchor_log_probs"][part.sequence_ids[row, slot]]
+            np.testing.assert_array_equal(part.token_columns["anchor_log_probs"][row][own], wanted)
+
+
+def test_a_loss_that_needs_a_network_is_not_given_zeros_instead(scored, lively, batch, tmp_path):
+    with pytest.raises(ValueError, match=r"no network was given for .*value"):
+        columns_of(scored, np.ones(30, bool), ("value",), lively, Judges(), batch, tmp_path)
+
+
+def test_the_baseline_is_the_mean_of_the_samples_of_the_source():
+    source = np.array([4, 4, 4, 9, 7, 7])
+    reward = np.array([0.2, 0.6, 1.0, 0.5, 0.1, 0.3], np.float32)
+    human = np.array([False, False, True, True, False, False])
+    # the human pair of 9 has no samples beside it: the mean of all, (0.2 + 0.6 + 0.1 + 0.3) / 4
+    np.testing.assert_allclose(baselines(source, reward, human), [0.4, 0.4, 0.4, 0.3, 0.2, 0.2], rtol=1e-6)
+
+
+def test_groups_that_outgrow_a_row_are_found(batch):
+    narrow = replace(batch, source_tokens=6, target_tokens=6)
+    examples = Examples([[1, 2]] * 5, [[1] * 4, [1] * 3, [1] * 3, [1] * 3, [1]], groups=np.array([8, 8, 3, 3, 1]))
+    np.testing.assert_array_equal(whole(examples, narrow), [True, True, False])  # 1, 3, 8
+
+
+def test_progress_goes_from_nothing_to_all_and_is_resumed(examples, batch):
+    def fresh():
+        return Timed(training_batches(examples, batch, pad_id=0, seed=0)[0], total=5)
+
+    timed, seen = fresh(), []
+    for _ in range(5):
+        seen.append(next(timed).columns["progress"])
+        if len(seen) == 2:
+            resumed = fresh()
+            resumed.set_state(timed.get_state())
+    assert [float(column[0, 0]) for column in seen] == [0, 0.25, 0.5, 0.75, 1]
+    np.testing.assert_array_equal(next(resumed).columns["progress"], seen[2])
+
+
+def test_a_value_is_learned_from_the_samples_and_read_back(scored, policy, batch, tmp_path):
+    settings = TrainSettings(max_steps=6, evaluate_every=3, schedule=Schedule(3e-3))
+    value, report = learn_value(policy, scored, settings, batch, folder=tmp_path / "value", seed=0)
+    stored = scored.columns(["reward", "is_reference"])
+    assert report["rows"] == 2  # the samples of one source of ten
+    assert report["gradient_steps"] == 6 and report["squared_error"] >= 0
+    save_value(tmp_path / "network", value)
+    assert load_value(tmp_path / "network", policy).identity == value.identity
+    # it starts from the mean of the samples, and not from 0: the human pairs have more words
+    samples = stored["reward"][~stored["is_reference"]]
+    every = columns_of(scored, ~stored["is_reference"], (), policy, Judges(), batch, tmp_path / "kept")
+    found = np.concatenate(value.of(every, batch, policy.tokenizer.pad_id))
+    assert abs(found.mean() - samples.mean()) < 0.1
