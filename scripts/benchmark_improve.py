@@ -36,6 +36,7 @@ from rest.data.tokenizer import SentencePieceSettings
 from rest.learning.losses import NLL
 from rest.learning.mesh import data_mesh, divide, replicate
 from rest.learning.train import Adam, update
+from rest.model.lora import Trainable
 from rest.model.transformer import TransformerSettings
 from rest.policy.policy import Policy, PolicyObjective
 
@@ -99,14 +100,15 @@ class Ours:
         self.ready[settings] = state
         self.step(state)
 
+    def arguments(self, state: list[Any], stacked: Any) -> tuple[Any, ...]:
+        objective, rate = PolicyObjective(self.policy.graph, NLL(0.1)), jnp.float32(1e-4)
+        return objective, Adam(), Trainable(), state[0], {}, state[1], stacked, rate, jax.random.key(0)
+
     def step(self, state: list[Any]) -> int:
         """One update; target tokens in it."""
         batch = next(state[2])
         stacked = divide(jax.tree.map(lambda leaf: leaf[None], batch), self.mesh, axis=1)
-        state[0], state[1], metrics = update(
-            PolicyObjective(self.policy.graph, NLL(0.1)), Adam(), state[0], state[1], stacked, jnp.float32(1e-4),
-            jax.random.key(0),
-        )  # fmt: skip
+        state[0], state[1], metrics = update(*self.arguments(state, stacked))
         float(metrics["loss"])
         return int((batch.target_segments > 0).sum())
 
@@ -123,10 +125,7 @@ class Ours:
         """What the compiled update takes besides its arguments."""
         state = self.ready[settings]
         stacked = divide(jax.tree.map(lambda leaf: leaf[None], next(state[2])), self.mesh, axis=1)
-        lowered = update.lower(
-            PolicyObjective(self.policy.graph, NLL(0.1)), Adam(), state[0], state[1], stacked, jnp.float32(1e-4),
-            jax.random.key(0),
-        )  # fmt: skip
+        lowered = update.lower(*self.arguments(state, stacked))
         return lowered.compile().memory_analysis().temp_size_in_bytes / 1e6
 
 

@@ -1,7 +1,7 @@
 """Which loss an Improve should minimise: each does three steps on the same D_1, from the same BC.
 
     python scripts/compare_losses.py experiments/synthetic_presets.py:small --out runs/losses
-    python scripts/compare_losses.py experiments/synthetic_presets.py:small --out runs/losses --seeds 0 1 2 --losses NLL GOLD
+    python scripts/compare_losses.py experiments/synthetic_presets.py:small --out runs/losses --seeds 0 1 2
 
 Reward, gold, divergence from BC and distinct samples on test after one and after three steps, beside BC and BC trained
 on D for as many steps. A cell is written to DIR/<seed>/cells as it ends, and the same command goes on from there; then

@@ -3,13 +3,19 @@
 import json
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 
-from rest.data.batches import Examples
+from rest.data.batches import Batch, Examples
 from rest.data.tokenizer import SentencePieceSettings
 from rest.errors import UserError
-from rest.policy.policy import Policy, sequence_log_probs
+from rest.learning.losses import NLL
+from rest.learning.train import Adam, update
+from rest.model.lora import Trainable
+from rest.model.transformer import Transformer, TransformerSettings
+from rest.policy.policy import Policy, PolicyObjective, sequence_log_probs
 
 
 def test_a_saved_policy_keeps_its_identity_and_its_logits(lively, tmp_path, corpus, teacher_forced):
@@ -82,3 +88,24 @@ def test_packed_pairs_score_as_they_do_one_by_one(lively, corpus, batch, teacher
     backwards = Examples(examples.sources[::-1], examples.targets[::-1])
     other = sequence_log_probs(lively, backwards, replace(batch, source_tokens=96, target_tokens=96))
     np.testing.assert_allclose(other[::-1], wanted, rtol=1e-5, atol=1e-4)
+
+
+def test_an_update_never_holds_the_logits_of_a_whole_batch():
+    rows, tokens, vocabulary = 128, 64, 8192
+    settings = TransformerSettings(width=32, heads=2, feed_forward=64, encoder_layers=1, decoder_layers=1)
+    network = nnx.eval_shape(lambda: Transformer(settings, vocabulary, pad_id=1, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(network)
+    parameters = nnx.to_pure_dict(state)
+    ids = jax.ShapeDtypeStruct((1, rows, tokens), np.int32)
+    names = ("source", "source_segments", "source_positions", "target_input", "target", "target_segments")
+    batch = Batch(
+        **dict.fromkeys((*names, "target_positions", "target_sources"), ids),
+        sequence_ids=jax.ShapeDtypeStruct((1, rows, 4), np.int32),
+        columns={},
+    )
+    optimizer = jax.eval_shape(Adam().direction().init, parameters)
+    rate, key = jax.ShapeDtypeStruct((), np.float32), jax.eval_shape(lambda: jax.random.key(0))
+    objective = PolicyObjective(graph, NLL(0.1))
+    lowered = update.lower(objective, Adam(), Trainable(), parameters, {}, optimizer, batch, rate, key)
+    used = lowered.compile().memory_analysis().temp_size_in_bytes
+    assert used < rows * tokens * vocabulary * 4
