@@ -34,10 +34,9 @@ from rest.thresholds import PerSourcePercentile
 batch = BatchSettings(batch_tokens=1024, source_tokens=80, target_tokens=64)
 sampling = SamplingSettings(temperature=0.8, max_target_tokens=48)
 
-# Text, network and BC are those of synthetic.py: its folder `bc` can be copied into a run of this one.
 biased = Experiment(
     corpus=SyntheticCorpus(
-        SyntheticLanguage(train=6000, dev=240, test=600, nouns=20, verbs=10, adjectives=8, adverbs=4)
+        SyntheticLanguage(train=6000, dev=240, test=150, nouns=20, verbs=10, adjectives=8, adverbs=4)
     ),
     tokenizer=SentencePieceSettings(vocabulary_size=512),
     model=TransformerSettings(width=128, heads=4, feed_forward=256, encoder_layers=2, decoder_layers=2, dropout=0.1),
@@ -52,31 +51,32 @@ biased = Experiment(
         )
     ),
     reward=RewardSettings(
-        rater=SimulatedRater(length_bias=0.4),
-        sources=1000,
+        rater=SimulatedRater(length_bias=0.6),
+        sources=600,
         samples_per_source=3,
         batch=batch,
         train=TrainSettings(max_steps=60, evaluate_every=30, schedule=Schedule(1e-4, 20)),
     ),
     grow_steps=3,
     grow=GrowSettings(
-        sources=300,
+        sources=200,
         samples_per_source=8,
         sampling=replace(sampling, temperature=1.0),
         human_pairs=False,
-        sources_per_shard=300,
+        sources_per_shard=200,
     ),
     improve=ImproveSettings(
-        rule=PerSourcePercentile((60.0, 85.0)),
+        rule=PerSourcePercentile((75.0,)),
         unfiltered=False,
-        train=TrainSettings(max_steps=40, evaluate_every=40, schedule=Schedule(6e-4, 10)),
+        train=TrainSettings(max_steps=40, evaluate_every=20, schedule=Schedule(6e-4, 10)),
     ),
     evaluation=EvaluationSettings(
         samples_per_source=2,
         sampling=sampling,
         beam=BeamSettings(beams=2, max_target_tokens=48),
         dev_samples_per_source=1,
-        kl_sources=100,
+        dev_sources=120,
+        kl_sources=50,
         shown=6,
     ),
 )
@@ -87,4 +87,4 @@ cautious = replace(biased, reward=replace(biased.reward, heads=5, caution=1.0))
 negatives = replace(biased, reward=replace(biased.reward, negatives=0.25))
 refreshed = replace(biased, refresh=Refresh())
 corrected = replace(biased, refresh=Refresh(samples_per_source=3, rater=SimulatedRater()))
-quick = replace(corrected, grow_steps=2, improve=replace(biased.improve, rule=PerSourcePercentile((75.0,))))
+quick = replace(corrected, grow_steps=2, grow=replace(biased.grow, sources=100))
