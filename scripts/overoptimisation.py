@@ -37,7 +37,7 @@ from matplotlib import pyplot
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "experiments" / "synthetic_overoptimisation.py"
-VARIANTS = ("biased", "fair", "guarded", "corrected", "refreshed", "cautious", "negatives")
+VARIANTS = ("biased", "guarded", "corrected", "refreshed", "cautious", "negatives", "fair")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "sacrebleu", "sentencepiece")
 
 
