@@ -29,6 +29,8 @@ from rest.policy.sampler import sample
 from rest.report.page import write_report
 from rest.report.summary import summarise
 from rest.reward.fit import RewardSettings, fit, rank_correlation, rate
+from rest.reward.learned import LearnedReward
+from rest.reward.rated import Rated
 from rest.reward.raters import SimulatedRater
 from rest.stage import describe, open_stage, read_json, seed_for, write_json
 
@@ -58,58 +60,68 @@ def run_variant(name: str, out: Path) -> None:
     write_report(folder)
 
 
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """How a reward is fitted to ratings of BC's samples."""
+
+    sources: int = 1200
+    raters: int = 1
+    noise: float = 0.25
+    steps: int = 0
+
+
+FITS = {
+    "150 rated sources": Fit(150),
+    "600 rated sources": Fit(600),
+    "1,200 rated sources": Fit(),
+    "1,200 rated sources, 5 raters": Fit(raters=5),
+    "1,200 rated sources, no noise": Fit(noise=0.0),
+    "1,200 rated sources, 150 steps": Fit(steps=150),
+    "1,200 rated sources, no noise, 150 steps": Fit(noise=0.0, steps=150),
+}
+
+
 def limits(experiment: Experiment, policy: Policy, out: Path) -> dict[str, Any]:
-    """What limits the agreement of the learned reward with gold on BC's samples of test: one fit a setting."""
+    """What limits Spearman's rho of the learned reward with gold on BC's samples of test."""
     run = Run(experiment, out)
-    corpus, sampling, seed = run.corpus, experiment.evaluation.sampling, experiment.seed
-    base = dataclasses.replace(
-        experiment.reward, rater=SimulatedRater(), sources=2000, samples_per_source=2, attacked=0
-    )
-    base = dataclasses.replace(base, train=dataclasses.replace(base.train, max_steps=0))
-    longer = dataclasses.replace(
-        base.train,
-        max_steps=200,
-        evaluate_every=100,
-        schedule=dataclasses.replace(base.train.schedule, learning_rate=3e-4),
-    )
-    settings = {
-        "250 sources": dataclasses.replace(base, sources=250),
-        "1,000 sources": dataclasses.replace(base, sources=1000),
-        "2,000 sources": base,
-        "2,000 sources, 5 raters": dataclasses.replace(base, rater=SimulatedRater(raters=5)),
-        "2,000 sources, no noise": dataclasses.replace(base, rater=SimulatedRater(noise=0.0)),
-        "2,000 sources, 200 steps": dataclasses.replace(base, train=longer),
-        "2,000 sources, no noise, 200 steps": dataclasses.replace(base, rater=SimulatedRater(noise=0.0), train=longer),
-    }
-    with open_stage(out / "limits", {"policy": policy.identity, "reward": settings, "sampling": sampling}) as stage:
+    gold, sampling, seed = run.corpus.gold, experiment.evaluation.sampling, experiment.seed
+    settings = dataclasses.replace(experiment.reward, rater=SimulatedRater(), samples_per_source=3, attacked=0)
+    with open_stage(out / "limits", {"policy": policy.identity, "reward": settings, "fits": FITS}) as stage:
         if not stage.finished:
-            drawn = sample(policy, corpus.test.sources, corpus.test.ids, 2, sampling, seed=seed_for(seed, "limits"))
-            sources = [x for x in corpus.test.sources for _ in range(2)]
+            test = run.corpus.test
+            drawn = sample(policy, test.sources, test.ids, 4, sampling, seed=seed_for(seed, "limits"))
+            sources = [x for x in test.sources for _ in range(4)]
             hypotheses = [y for texts in drawn.texts for y in texts]
-            gold = corpus.gold(sources, hypotheses)
+            exact = gold(sources, hypotheses)
             likely = np.asarray([values.mean() for of_source in drawn.log_probs for values in of_source])
             found = {
-                "gold of the samples, mean": float(gold.mean()),
-                "gold of the samples, 1": float((gold == 1).mean()),
+                "mean gold of the samples": float(exact.mean()),
+                "share of the samples with gold 1": float((exact == 1).mean()),
+                "a perfect order, ties in gold broken at random": tie_ceiling(exact),
+                "mean log p of a token": rank_correlation(likely, exact),
             }
-            found["a perfect order without ties"] = tie_ceiling(gold)
-            found["mean log p a token"] = rank_correlation(likely, gold)
-            for name, each in settings.items():
-                found[name] = spearman(policy, run, each, sources, hypotheses, gold)
+            text = run.train.take(slice(0, 1200))
+            rated = rate(policy, text, gold, settings, sampling, seed)
+            for name, each in FITS.items():
+                reward = fitted(policy, rated, text.ids[: each.sources], each, settings, gold, seed)
+                found[name] = rank_correlation(reward(sources, hypotheses, None), exact)
                 say(f"{name}: Spearman {found[name]:.3f}")
             stage.finish(found)
         return stage.result
 
 
-def spearman(
-    policy: Policy, run: Run, settings: RewardSettings, sources: list[str], hypotheses: list[str], gold: np.ndarray
-) -> float:
-    """Spearman's rho with gold of a reward that is fitted with these settings."""
-    text = run.train.take(slice(0, settings.sources))
-    rated = rate(policy, text, run.corpus.gold, settings, run.experiment.evaluation.sampling, run.experiment.seed)
+def fitted(
+    policy: Policy, rated: Rated, ids: np.ndarray, how: Fit, settings: RewardSettings, gold: Any, seed: int
+) -> LearnedReward:
+    """A reward that is fitted to new ratings of the hypotheses of some sources."""
+    rows = np.flatnonzero(np.isin(rated.groups, ids)).tolist()
+    texts = [rated.sources[r] for r in rows], [rated.hypotheses[r] for r in rows]
+    ratings = SimulatedRater(noise=how.noise, raters=how.raters).rate(*texts, None, gold, seed_for(seed, "raters"))
+    schedule = dataclasses.replace(settings.train.schedule, learning_rate=3e-4)
+    train = dataclasses.replace(settings.train, max_steps=how.steps, evaluate_every=50, schedule=schedule)
     with tempfile.TemporaryDirectory() as folder:
-        fitted = fit(policy, rated, settings, folder=Path(folder), seed=run.experiment.seed)
-    return rank_correlation(fitted.reward(sources, hypotheses, None), gold)
+        some = Rated(*texts, ratings, rated.groups[rows])
+        return fit(policy, some, dataclasses.replace(settings, train=train), folder=Path(folder), seed=seed).reward
 
 
 def tie_ceiling(gold: np.ndarray) -> float:
