@@ -36,6 +36,9 @@ def main(run: Path, name: str, command: str) -> None:
         "reward": json.loads((run / "reward" / "stage.json").read_text())["result"]
         if (run / "reward").exists()
         else None,
+        "refreshed": {
+            path.name: json.loads((path / "stage.json").read_text())["result"] for path in sorted(run.glob("reward-*"))
+        },
         "rows": json.loads((run / "summary.json").read_text()),
     }
     target = ROOT / "experiments" / "results" / f"{name}.json"

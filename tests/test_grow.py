@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ import pytest
 
 from rest.data.shards import SCHEMA
 from rest.errors import UserError
-from rest.grow import GrowSettings, grow, grow_sources, open_dataset
+from rest.grow import GrowSettings, grow, grow_sources, open_dataset, rescore
 from rest.policy.sampler import SamplingSettings, sample
 from rest.reward.guards import Guards
 from rest.reward.reward import Reward
@@ -298,6 +299,23 @@ def test_sources_are_drawn_anew_for_each_grow_step_in_the_order_of_the_corpus(co
     assert first.ids.tolist() != second.ids.tolist()
     assert grow_sources([corpus.train], settings, 1, seed=0)[0].ids.tolist() == first.ids.tolist()
     assert grow_sources([corpus.train], settings, 1, seed=1)[0].ids.tolist() != first.ids.tolist()
+
+
+def test_another_reward_is_a_column_beside_the_shards(dataset, tmp_path):
+    folder = tmp_path / "grow"
+    shutil.copytree(dataset.folder, folder)
+    copy = open_dataset(folder)
+    rescore(copy, Reward(letters, (0.0, 200.0)), "letters")
+    hypotheses = [y for batch in copy.batches(["hypothesis"]) for y in batch["hypothesis"].to_pylist()]
+    np.testing.assert_allclose(copy.column("letters"), [len(y) / 200 for y in hypotheses], rtol=1e-6)
+    assert open_dataset(folder).identity == dataset.identity
+    rescore(copy, Reward(letters, (0.0, 200.0)), "letters")  # it is there already
+    with pytest.raises(UserError, match="letters was made with another reward"):
+        rescore(copy, Reward(letters, (0.0, 100.0)), "letters")
+
+
+def letters(sources, hypotheses, references):
+    return np.array([len(y) for y in hypotheses], np.float32)
 
 
 @pytest.mark.parametrize("sources", [0, 300, 10_000])

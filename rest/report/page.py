@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from rest.errors import UserError
 from rest.report import plots, tables
+from rest.report.rewards import reward_tables, reward_warnings
 from rest.report.tables import Row
 
 SAMPLES_OPEN = 6  # sample translations in view; the others fold away
@@ -37,6 +38,7 @@ class Run:
     stages: list[dict[str, Any]]  # results in improve-*/stage.json in the order they ran
     grows: dict[int, dict[str, Any]]  # grow-*/manifest.json
     rewards: dict[int, np.ndarray]  # g -> float32 [rows], the stored rewards of grow-g
+    fits: dict[int, dict[str, Any]]  # g -> result in reward/stage.json, of g = 1, and in reward-g/stage.json
 
 
 def write_report(run: Path) -> Path:
@@ -79,6 +81,12 @@ def _read(run: Path) -> Run:
             if (folder / "manifest.json").is_file()
         },
         rewards={g: rewards for g, folder in grows.items() if (rewards := _rewards(folder)) is not None},
+        fits={
+            steps[0] if steps else 1: _result(folder)
+            for pattern in ("reward", r"reward-(\d+)")
+            for steps, folder in _folders(run, pattern)
+            if (folder / "stage.json").is_file()
+        },
     )
 
 
@@ -119,9 +127,13 @@ def _samples(content: Any, path: Path) -> list[dict[str, Any]]:
     return content
 
 
-def _stage(folder: Path) -> dict[str, Any]:
+def _result(folder: Path) -> dict[str, Any]:
     path = folder / "stage.json"
-    result = _typed(_typed(_json(path), dict, path).get("result"), dict, path)
+    return _typed(_typed(_json(path), dict, path).get("result"), dict, path)
+
+
+def _stage(folder: Path) -> dict[str, Any]:
+    path, result = folder / "stage.json", _result(folder)
     for field in ("grow", "improve"):
         if not isinstance(result.get(field), int):
             raise UserError(f"{path}: the field {field!r} must be an int")
@@ -150,6 +162,7 @@ def _origin(run: Run) -> list[str]:
     read = ["summary.json"]
     read += ["experiment.json"] if run.settings else []
     read += ["evaluation/samples.json"] if run.samples else []
+    read += [f"reward{'' if g == 1 else f'-{g}'}/stage.json" for g in run.fits]
     read += [f"improve-{stage['grow']}-{stage['improve']}/stage.json" for stage in run.stages]
     read += [f"grow-{g}/manifest.json" for g in run.grows] + [f"grow-{g}/part-*.parquet" for g in run.rewards]
     return [
@@ -183,6 +196,9 @@ def _markdown(run: Run) -> str:
         parts += ["## What each Improve kept", _markdown_lines(tables.improve_lines(run.stages))]
     if len(grown := tables.grow_lines(run.grows)) > 1:
         parts.append(_markdown_lines(grown))
+    if judged := reward_tables(run.fits, run.rows, run.split):
+        parts += ["## The reward", *(f"- {text(line)}" for line in reward_warnings(run.fits))]
+        parts += [part for caption, lines in judged for part in (text(caption), _markdown_lines(lines))]
     if run.samples:
         parts.append("## Sample translations")
     for sample in run.samples:
@@ -223,6 +239,9 @@ def _html(run: Run) -> str:
         body += ["<h2>What each Improve kept</h2>", _table(tables.improve_lines(run.stages), "stages")]
     if len(grown := tables.grow_lines(run.grows)) > 1:
         body += ["<h3>What each Grow made</h3>", _table(grown, "grown")]
+    if judged := reward_tables(run.fits, run.rows, run.split):
+        body += ["<h2>The reward</h2>", _items(reward_warnings(run.fits))]
+        body += [f"<p>{escape(caption)}</p>{_table(lines, 'grown')}" for caption, lines in judged]
     if run.samples:
         cards = [_sample(sample) for sample in run.samples]
         body += ["<h2>Sample translations</h2>", *cards[:SAMPLES_OPEN]]

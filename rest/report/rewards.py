@@ -1,14 +1,17 @@
-"""What is known of a reward, as tables for the terminal: agreement with people, and attacks that fool it."""
+"""What is known of a reward, as tables: agreement with people and with gold, and attacks that fool it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from rest.report.tables import Row, label, number, of_split
+from rest.report.tables import plain as written
 from rest.reward.agreement import Agreement
 from rest.reward.attacks import AttackResult
 
@@ -61,6 +64,82 @@ def attack_tables(results: Sequence[AttackResult], examples: int = 1) -> Rendera
             shown.add_row("", f"{e.honest_score:.4f}", plain(e.honest))
             shown.add_row(plain(r.attack), f"{e.attacked_score:.4f}", plain(e.attacked), end_section=True)
     return Group(table, shown) if shown.row_count else table
+
+
+# A learned reward in a run's report: lines of cells, the head first
+
+
+def reward_tables(fits: dict[int, dict[str, Any]], rows: list[Row], split: str) -> list[tuple[str, list[list[str]]]]:
+    """Captions and tables: the fits before each Grow step (results of their stages), and the reward on each policy."""
+    tables = [
+        ("How the learned reward agrees with ratings and gold of sources held out.", _fit_lines(fits)),
+        (
+            "First and newest reward on held-out ratings of the policy that was the latest (Spearman).",
+            _fresh_lines(fits),
+        ),
+        (
+            f"How far the reward can be trusted on each policy's samples on {split}: Spearman's ρ with gold.",
+            _gold_lines(of_split(rows, split)),
+        ),
+    ]
+    for g, fit in fits.items():
+        tables.append(
+            (
+                f"Translations spoilt on purpose against honest ones, by the reward of Grow {g}.",
+                _attack_lines(fit.get("attacks", [])),
+            )
+        )
+    return [(caption, lines) for caption, lines in tables if len(lines) > 1]
+
+
+def reward_warnings(fits: dict[int, dict[str, Any]]) -> list[str]:
+    """A sentence for each attack that fools a reward more often than was set."""
+    return [
+        f"Warning: reward of Grow {g}: {line}." for g, fit in fits.items() for line in fit.get("attack_warnings", [])
+    ]
+
+
+def _fit_lines(fits: dict[int, dict[str, Any]]) -> list[list[str]]:
+    names = {
+        "rated": "ratings",
+        "negatives": "negatives",
+        "held_out": "held out",
+        "pearson_ratings": "Pearson, ratings",
+        "spearman_ratings": "Spearman, ratings",
+        "ranked_right": "pairs ranked right",
+        "pearson_gold": "Pearson, gold",
+        "spearman_gold": "Spearman, gold",
+    }
+    known = [name for name in names if any(name in fit for fit in fits.values())]
+    head = ["reward of", *(names[name] for name in known)]
+    return [head, *([f"G{g}", *(written(fit.get(name)) for name in known)] for g, fit in fits.items())]
+
+
+def _fresh_lines(fits: dict[int, dict[str, Any]]) -> list[list[str]]:
+    lines = [["before", "held out", "reward", "with ratings", "with gold"]]
+    for g, fit in fits.items():
+        fresh = fit.get("fresh", {})
+        for name in ("first", "before", "newest"):
+            if name in fresh:
+                found = fresh[name]["spearman_ratings"], fresh[name].get("spearman_gold")
+                lines.append([f"G{g}", written(fresh["held_out"]), name, *map(written, found)])
+    return lines
+
+
+def _gold_lines(rows: list[Row]) -> list[list[str]]:
+    keys = {"reward_gold_spearman": "reward", "first_reward_gold_spearman": "first reward"}
+    known = [key for key in keys if any(number(row, key) is not None for row in rows)]
+    lines = [[label(row), *(written(number(row, key)) for key in known)] for row in rows]
+    return [["policy", *(keys[key] for key in known)], *lines] if known else []
+
+
+def _attack_lines(attacks: list[dict[str, Any]]) -> list[list[str]]:
+    lines = [["attack", "cases", "scores higher", "95 % interval", "ties", "mean change"]]
+    for found in attacks:
+        low, high = found["higher_ci95"]
+        shares = f"{found['higher']:.1%}", f"{low:.1%}–{high:.1%}", f"{found['ties']:.1%}"
+        lines.append([found["attack"], written(found["cases"]), *shares, f"{found['mean_change']:+.4f}"])
+    return lines
 
 
 def plain(text: str) -> Text:

@@ -1,4 +1,4 @@
-"""Training a learned reward: hypotheses are rated, and the network is fitted to the ratings; later, to more of them."""
+"""Training a learned reward: hypotheses are rated, and the network is fitted to the ratings, later to more of them."""
 
 from __future__ import annotations
 
@@ -305,7 +305,8 @@ def fit(
     say("reward: " + ", ".join(f"{k} {v}" for k, v in report.items()))
     if before:
         fresh = rows[rated.steps[rows] == rated.steps.max()]
-        report["fresh"] = _compared({**before, "newest": reward}, rated, fresh, gold)
+        if len(fresh):
+            report["fresh"] = _compared({**before, "newest": reward}, rated, fresh, gold)
     if settings.attacked:
         report |= _attacked(reward, rated, rated.best(rows)[: settings.attacked], settings, seed)
     return Fitted(reward, calibration, report)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from rest.errors import UserError
 from rest.evaluation.evaluate import EvaluationSettings, evaluate, kl_divergence, mean_reward
@@ -88,6 +89,19 @@ def test_the_metrics_are_those_of_the_outputs(evaluation, lively, dev):
         low, high = metrics[f"{name}_ci95"]
         assert low <= metrics[f"{name}_mean"] <= high and low < high
     assert {"bleu", "bleu_signature", "bleu_beam", "chrf", "chrf_signature", "chrf_beam"} < set(metrics)
+
+
+def test_the_reward_is_compared_with_gold_and_with_what_it_was_at_first(evaluation, lively, policy, dev, batch):
+    drawn = sample(lively, dev.sources, dev.ids, 2, SAMPLING, seed=seed_for(0, f"sample {dev.name}"))
+    texts = [text for of_source in drawn.texts for text in of_source]
+    ranks = stats.spearmanr(words(None, texts, None), gold(None, texts)).statistic
+    assert evaluation.metrics["reward_gold_spearman"] == pytest.approx(ranks)
+    first = Reward(words, (0.0, 48.0))
+    found = evaluate(lively, dev, REWARD, SETTINGS, bc=policy, batch=batch, gold=gold, seed=0, first=first).metrics
+    assert found["first_reward_mean"] == pytest.approx(found["reward_mean"] / 2)
+    assert found["first_reward_ci95"] == pytest.approx([end / 2 for end in found["reward_ci95"]])
+    assert found["first_reward_gold_spearman"] == pytest.approx(found["reward_gold_spearman"])
+    assert found.items() >= evaluation.metrics.items()
 
 
 def test_evaluating_again_gives_the_same_numbers(evaluation, lively, policy, dev, batch):

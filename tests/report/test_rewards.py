@@ -4,7 +4,7 @@ import numpy as np
 from rich.console import Console
 
 from rest.data.ratings import RatingRow, from_rows
-from rest.report.rewards import agreement_table, attack_tables
+from rest.report.rewards import agreement_table, attack_tables, reward_tables, reward_warnings
 from rest.reward.agreement import evaluate
 from rest.reward.attacks import attack
 
@@ -35,6 +35,45 @@ def test_agreement_is_shown_with_intervals_and_what_differs():
     assert "intervals over sources; pairs: all; * differs from [number]" in text
     alone = evaluate({"[number]": number}, from_rows(rows), 0, 50)
     assert "*" not in shown(agreement_table(alone))
+
+
+FIT = {"rated": 1500, "held_out": 200, "pearson_ratings": 0.5, "spearman_gold": 0.61}
+ATTACK = {
+    "attack": "said twice",
+    "cases": 20,
+    "higher": 0.35,
+    "higher_ci95": [0.1, 0.6],
+    "ties": 0.05,
+    "mean_change": 0.25,
+}
+
+
+def test_a_refreshed_reward_is_shown_beside_the_first():
+    fresh = {
+        "held_out": 40,
+        "first": {"spearman_ratings": 0.1, "spearman_gold": 0.2},
+        "newest": {"spearman_ratings": 0.3},
+    }
+    warning = "said twice: scores above the honest translation in 35% of 20 cases"
+    fits = {1: FIT, 2: {**FIT, "negatives": 30, "fresh": fresh, "attacks": [ATTACK], "attack_warnings": [warning]}}
+    row = {"policy": "bc", "grow": 0, "improve": 0, "split": "test", "metrics": {"reward_gold_spearman": 0.7}}
+    agreement, later, trusted, attacks = (lines for _, lines in reward_tables(fits, [row], "test"))
+    assert agreement[0] == [
+        "reward of", "ratings", "negatives", "held out", "Pearson, ratings", "Spearman, gold",
+    ]  # fmt: skip
+    assert agreement[1:] == [
+        ["G1", "1,500", "", "200", "0.500", "0.610"],
+        ["G2", "1,500", "30", "200", "0.500", "0.610"],
+    ]
+    assert later[1:] == [["G2", "40", "first", "0.100", "0.200"], ["G2", "40", "newest", "0.300", ""]]
+    assert trusted == [["policy", "reward"], ["BC", "0.700"]]
+    assert attacks[1] == ["said twice", "20", "35.0%", "10.0%–60.0%", "5.0%", "+0.2500"]
+    assert reward_warnings(fits) == [f"Warning: reward of Grow 2: {warning}."]
+
+
+def test_nothing_is_shown_of_a_reward_that_nothing_is_known_of():
+    row = {"policy": "bc", "grow": 0, "improve": 0, "split": "test", "metrics": {"reward_mean": 0.7}}
+    assert reward_tables({}, [row], "test") == [] and reward_warnings({}) == []
 
 
 def test_attacks_are_shown_with_the_worst_cases():

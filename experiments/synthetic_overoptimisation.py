@@ -1,0 +1,90 @@
+"""A reward that is wrong in a known way, what ReST makes of it, and three cures, on a made-up language pair.
+
+Shows    `biased`: people who favour long translations teach the reward to do so too; over Improve steps the reward
+         rises while exact quality ("gold") falls. `guarded`: the reward of what is longer than a translation may be
+         is 0. `cautious`: five heads, the mean less one standard deviation. `refreshed`: before each Grow step the
+         same people rate samples of the latest policy too; `corrected`: people without the bias do. `fair`: people
+         without the bias from the start. `negatives`: spoilt translations among what the biased people rated.
+Command  python scripts/overoptimisation.py --out runs/overoptimisation
+         One variant alone: rest run experiments/synthetic_overoptimisation.py:biased --out runs/biased
+Hardware 2 CPU cores: some 4 minutes a variant; `quick` about 2 minutes
+Expect   experiments/LOG.md has what was measured, results/synthetic_overoptimisation.png the curves.
+"""
+
+from dataclasses import replace
+
+from rest.baselines.bc import BCSettings
+from rest.data.batches import BatchSettings
+from rest.data.corpus import SyntheticCorpus
+from rest.data.synthetic import SyntheticLanguage
+from rest.data.tokenizer import SentencePieceSettings
+from rest.evaluation.evaluate import EvaluationSettings
+from rest.experiment import Experiment
+from rest.grow import GrowSettings
+from rest.improve import ImproveSettings
+from rest.learning.train import Schedule, TrainSettings
+from rest.model.transformer import TransformerSettings
+from rest.policy.beam import BeamSettings
+from rest.policy.sampler import SamplingSettings
+from rest.reward.fit import Refresh, RewardSettings
+from rest.reward.guards import Guards
+from rest.reward.raters import SimulatedRater
+from rest.thresholds import PerSourcePercentile
+
+batch = BatchSettings(batch_tokens=1024, source_tokens=80, target_tokens=64)
+sampling = SamplingSettings(temperature=0.8, max_target_tokens=48)
+
+biased = Experiment(
+    corpus=SyntheticCorpus(
+        SyntheticLanguage(train=6000, dev=240, test=150, nouns=20, verbs=10, adjectives=8, adverbs=4)
+    ),
+    tokenizer=SentencePieceSettings(vocabulary_size=512),
+    model=TransformerSettings(width=128, heads=4, feed_forward=256, encoder_layers=2, decoder_layers=2, dropout=0.1),
+    batch=batch,
+    bc=BCSettings(
+        train=TrainSettings(
+            max_steps=800,
+            evaluate_every=100,
+            patience=3,
+            average=3,
+            schedule=Schedule(3e-3, 200, "inverse_sqrt"),
+        )
+    ),
+    reward=RewardSettings(
+        rater=SimulatedRater(length_bias=0.6),
+        sources=600,
+        samples_per_source=3,
+        batch=batch,
+        train=TrainSettings(max_steps=60, evaluate_every=30, schedule=Schedule(1e-4, 20)),
+    ),
+    grow_steps=3,
+    grow=GrowSettings(
+        sources=200,
+        samples_per_source=8,
+        sampling=replace(sampling, temperature=1.0),
+        human_pairs=False,
+        sources_per_shard=200,
+    ),
+    improve=ImproveSettings(
+        rule=PerSourcePercentile((75.0,)),
+        unfiltered=False,
+        train=TrainSettings(max_steps=40, evaluate_every=20, schedule=Schedule(6e-4, 10)),
+    ),
+    evaluation=EvaluationSettings(
+        samples_per_source=2,
+        sampling=sampling,
+        beam=BeamSettings(beams=2, max_target_tokens=48),
+        dev_samples_per_source=1,
+        dev_sources=120,
+        kl_sources=50,
+        shown=6,
+    ),
+)
+experiment = biased
+fair = replace(biased, reward=replace(biased.reward, rater=SimulatedRater()))
+guarded = replace(biased, reward=replace(biased.reward, guards=Guards(max_length_ratio=1.0, length_slack=0)))
+cautious = replace(biased, reward=replace(biased.reward, heads=5, caution=1.0))
+negatives = replace(biased, reward=replace(biased.reward, negatives=0.25))
+refreshed = replace(biased, refresh=Refresh())
+corrected = replace(biased, refresh=Refresh(samples_per_source=3, rater=SimulatedRater()))
+quick = replace(corrected, grow_steps=2, grow=replace(biased.grow, sources=100))
