@@ -329,7 +329,7 @@ class Run:
             batch=e.improve.batch or e.batch,
             choose=choose,
         )
-        judges = self._judges(e.improve.loss.needs)
+        judges = self.judges(e.improve.loss.needs)
         judged = {name: judge.identity for name, judge in vars(judges).items() if judge is not None}
         with open_stage(self.out / f"improve-{g}-{i}", settings | judged) as stage:
             if not stage.finished:
@@ -349,7 +349,7 @@ class Run:
                 _finish(stage, policy, began, result)
             return Policy.load(stage.folder / "policy")
 
-    def _judges(self, needs: tuple[str, ...]) -> Judges:
+    def judges(self, needs: tuple[str, ...]) -> Judges:
         """The networks that a loss reads columns of: π₀, and the value of D_1's prefixes, learned once."""
         bc = self.load("bc", "rest bc") if {"bc_log_probs", "value"} & set(needs) else None
         if bc is None or "value" not in needs:

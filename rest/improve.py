@@ -41,6 +41,8 @@ class ImproveSettings:
     """Also train on all of D_g, as a side branch: the paper's I = 0."""
     batch: BatchSettings | None = None
     """Batches of another shape than the experiment's, say to share the encodings of sources."""
+    interpolation: float = 1.0
+    """How far to go from where a step starts to where training leads, in weights (WARP: Ramé et al. 2024, §3.3)."""
     loss: Any = field(default_factory=lambda: NLL(0.1))  # a PolicyLoss
     """What is minimised: NLL (the paper's best), or any other of learning/losses.py and learning/preferences.py."""
     value: TrainSettings = field(
@@ -54,6 +56,10 @@ class ImproveSettings:
             max_steps=1000, evaluate_every=100, patience=3, schedule=Schedule(5e-4, 50)
         )
     )
+
+    def __post_init__(self) -> None:
+        if not 0 < self.interpolation <= 1:
+            raise UserError(f"improve.interpolation must be above 0 and at most 1, not {self.interpolation}")
 
     def at(self, i: int) -> dict[str, Any]:
         """All that decides Improve step i; the same whatever steps follow."""
@@ -136,13 +142,20 @@ def improve(
     training = settings.training(i)
     if "progress" in loss.needs:
         batches = Timed(batches, training.max_steps * training.accumulate)
+
+    def reached(parameters: Any) -> Any:
+        """The policy's parameters that training has led to."""
+        network = {part: leaves for part, leaves in parameters.items() if part != "duals"}  # those are the loss's
+        share = settings.interpolation
+        return network if share == 1 else jax.tree.map(lambda a, b: a + share * (b - a), policy.parameters, network)
+
     duals = {dual: jnp.float32(start) for dual, start in loss.duals().items()}
     trained = train(
         PolicyObjective(policy.graph, loss),
         {**policy.parameters, **({"duals": duals} if duals else {})},
         batches,
         training,
-        evaluate=lambda parameters: evaluate(_network(parameters)),
+        evaluate=lambda parameters: evaluate(reached(parameters)),
         folder=folder,
         seed=seed_for(seed, "improve", g, i),
         description=name,
@@ -150,7 +163,7 @@ def improve(
     if trained.best_step == 0:
         say(f"{name}: no checkpoint scored above the starting policy, which is kept")
     discard(folder / "kept")
-    return policy.with_parameters(_network(trained.parameters)), report(selection, trained, training, plan.padding) | {
+    return policy.with_parameters(reached(trained.parameters)), report(selection, trained, training, plan.padding) | {
         "grow": g,
         "improve": i,
         "rows": dataset.rows,
@@ -175,8 +188,3 @@ def report(selection: Selection, trained: Trained, training: TrainSettings, padd
         "dev_reward": trained.history,
         "started_policy_won": trained.best_step == 0,
     }
-
-
-def _network(parameters: Any) -> Any:
-    """The parameters of the policy without those of the loss."""
-    return {name: part for name, part in parameters.items() if name != "duals"}

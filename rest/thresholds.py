@@ -214,7 +214,7 @@ class PerSourceTop:
             return _everything(columns, human_pairs)
         group, groups = _groups(columns.source_id)
         samples = np.flatnonzero(~columns.is_reference)
-        best = samples[_rank(group[samples], columns.reward[samples]) < int(self.at(i)["count"])]
+        best = samples[_rank(group[samples], columns.reward[samples]) < self.at(i)["count"]]
         taus = np.full(groups, np.inf, np.float32)
         np.minimum.at(taus, group[best], columns.reward[best])
         taus[np.isinf(taus)] = -np.inf
@@ -307,13 +307,13 @@ def _check_rising(name: str, values: tuple[float, ...], low: float, high: float)
             raise UserError(f"{name} must rise, but {after} follows {before} in {tuple(values)}")
 
 
-def _at(rule: Rule, name: str, values: tuple[float, ...], i: int) -> dict[str, Any]:
+def _at(rule: Rule, name: str, values: tuple[float, ...] | tuple[int, ...], i: int) -> dict[str, Any]:
     """`at` of a rule that is a list of numbers. Step 0 depends on no rule."""
     if i == 0:
         return {"rule": "everything"}
     if not 1 <= i <= len(values):
         raise UserError(f"improve step {i} is not in 0..{len(values)}, the steps of {rule}")
-    return {"rule": type(rule).__name__, name: float(values[i - 1])}
+    return {"rule": type(rule).__name__, name: values[i - 1]}
 
 
 def _everything(columns: Columns, human_pairs: HumanPairs) -> Selection:

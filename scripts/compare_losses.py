@@ -1,7 +1,7 @@
 """Which loss an Improve should minimise: each does three steps on the same D_1, from the same BC.
 
     python scripts/compare_losses.py experiments/synthetic_presets.py:small --out runs/losses
-    python scripts/compare_losses.py experiments/synthetic_presets.py:small --out runs/losses --seeds 0 1 2
+    python scripts/compare_losses.py experiments/synthetic_presets.py:small --out runs/losses --seeds 0 1
 
 Reward, gold, divergence from BC and distinct samples on test after one and after three steps, beside BC and BC trained
 on D for as many steps. A cell is written to DIR/<seed>/cells as it ends, and the same command goes on from there; then
@@ -58,7 +58,7 @@ def chain(run: Run, dataset: ScoredDataset, name: str) -> dict[str, Any]:
     e, bc, reward = run.experiment, run.load("bc"), run.reward()
     loss, rule = LOSSES[name]
     settings = replace(e.improve, loss=loss, rule=rule)
-    judges, policy, cell = run._judges(loss.needs), bc, {"steps": {}, "dev_reward": []}
+    judges, policy, cell = run.judges(loss.needs), bc, {"steps": {}, "dev_reward": []}
     for i in range(1, max(STEPS) + 1):
         folder = run.out / "training" / f"{name}-{i}"
         dev = mean_reward(policy, run.corpus.dev, reward, e.evaluation, e.seed)

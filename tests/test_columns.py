@@ -102,16 +102,25 @@ def test_progress_goes_from_nothing_to_all_and_is_resumed(examples, batch):
     np.testing.assert_array_equal(next(resumed).columns["progress"], seen[2])
 
 
-def test_a_value_is_learned_from_the_samples_and_read_back(scored, policy, batch, tmp_path):
-    settings = TrainSettings(max_steps=6, evaluate_every=3, schedule=Schedule(3e-3))
-    value, report = learn_value(policy, scored, settings, batch, folder=tmp_path / "value", seed=0)
-    stored = scored.columns(["reward", "is_reference"])
-    assert report["rows"] == 2  # the samples of one source of ten
-    assert report["gradient_steps"] == 6 and report["squared_error"] >= 0
+def test_a_value_starts_at_the_mean_reward_and_is_learned_from_the_samples(scored, policy, batch, tmp_path):
+    def learn(steps):
+        settings = TrainSettings(max_steps=steps, evaluate_every=3, schedule=Schedule(3e-3))
+        return learn_value(policy, scored, settings, batch, folder=tmp_path / str(steps), seed=0)
+
+    constant, before = learn(0)
+    stored = scored.columns(["reward", "is_reference", "source_id"])
+    samples = ~stored["is_reference"]
+    every = columns_of(scored, samples, ("reward",), policy, Judges(), batch, tmp_path / "kept")
+    found = constant.of(every, batch, policy.tokenizer.pad_id)
+    assert np.ptp(np.concatenate(found)) < 1e-6
+    # one source of ten is held out: the mean is that of the other nine
+    means = [
+        stored["reward"][samples & (stored["source_id"] != held)].mean() for held in np.unique(stored["source_id"])
+    ]
+    assert np.isclose(means, found[0][0], atol=1e-6).any()
+    assert before["rows"] == 2 and before["spearman"] is None and before["gradient_steps"] == 0
+
+    value, after = learn(6)
+    assert after["squared_error"] <= before["squared_error"] and after["gradient_steps"] == 6
     save_value(tmp_path / "network", value)
-    assert load_value(tmp_path / "network", policy).identity == value.identity
-    # it starts from the mean of the samples, and not from 0: the human pairs have more words
-    samples = stored["reward"][~stored["is_reference"]]
-    every = columns_of(scored, ~stored["is_reference"], (), policy, Judges(), batch, tmp_path / "kept")
-    found = np.concatenate(value.of(every, batch, policy.tokenizer.pad_id))
-    assert abs(found.mean() - samples.mean()) < 0.1
+    assert load_value(tmp_path / "network", policy).identity == value.identity != constant.identity

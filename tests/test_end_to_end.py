@@ -293,6 +293,33 @@ def test_a_damaged_shard_is_named(finished: Path, tmp_path: Path, capsys: pytest
 # Wrong rewards
 
 
+def test_a_loss_that_needs_a_value_learns_it_once_and_keeps_its_columns(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    for stage in ("bc", "reward", "grow-1"):
+        shutil.copytree(finished / stage, out / stage)
+    main(["improve", f"{TINY}:bvmpo", "--out", str(out), "--g", "1", "--i", "1"])
+    value = json.loads((out / "value" / "stage.json").read_text())["result"]
+    assert value["rows"] > 0 and {"kendall", "spearman"} <= value.keys()
+    made = {path.parent.name: path.stat().st_mtime_ns for path in out.glob("grow-1/columns/*/manifest.json")}
+    assert sorted(name.rsplit("_", 1)[0] for name in made) == ["log_probs", "value"]  # BC is the first anchor
+    lines = [json.loads(line) for line in (out / "improve-1-1" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "dev/score" in line] == [0, 4]
+    main(["improve", f"{TINY}:bvmpo", "--out", str(out), "--g", "1", "--i", "2", "--improve.loss.last", "1e-5"])
+    assert (
+        made.items()
+        <= {p.parent.name: p.stat().st_mtime_ns for p in out.glob("grow-1/columns/*/manifest.json")}.items()
+    )
+
+    for wrong, said in (
+        (["--improve.train.trainable.lora.rank", "-1"], "lora.rank must be at least 0, not -1"),
+        (["--improve.train.trainable.lora.rank", "2", "--improve.train.trainable.lora.targets", "qeury"], "qeury"),
+    ):
+        shutil.rmtree(out / "improve-1-2", ignore_errors=True)
+        assert said in refused(capsys, "improve", f"{TINY}:bvmpo", "--out", out, "--g", 1, "--i", 2, *wrong)
+
+
 @pytest.mark.parametrize(
     ("score", "rows", "said"),
     [

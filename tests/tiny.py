@@ -14,6 +14,7 @@ from rest.evaluation.evaluate import EvaluationSettings
 from rest.experiment import Experiment
 from rest.grow import GrowSettings
 from rest.improve import ImproveSettings
+from rest.learning.losses import VMPO, Anchored
 from rest.learning.train import Schedule, TrainSettings
 from rest.model.transformer import TransformerSettings
 from rest.policy.beam import BeamSettings
@@ -82,4 +83,8 @@ text = replace(
 nothing_passes = replace(given, improve=replace(given.improve, rule=Fixed((0.0, 1.0)), unfiltered=False))
 refreshed = replace(
     experiment, grow_steps=2, refresh=Refresh(sources=40), improve=replace(experiment.improve, unfiltered=False)
+)
+# V-MPO with a behavioural prior asks for everything: BC's and the anchor's log-probabilities, a value, and duals.
+bvmpo = replace(
+    experiment, improve=replace(experiment.improve, loss=Anchored(VMPO()), train=training(4, 4), value=training(4, 2))
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -94,12 +95,11 @@ class Trainable:
 
     def _freezes(self, path: tuple[Any, ...]) -> bool:
         names = [str(name) for name in path]
-        sides = [n for n, name in enumerate(names) if name in ("encoder", "decoder")]
-        layer = int(names[sides[0] + 1]) if sides else self.freeze_layers
+        layers = [int(n) for side, n in pairwise(names) if side in ("encoder", "decoder", "layers") and n.isdigit()]
         return (
             (self.freeze_embeddings and "embedding" in names)
             or (self.freeze_encoder and any(name.split("_")[0] == "encoder" for name in names))
-            or layer < self.freeze_layers
+            or any(n < self.freeze_layers for n in layers)
         )
 
 
