@@ -19,7 +19,7 @@ ROWS = """
 3 reward/{guards,reward,calibration,composition,reference_based,learned,scorer,metricx,cometkiwi}
 3 reward/{raters,fit,attacks,trivial,agreement}
 4 grow evaluation/{evaluate,best_of_n,mbr}
-5 improve baselines/{bc,ppo}
+5 improve baselines/{bc,rollout,ppo}
 6 experiment
 7 algorithm report/{tables,plots,page,summary,rewards,judging}
 8 __main__

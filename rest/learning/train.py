@@ -114,7 +114,7 @@ class Trained:
 
 
 @partial(jax.jit, static_argnames=("objective", "adam"), donate_argnames=("parameters", "optimizer"))
-def _update(
+def update(
     objective: Objective,
     adam: Adam,
     parameters: Any,
@@ -194,7 +194,7 @@ def train(
         while step < settings.max_steps and not _stalled(history, settings.patience):
             micro = [next(batches) for _ in range(settings.accumulate)]
             step += 1
-            parameters, optimizer, metrics = _update(
+            parameters, optimizer, metrics = update(
                 objective,
                 adam,
                 parameters,
