@@ -177,7 +177,8 @@ def hand(finish=("eos", "eos", "eos", "length")):
 
 
 def test_what_a_rollout_teaches_by_hand():
-    plain = replace(SETTINGS, advantage=LeaveOneOut(), whiten_advantages="no")
+    two = replace(SETTINGS.rollout, samples_per_source=2)
+    plain = replace(SETTINGS, rollout=two, advantage=LeaveOneOut(), whiten_advantages="no")
     learned, metrics = learn_from(hand(), None, plain, coefficient=0.1)
     # the divergence is 1 nat a token: paid .1 - .1, .2 - .2, .3 - .3 and .4 - .3
     assert metrics["objective/kl"] == pytest.approx((1 + 2 + 3 + 3) / 4)
@@ -220,7 +221,7 @@ def test_ppo_stands_beside_the_others_and_its_sources_are_recorded(finished, tmp
     assert not (tmp_path / "ppo" / "checkpoints").exists()
 
 
-def test_bc_reward_and_ppo_can_have_sources_of_their_own(finished, tmp_path):
+def test_bc_reward_and_ppo_can_have_sources_of_their_own(tmp_path):
     from rest.algorithm import Run
     from rest.experiment import load_experiment
 
