@@ -7,7 +7,11 @@ Hardware 2 CPU cores: about 7 minutes, without installation
 Expect   experiments/LOG.md has what was measured.
 """
 
+from dataclasses import replace
+
 from rest.baselines.bc import BCSettings
+from rest.baselines.ppo import PPOSettings
+from rest.baselines.rollout import RolloutSettings
 from rest.data.batches import BatchSettings
 from rest.data.corpus import SyntheticCorpus
 from rest.data.synthetic import SyntheticLanguage
@@ -62,5 +66,16 @@ experiment = Experiment(
         beam=BeamSettings(beams=4, max_target_tokens=48),
         dev_samples_per_source=2,
         kl_sources=200,
+    ),
+)
+
+# PPO beside it: `rest run experiments/synthetic.py:ppo --out runs/ppo`
+ppo = replace(
+    experiment,
+    ppo=PPOSettings(
+        rollouts=60,
+        evaluate_every=10,
+        rollout=RolloutSettings(sources=64, samples_per_source=4, sampling=replace(sampling, temperature=1.0)),
+        schedule=Schedule(1e-4),
     ),
 )

@@ -29,6 +29,7 @@ rest: offline Reinforced Self-Training
   rest reward attack REWARD mqm --path FILE     how often spoilt translations score above honest ones
   rest grow FILE[:variant] --out DIR --g 1      sample, score and store one Grow step
   rest improve FILE[:variant] --out DIR --g 1 --i 1    fine-tune on the rows that pass
+  rest ppo FILE[:variant] --out DIR --ppo.rollouts 200    online RL from BC, for comparison
   rest evaluate FILE[:variant] --out DIR --policy improve-1-1    reward and metrics on test
   rest report DIR                               the table, report.md and report.html of a run
   rest translate DIR < sources > translations   with the last policy of a run, or a stage's
@@ -64,7 +65,7 @@ class _ImproveFlags(_GrowFlags):
 @dataclass(frozen=True)
 class _EvaluateFlags(_OutFlags):
     policy: str = "bc"
-    """Folder of the policy in the run: bc, bc_continued-600, improve-1-2, ..."""
+    """Folder of the policy in the run: bc, bc_continued-600, improve-1-2, ppo, ..."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,11 @@ def _improve(arguments: Sequence[str]) -> None:
         run.improve(flags.g, flags.i, run.policy_before(flags.g, flags.i), dataset, run.reward(flags.g))
 
 
+def _ppo(arguments: Sequence[str]) -> None:
+    with _opened("ppo", arguments, _OutFlags) as (_, run):
+        run.ppo()
+
+
 def _evaluate(arguments: Sequence[str]) -> None:
     from rest.report.summary import summarise
 
@@ -241,6 +247,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "reward attack": _reward_attack,
     "grow": _grow,
     "improve": _improve,
+    "ppo": _ppo,
     "evaluate": _evaluate,
     "report": _report,
     "translate": _translate,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from rest.baselines.bc import clone, dev_loss, drop_long
+from rest.baselines.bc import clone, dev_loss, drop_long, human_pairs
+from rest.baselines.ppo import ppo
 from rest.columns import Judges, learn_value, load_value, save_value
 from rest.data.corpus import Corpus, Split, source_text
 from rest.data.store import ScoredDataset
@@ -49,6 +51,8 @@ def rest(run: Run) -> None:
                 break
             policy = run.improve(g, i, policy, dataset, reward)  # 1{R(x, y) > τᵢ}, the best on dev
             run.evaluate(f"improve-{g}-{i}", policy)
+    if run.experiment.ppo.rollouts:
+        run.evaluate("ppo", run.ppo())  # online, for comparison
     run.evaluate(*run.bc_continued())  # the control
     if run.newest > 1:  # policies that were evaluated by an earlier reward
         for folder in ["bc", *sorted(path.name for path in run.out.glob("improve-*-*"))]:
@@ -118,9 +122,21 @@ class Run:
         return isinstance(self.experiment.reward, RewardSettings)
 
     @cached_property
+    def _shares(self) -> tuple[Split, Split]:
+        """What BC learns from, and what the later stages draw their sources from: all, or disjoint parts."""
+        train, share = self.train, self.experiment.bc_share
+        if share == 1:
+            return train, train
+        rows = np.random.default_rng(seed_for(self.experiment.seed, "bc share")).permutation(len(train))
+        cut = round(share * len(train))
+        if not 0 < cut < len(train):
+            raise UserError(f"bc_share {share}: of {len(train)} training pairs that leaves BC or the rest without any")
+        return train.take(np.sort(rows[:cut])), train.take(np.sort(rows[cut:]))
+
+    @cached_property
     def _parts(self) -> tuple[Split, Split]:
-        """Training text for Grow, and what is set aside for the ratings of a learned reward."""
-        train = self.train
+        """Training text for Grow and PPO, and what is set aside for the ratings of a learned reward."""
+        train = self._shares[1]
         if not self.learns_reward:
             return train, train.take([])
         if self.experiment.reward.ratings:  # of other text
@@ -154,6 +170,21 @@ class Run:
     def _settings(self, **parts: Any) -> dict[str, Any]:
         """What decides the bytes of a stage: its settings, its inputs and the seed."""
         return {"seed": self.experiment.seed, "corpus": self.corpus_identity, **parts}
+
+    @property
+    def _share(self) -> dict[str, float]:
+        """The share of BC, where it is not all."""
+        return {} if self.experiment.bc_share == 1 else {"bc_share": self.experiment.bc_share}
+
+    @property
+    def _choose(self) -> dict[str, Any]:
+        """What decides which checkpoint is the best on dev."""
+        evaluation = self.experiment.evaluation
+        return {
+            "samples_per_source": evaluation.dev_samples_per_source,
+            "sources": evaluation.dev_sources,
+            "sampling": evaluation.sampling,
+        }
 
     def improves(self) -> list[Path]:
         """Folders of the complete Improve steps on the way (not the side branches), in order."""
@@ -198,14 +229,14 @@ class Run:
         e = self.experiment
         published = isinstance(e.model, HuggingFaceModel)  # known by its content, wherever its folder is
         start = {"start": self._new_policy.identity} if published else {"tokenizer": e.tokenizer, "model": e.model}
-        settings = self._settings(**start, batch=e.batch, bc=e.bc)
+        settings = self._settings(**start, **self._share, batch=e.batch, bc=e.bc)
         with open_stage(self.out / "bc", settings) as stage:
             if not stage.finished:
                 began = time.perf_counter()
                 self._new_policy.tokenizer.save(stage.folder / "tokenizer")
                 policy, trained = clone(
                     self._new_policy,
-                    self.train,
+                    self._shares[0],
                     e.bc.loss,
                     e.bc.train,
                     e.batch,
@@ -221,12 +252,19 @@ class Run:
     def bc_continued(self) -> tuple[str, Policy]:
         """The control and its folder's name.
 
-        BC trained on D for as many further steps as all Improves took, chosen by the same dev reward.
+        BC trained on D for as many further steps as all Improves took, or PPO if that took more, chosen by the same
+        dev reward.
         """
         e = self.experiment
-        steps = sum(read_json(f / "stage.json")["result"]["gradient_steps"] for f in self.improves())
+        ppo = [self.out / "ppo"] if (self.out / "ppo").exists() else []
+        steps = max(
+            sum(read_json(f / "stage.json")["result"]["gradient_steps"] for f in folders)
+            for folders in (self.improves(), ppo)
+        )
         if not steps:
-            raise UserError(f"{self.out}: no Improve step is complete, so there is nothing to train BC on for")
+            raise UserError(
+                f"{self.out}: neither an Improve step nor PPO is complete, so BC has no steps to train on for"
+            )
         training = dataclasses.replace(e.improve.training(1), max_steps=steps, patience=steps + 1)
         policy, reward = self.load("bc", "rest bc"), self.reward(self.newest)
         settings = self._settings(policy=policy.identity, reward=reward.settings, loss=e.bc.loss, train=training)
@@ -236,7 +274,7 @@ class Run:
                 began = time.perf_counter()
                 policy, trained = clone(
                     policy,
-                    self.train,
+                    self._shares[0],
                     e.bc.loss,
                     training,
                     e.batch,
@@ -316,18 +354,13 @@ class Run:
         """Improve step i of Grow step g."""
         e = self.experiment
         start = policy if e.improve.start == "previous" else self.load("bc", "rest bc")
-        choose = {
-            "samples_per_source": e.evaluation.dev_samples_per_source,
-            "sources": e.evaluation.dev_sources,
-            "sampling": e.evaluation.sampling,
-        }
         settings = self._settings(
             policy=start.identity,
             dataset=dataset.identity,
             reward=reward.settings,
             improve=e.improve.at(i),
             batch=e.improve.batch or e.batch,
-            choose=choose,
+            choose=self._choose,
         )
         judges = self.judges(e.improve.loss.needs)
         judged = {name: judge.identity for name, judge in vars(judges).items() if judge is not None}
@@ -365,6 +398,44 @@ class Run:
                 discard(stage.folder / "checkpoints")
                 stage.finish(result | {"wall_s": time.perf_counter() - began})
             return Judges(bc, load_value(stage.folder / "network", bc))
+
+    def ppo(self) -> Policy:
+        """Online RL from BC on the sources that Grow has, with the same reward."""
+        e = self.experiment
+        if not e.ppo.rollouts:
+            raise UserError("ppo.rollouts is 0, so there is no PPO to run; set it in the experiment or by a flag")
+        policy, reward, text = self.load("bc", "rest bc"), self.reward(), self._parts[0]
+        settings = self._settings(
+            policy=policy.identity,
+            reward=reward.settings,
+            ppo=e.ppo,
+            batch=e.batch,
+            choose=self._choose,
+            text=hash_text(text),
+            **self._share,
+        )
+        with open_stage(self.out / "ppo", settings) as stage:
+            if not stage.finished:
+                began = time.perf_counter()
+                policy, result = ppo(
+                    policy,
+                    text,
+                    human_pairs(policy, self._shares[0], e.batch) if e.ppo.pretraining else None,
+                    reward,
+                    e.ppo,
+                    e.batch,
+                    evaluate=mean_reward(policy, self.corpus.dev, reward, e.evaluation, e.seed),
+                    folder=stage.folder,
+                    seed=e.seed,
+                )
+                _finish(stage, policy, began, result | {"sources": self._overlap()})
+            return Policy.load(stage.folder / "policy")
+
+    def _overlap(self) -> dict[str, int]:
+        """How many sources BC, the ratings and PPO have, and how many two of them share."""
+        ids = {"bc": self._shares[0].ids, "ratings": self._parts[1].ids, "ppo": self._parts[0].ids}
+        shared = {f"{a} and {b}": len(np.intersect1d(ids[a], ids[b])) for a, b in itertools.combinations(ids, 2)}
+        return {name: len(rows) for name, rows in ids.items()} | shared
 
     def nothing_passes(self, g: int, i: int, dataset: ScoredDataset) -> bool:
         """Whether the filter of Improve step i leaves nothing, which ends this Grow step with a warning."""

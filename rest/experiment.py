@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
 from rest.baselines.bc import BCSettings
+from rest.baselines.ppo import PPOSettings
 from rest.data.batches import BatchSettings
 from rest.data.corpus import Cleaning, Corpus
 from rest.data.tokenizer import SentencePieceSettings
@@ -49,12 +50,17 @@ class Experiment:
     """G."""
     grow: GrowSettings = field(default_factory=GrowSettings)
     improve: ImproveSettings = field(default_factory=ImproveSettings)
+    ppo: PPOSettings = field(default_factory=PPOSettings)
+    bc_share: float = 1.0
+    """Share of the training text that BC learns from; below 1, reward, Grow and PPO have only the rest."""
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     refresh: Refresh | None = None
     """Refit a learned reward before each Grow step but the first, with ratings of the latest policy; None: never."""
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not 0 < self.bc_share <= 1:
+            raise UserError(f"bc_share must be above 0 and at most 1, not {self.bc_share}")
         if isinstance(self.model, HuggingFaceModel) and self.tokenizer != SentencePieceSettings():
             raise UserError(
                 f"tokenizer: the model in {self.model.folder} comes with its own; "

@@ -19,7 +19,7 @@ ROWS = """
 3 reward/{guards,reward,calibration,composition,reference_based,learned,scorer,metricx,cometkiwi}
 3 reward/{raters,attacks,rated,fit,trivial,agreement}
 4 grow evaluation/{evaluate,best_of_n,mbr}
-5 columns improve baselines/{bc,ppo}
+5 columns improve baselines/{bc,rollout,ppo}
 6 experiment
 7 algorithm report/{tables,plots,rewards,page,summary,judging}
 8 __main__

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from rest.baselines.bc import BCSettings
+from rest.baselines.ppo import CriticSettings, PPOSettings
+from rest.baselines.rollout import RolloutSettings
 from rest.data.batches import BatchSettings
 from rest.data.corpus import SyntheticCorpus, TextFiles
 from rest.data.synthetic import SyntheticLanguage
@@ -79,6 +81,19 @@ text = replace(
     given,
     batch=BatchSettings(batch_tokens=768, source_tokens=96, target_tokens=96),
     corpus=TextFiles(*[Path("to be given by flags")] * 6),
+)
+ppo = replace(
+    experiment,
+    grow_steps=0,
+    ppo=PPOSettings(
+        rollouts=4,
+        evaluate_every=2,
+        rollout=RolloutSettings(16, 2, replace(sampling, temperature=0.9), keep_every=3),
+        schedule=Schedule(1e-3),
+        pretraining=0.1,
+        pretraining_pairs=8,
+        critic=CriticSettings(warmup_rollouts=1),
+    ),
 )
 nothing_passes = replace(given, improve=replace(given.improve, rule=Fixed((0.0, 1.0)), unfiltered=False))
 refreshed = replace(

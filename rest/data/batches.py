@@ -290,6 +290,30 @@ def evaluation_batches(examples: Examples, settings: BatchSettings, *, pad_id: i
     return batches
 
 
+def minibatches(
+    examples: Examples, settings: BatchSettings, *, pad_id: int, seed: int, accumulate: int = 1
+) -> list[Batch]:
+    """All examples once, packed, each batch `accumulate` micro-batches stacked along a first axis.
+
+    Rows are shuffled and shared evenly between batches, and batches filled up with empty rows: whatever the examples,
+    the shapes are the same, so that one program serves every rollout.
+    """
+    plan = plan_rows(examples, settings, seed)
+    assemble = _Assemble(examples, settings, settings.target_tokens, pad_id)  # no pair is shorter than a token
+    empty, size = np.empty(0, np.int64), settings.rows * accumulate
+    order = np.random.default_rng(seed).permutation(len(plan.rows))
+    batches = []
+    for part in np.array_split(order, -(-len(order) // size)):
+        rows = [plan.rows[k] for k in part] + [empty] * (size - len(part))
+        # like cards: every micro-batch gets its share of the empty rows
+        micro = [
+            jax.tree.map(lambda *leaves: np.stack(leaves), *[assemble(row) for row in rows[i::accumulate]])
+            for i in range(accumulate)
+        ]
+        batches.append(jax.tree.map(lambda *leaves: np.stack(leaves), *micro))
+    return batches
+
+
 def gather_tokens(parts: Iterable[tuple[Batch, np.ndarray]], pairs: int) -> list[np.ndarray]:
     """Values of packed target tokens [B, T] by pair: `pairs` arrays of [tokens]. The way back from packing."""
     out: list[np.ndarray] = [np.empty(0, np.float32)] * pairs

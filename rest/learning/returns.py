@@ -6,6 +6,7 @@ result, and nothing follows the last real token: its next value is 0.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import jax
@@ -118,6 +119,63 @@ def whiten(
     divisor = jnp.maximum(count - (variance == "bessel"), 1)
     white = centred * jax.lax.rsqrt(jnp.square(centred).sum() / divisor + epsilon)
     return white if shift_mean else jnp.where(mask, white + mean, 0.0)
+
+
+@dataclass(frozen=True)
+class GAE:
+    """Advantages of tokens from a critic (Schulman et al. 2016)."""
+
+    discount: float = 1.0
+    """γ."""
+    decay: float = 0.95
+    """λ."""
+
+    def __call__(
+        self,
+        rewards: Float[Array, "B T"],
+        values: Float[Array, "B T"],
+        mask: Bool[Array, "B T"],
+        samples_per_source: int,
+    ) -> Estimate:
+        """The samples of a source may stand anywhere."""
+        return gae(rewards, values, mask, self.discount, self.decay)
+
+
+@dataclass(frozen=True)
+class LeaveOneOut:
+    """What a hypothesis is paid in all, less the mean of its source's others; the same at each token (RLOO)."""
+
+    def __call__(
+        self,
+        rewards: Float[Array, "B T"],
+        values: Float[Array, "B T"],
+        mask: Bool[Array, "B T"],
+        samples_per_source: int,
+    ) -> Estimate:
+        """The samples of a source stand side by side; no value is needed, and returns are 0."""
+        return _alike(leave_one_out(rewards.sum(1).reshape(-1, samples_per_source)), rewards, mask)
+
+
+@dataclass(frozen=True)
+class Group:
+    """What a hypothesis is paid in all, standardised among its source's; the same at each token (GRPO)."""
+
+    epsilon: float = 1e-6
+    """Added to the standard deviation."""
+
+    def __call__(
+        self,
+        rewards: Float[Array, "B T"],
+        values: Float[Array, "B T"],
+        mask: Bool[Array, "B T"],
+        samples_per_source: int,
+    ) -> Estimate:
+        """The samples of a source stand side by side; no value is needed, and returns are 0."""
+        return _alike(group_advantages(rewards.sum(1).reshape(-1, samples_per_source), self.epsilon), rewards, mask)
+
+
+def _alike(advantages: Array, rewards: Array, mask: Array) -> Estimate:
+    return Estimate(jnp.where(mask, advantages.reshape(-1, 1), 0.0), jnp.zeros_like(rewards))
 
 
 def _later(x: Float[Array, "B T"], steps: int) -> Float[Array, "B T"]:

@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from rest.data.batches import Batch, BatchSettings, Examples, evaluation_batches, gather_tokens
+from rest.data.batches import Batch, BatchSettings, Examples, gather_tokens, minibatches
 from rest.learning.mesh import data_mesh, divide
 from rest.model.transformer import Linear, Transformer
 from rest.policy.policy import Policy, hidden_states
@@ -73,7 +73,7 @@ class Value:
         """The value before each target token, float32 [tokens], of every pair."""
         mesh = data_mesh()
         parts = [
-            (part, np.asarray(_values(self.graph, self.parameters, divide(part, mesh))))
-            for part in evaluation_batches(examples, batch, pad_id=pad_id)
+            jax.tree.map(lambda leaf: leaf[0], part) for part in minibatches(examples, batch, pad_id=pad_id, seed=0)
         ]
-        return gather_tokens(parts, len(examples))
+        values = [np.asarray(_values(self.graph, self.parameters, divide(part, mesh))) for part in parts]
+        return gather_tokens(zip(parts, values, strict=True), len(examples))

@@ -87,6 +87,7 @@ class Scores(NamedTuple):
 
     log_probs: Array  # float32 [B, T], log-probability of the label
     mean_log_probs: Array  # float32 [B, T], mean over the vocabulary, for label smoothing
+    entropies: Array | None = None  # float32 [B, T], of the next token, where asked for
 
 
 def dropout(x: Array, rate: float, key: Array | None) -> Array:
@@ -372,8 +373,16 @@ class Transformer(nnx.Module):
         hidden, weights = self.output_layer(hidden)
         return (hidden @ weights.T).astype(jnp.float32) + self.blocked_bias()[None]
 
-    def scores(self, hidden: Float[Array, "B T D"], labels: Int[Array, "B T"], chunk: int = 512) -> Scores:
-        """Log-probabilities of the labels, a slice of the time axis (about `chunk` tokens) at once.
+    def scores(
+        self,
+        hidden: Float[Array, "B T D"],
+        labels: Int[Array, "B T"],
+        chunk: int = 512,
+        *,
+        temperature: float = 1.0,
+        entropy: bool = False,
+    ) -> Scores:
+        """Log-probabilities of the labels at a temperature, a slice of the time axis (about `chunk` tokens) at once.
 
         The logits of a slice are computed again in the backward pass, so that [B, T, V] never exists.
         """
@@ -390,13 +399,16 @@ class Transformer(nnx.Module):
         def score(part: tuple[Array, Array]) -> Scores:
             states, wanted = part  # [B, c, D], [B, c]
             logits = (states @ weights.T).astype(jnp.float32) + bias[None, None]
+            if temperature != 1:
+                logits = logits / temperature
             total = jax.nn.logsumexp(logits, axis=-1)
             label = jnp.take_along_axis(logits, wanted[..., None], axis=-1)[..., 0]
             mean = jnp.where(allowed[None, None], logits, 0.0).sum(-1) / count
-            return Scores(label - total, mean - total)
+            entropies = total - (jnp.exp(logits - total[..., None]) * logits).sum(-1) if entropy else None
+            return Scores(label - total, mean - total, entropies)
 
         def cut(x: Array) -> Array:
             return x.reshape(batch, slices, steps // slices, *x.shape[2:]).swapaxes(0, 1)
 
         parts = jax.lax.map(score, (cut(hidden), cut(labels)))
-        return Scores(*(part.swapaxes(0, 1).reshape(batch, steps) for part in parts))
+        return jax.tree.map(lambda part: part.swapaxes(0, 1).reshape(batch, steps), parts)

@@ -55,8 +55,9 @@ def _policies(run: Path) -> list[str]:
     steps = sorted(_step(folder.name) for folder in run.glob("improve-*-*"))
     improves = [f"improve-{g}-{i}" for g, i in steps]
     on_the_way = [name for name in improves if not name.endswith("-0")]
-    spent = sum(_result(run, name)["gradient_steps"] for name in on_the_way)
-    return ["bc", f"bc_continued-{spent}", *improves]
+    ppo = ["ppo"] if (run / "ppo").exists() else []
+    spent = max(sum(_result(run, name)["gradient_steps"] for name in names) for names in (on_the_way, ppo))
+    return ["bc", f"bc_continued-{spent}", *improves, *ppo]
 
 
 def _step(folder: str) -> tuple[int, int]:
@@ -70,7 +71,7 @@ def _place(folder: str) -> tuple[str, int, int]:
 
 
 def _label(name: str, g: int, i: int) -> str:
-    return f"G{g} I{i}" if name == "rest" else {"bc": "BC", "bc_continued": "BC continued"}[name]
+    return f"G{g} I{i}" if name == "rest" else {"bc": "BC", "bc_continued": "BC continued", "ppo": "PPO"}[name]
 
 
 def _lineage(run: Path, folder: str) -> list[str]:

@@ -1,0 +1,173 @@
+"""One rollout of online RL: sources, hypotheses from the current policy, rewards, and how far it is from the anchor.
+
+Every log-probability here is of the law that was sampled from: the softmax of the logits divided by the sampling
+temperature, for the policy, for the policy of a rollout ago and for the anchor alike. All are computed by the same
+teacher-forced pass without dropout, which the update differentiates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float32
+
+from rest.data.batches import Batch, BatchSettings, Examples, gather_tokens, minibatches
+from rest.data.corpus import Split
+from rest.errors import UserError
+from rest.grow import GrowSettings, score
+from rest.learning.divergence import K1, K2, K3, Adaptive, Fixed
+from rest.learning.mesh import data_mesh, divide
+from rest.policy.policy import Policy, hidden_states
+from rest.policy.sampler import SamplingSettings, sample
+from rest.reward.reward import Reward
+from rest.stage import seed_for
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """What one rollout draws, and what a hypothesis is paid."""
+
+    sources: int = 64
+    """Sources a rollout; the text is shuffled anew each time it is used up."""
+    samples_per_source: int = 4
+    """N."""
+    sampling: SamplingSettings = field(default_factory=lambda: SamplingSettings(temperature=1.0))
+    """The law of the rollouts: a temperature, without top_k and top_p."""
+    estimator: K1 | K2 | K3 = field(default_factory=K1)
+    """Of the divergence to the anchor, nats a token."""
+    coefficient: Fixed | Adaptive = field(default_factory=Fixed)
+    """How much of the estimate is taken off the reward, at each token."""
+    missing_eos_penalty: float = 0.0
+    """Taken off the reward of a hypothesis that was cut."""
+    clip_reward: float = 0.0
+    """The reward, less the penalty for a missing EOS, is held within ± this; 0: not."""
+    whiten_rewards: bool = False
+    """Scale the rewards of tokens to variance 1 over a rollout; the mean is kept."""
+    keep_every: int = 10
+    """Of so many rollouts the first is written to ppo/rollouts; 0: none."""
+
+    def __post_init__(self) -> None:
+        if self.sources < 1 or self.samples_per_source < 1 or self.keep_every < 0:
+            raise UserError(
+                f"rollout: sources {self.sources} and samples_per_source {self.samples_per_source} must be at least 1, "
+                f"and keep_every {self.keep_every} not below 0"
+            )
+        if self.sampling.top_k or self.sampling.top_p < 1:
+            raise UserError(
+                f"rollout.sampling: top_k {self.sampling.top_k} and top_p {self.sampling.top_p} must be 0 and 1.0: "
+                f"a token that the truncated law cannot draw any more has no ratio"
+            )
+        if self.missing_eos_penalty < 0 or self.clip_reward < 0:
+            raise UserError(
+                f"rollout: missing_eos_penalty {self.missing_eos_penalty} and clip_reward {self.clip_reward} "
+                f"must not be below 0"
+            )
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """n = sources x N hypotheses, those of a source side by side."""
+
+    columns: dict[str, Any]  # rows of the scored dataset's schema
+    examples: Examples
+    lengths: np.ndarray  # int64 [n], tokens
+    mask: np.ndarray  # bool [n, T]
+    log_probs: np.ndarray  # float32 [n, T], of the policy that drew
+    anchor_log_probs: np.ndarray  # float32 [n, T]
+    sampler_gap: float  # the largest difference to what the sampler says of its own draws, nats a token
+
+    @property
+    def finished(self) -> np.ndarray:
+        """Which hypotheses end in EOS, bool [n]."""
+        return np.asarray(self.columns["finish"]) == "eos"
+
+
+def side_by_side(rows: list[np.ndarray], mask: Bool[np.ndarray, "n T"]) -> Float32[np.ndarray, "n T"]:
+    """One number a token, padded with 0."""
+    out = np.zeros(mask.shape, np.float32)
+    out[mask] = np.concatenate(rows)
+    return out
+
+
+def apart(x: Float32[np.ndarray, "n T"], lengths: np.ndarray) -> list[np.ndarray]:
+    """The way back: [n] of [tokens]."""
+    return [row[:length] for row, length in zip(x, lengths, strict=True)]
+
+
+@partial(jax.jit, static_argnames=("graph", "temperature"))
+def _log_probs(graph: Any, parameters: Any, batch: Batch, temperature: float) -> Array:
+    network = nnx.merge(graph, parameters)
+    return network.scores(hidden_states(network, batch, None), batch.target, temperature=temperature).log_probs
+
+
+def law_log_probs(policy: Policy, examples: Examples, batch: BatchSettings, temperature: float) -> list[np.ndarray]:
+    """Log-probability of every target token under the policy's law at a temperature, float32 [tokens], nats."""
+    mesh, pad_id = data_mesh(), policy.tokenizer.pad_id
+    parts = [jax.tree.map(lambda leaf: leaf[0], part) for part in minibatches(examples, batch, pad_id=pad_id, seed=0)]
+    found = [np.asarray(_log_probs(policy.graph, policy.parameters, divide(p, mesh), temperature)) for p in parts]
+    return gather_tokens(zip(parts, found, strict=True), len(examples))
+
+
+def sources_of(text: Split, sources: int, number: int, seed: int) -> Split:
+    """The sources of rollout `number`, from 1. They follow from the number, so that no position need be saved."""
+    if sources > len(text):
+        raise UserError(f"ppo.rollout.sources {sources}: PPO has only {len(text)} sources")
+    epoch, part = divmod(number - 1, len(text) // sources)
+    order = np.random.default_rng(seed_for(seed, "ppo sources", epoch)).permutation(len(text))
+    return text.take(order[part * sources : (part + 1) * sources])
+
+
+def roll_out(
+    policy: Policy,
+    anchor: Policy,
+    part: Split,
+    reward: Reward,
+    settings: RolloutSettings,
+    batch: BatchSettings,
+    *,
+    number: int,
+    seed: int,
+) -> Rollout:
+    """Draw and score. `number` is folded into the key of every draw: no two rollouts share their randomness."""
+    n, sampling = settings.samples_per_source, settings.sampling
+    if sampling.max_target_tokens > batch.target_tokens:
+        raise UserError(
+            f"batch.target_tokens {batch.target_tokens} is less than "
+            f"ppo.rollout.sampling.max_target_tokens {sampling.max_target_tokens}"
+        )
+    drawn = sample(policy, part.sources, part.ids, n, sampling, seed=seed_for(seed, "ppo rollouts"), grow_step=number)
+    columns = score(policy, part, drawn, reward, GrowSettings(samples_per_source=n, human_pairs=False))
+    examples = Examples([ids for ids in policy.encode_sources(part.sources) for _ in range(n)], columns["tokens"])
+    lengths = np.asarray([len(y) for y in columns["tokens"]])
+    mask = np.arange(sampling.max_target_tokens) < lengths[:, None]
+    of_policy, of_anchor = (
+        side_by_side(law_log_probs(who, examples, batch, sampling.temperature), mask) for who in (policy, anchor)
+    )
+    gap = np.abs(of_policy - side_by_side(columns["behaviour_log_probs"], mask)).max()
+    return Rollout(columns, examples, lengths, mask, of_policy, of_anchor, float(gap))
+
+
+def token_rewards(
+    rewards: Float32[np.ndarray, " n"],
+    finished: Bool[np.ndarray, " n"],
+    lengths: np.ndarray,
+    divergences: Float32[np.ndarray, "n T"],
+    settings: RolloutSettings,
+    coefficient: float,
+) -> Float32[np.ndarray, "n T"]:
+    """What each token is paid: the divergence is taken off everywhere, and a hypothesis' reward is on its last token.
+
+    The last token is EOS where the hypothesis ended; lengths say where it is, not ids.
+    """
+    paid = rewards - np.float32(settings.missing_eos_penalty) * ~finished
+    if settings.clip_reward:
+        paid = np.clip(paid, -settings.clip_reward, settings.clip_reward)
+    out = -np.float32(coefficient) * divergences
+    out[np.arange(len(paid)), lengths - 1] += paid
+    assert out.dtype == np.float32  # of integers, rewards below 1 would be nothing
+    return out
