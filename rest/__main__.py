@@ -30,6 +30,7 @@ rest: offline Reinforced Self-Training
   rest grow FILE[:variant] --out DIR --g 1      sample, score and store one Grow step
   rest improve FILE[:variant] --out DIR --g 1 --i 1    fine-tune on the rows that pass
   rest evaluate FILE[:variant] --out DIR --policy improve-1-1    reward and metrics on test
+  rest best-of-n FILE[:variant] --out DIR --samples 64    what the best of N samples is worth, for every N
   rest report DIR                               the table, report.md and report.html of a run
   rest translate DIR < sources > translations   with the last policy of a run, or a stage's
   rest export DIR --out FOLDER                  the same policy for Hugging Face `transformers` and CTranslate2
@@ -65,6 +66,14 @@ class _ImproveFlags(_GrowFlags):
 class _EvaluateFlags(_OutFlags):
     policy: str = "bc"
     """Folder of the policy in the run: bc, bc_continued-600, improve-1-2, ..."""
+
+
+@dataclass(frozen=True)
+class _BestOfNFlags(_OutFlags):
+    policies: tuple[str, ...] = ()
+    """Folders of policies in the run; none: BC and every Improve step."""
+    samples: int = 32
+    """Samples a source: the curves go from N = 1 to this."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +179,19 @@ def _evaluate(arguments: Sequence[str]) -> None:
     summarise(flags.out)
 
 
+def _best_of_n(arguments: Sequence[str]) -> None:
+    from rest.report.best_of_n import section
+
+    with _opened("best-of-n", arguments, _BestOfNFlags) as (flags, run):
+        if flags.samples < 2:
+            raise UserError(f"--samples {flags.samples}: must be at least 2")
+        for name in flags.policies or ["bc", *(folder.name for folder in run.improves())]:
+            run.best_of_n(name, run.load(name), flags.samples)
+    found = section(flags.out)
+    assert found is not None
+    _console().print(*found.console(), sep="\n")
+
+
 def _report(arguments: Sequence[str]) -> None:
     from rest.report.summary import summarise
 
@@ -241,6 +263,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "grow": _grow,
     "improve": _improve,
     "evaluate": _evaluate,
+    "best-of-n": _best_of_n,
     "report": _report,
     "translate": _translate,
     "export": _export,

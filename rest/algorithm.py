@@ -19,7 +19,9 @@ from rest.data.corpus import Corpus, Split, source_text
 from rest.data.store import ScoredDataset
 from rest.data.tokenizer import load_tokenizer
 from rest.errors import UserError
+from rest.evaluation.best_of_n import measure
 from rest.evaluation.evaluate import evaluate, mean_reward
+from rest.evaluation.outputs import Outputs, draw, score
 from rest.experiment import Experiment
 from rest.grow import grow, open_dataset
 from rest.improve import improve, named, select
@@ -305,6 +307,27 @@ class Run:
             return False
         say(f"improve {g}.{i}: warning: no row passes {named(self.experiment.improve.rule, i)}; grow {g} ends here")
         return True
+
+    def best_of_n(self, name: str, policy: Policy, samples: int) -> Path:
+        """So many samples of every test source and the curves of the best of N; returns the folder."""
+        e, reward = self.experiment, self.reward()
+        drawing = {"samples_per_source": samples, "sampling": e.evaluation.sampling}
+        settings = self._settings(policy=policy.identity, reward=reward.settings, **drawing)
+        with open_stage(self.out / "evaluation" / f"best-of-{samples}" / name, settings) as stage:
+            if not stage.finished:
+                drawn = draw(policy, self.corpus.test, samples, e.evaluation.sampling, e.seed)
+                scores = score(reward, self.corpus.gold, self.corpus.test, drawn, chrf=True)
+                Outputs(self.corpus.test, drawn, scores).write(stage.folder / "samples.parquet")
+                curves, wins = measure(scores, seed=0)
+                best = curves["reward"].mean[[0, -1]]
+                say(f"{name}: test reward {best[0]:.4f} of a sample, {best[1]:.4f} of the best of {samples}")
+                stage.finish(
+                    {
+                        "curves": {metric: curve.record() for metric, curve in curves.items()},
+                        "win_rates": {metric: curve.record() for metric, curve in wins.items()},
+                    }
+                )
+            return stage.final
 
     def evaluate(self, name: str, policy: Policy) -> dict[str, Any]:
         """Reward and other metrics of a policy on test, in evaluation/<name>."""

@@ -18,10 +18,10 @@ ROWS = """
 3 policy/{policy,slots,sampler,beam}
 3 reward/{guards,reward,calibration,composition,reference_based,learned,scorer,metricx,cometkiwi}
 3 reward/{raters,fit,attacks,trivial,agreement}
-4 grow evaluation/{evaluate,best_of_n,mbr}
+4 grow evaluation/{outputs,evaluate,best_of_n,mbr}
 5 improve baselines/{bc,ppo}
 6 experiment
-7 algorithm report/{tables,plots,page,summary,rewards,judging}
+7 algorithm report/{tables,plots,sections,best_of_n,page,summary,rewards,judging}
 8 __main__
 """
 

@@ -115,6 +115,19 @@ def _resampled_means(values: np.ndarray, seed: int, resamples: int) -> np.ndarra
     return np.concatenate([values[rng.integers(sources, size=(block, sources))].mean(axis=1) for block in blocks])
 
 
+def resampled_curves(values: np.ndarray, seed: int, resamples: int = 1000) -> np.ndarray:
+    """float64 [resamples, K]: means of `values` [sources, K] over sources drawn with replacement, whole rows at once.
+
+    The same seed and number of sources draw the same rows, so that curves of two policies compare pair by pair.
+    """
+    rng = np.random.default_rng(seed)
+    sources = len(values)
+    at_once = max(1, DRAWS_AT_ONCE // sources)
+    blocks = [min(at_once, resamples - start) for start in range(0, resamples, at_once)]
+    share = np.full(sources, 1 / sources)
+    return np.concatenate([rng.multinomial(sources, share, size=block) @ values / sources for block in blocks])
+
+
 def percentile_interval(resampled: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     """The middle `level` of resampled values."""
     lo, hi = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
