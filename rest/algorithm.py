@@ -19,7 +19,8 @@ from rest.data.corpus import Corpus, Split, source_text
 from rest.data.store import ScoredDataset
 from rest.data.tokenizer import load_tokenizer
 from rest.errors import UserError
-from rest.evaluation.best_of_n import measure
+from rest.evaluation.best_of_n import record
+from rest.evaluation.compare import Evaluated, compare
 from rest.evaluation.evaluate import evaluate, mean_reward
 from rest.evaluation.outputs import Outputs, draw, score
 from rest.experiment import Experiment
@@ -155,10 +156,9 @@ class Run:
 
     def policy_before(self, g: int, i: int = 0) -> Policy:
         """The policy that Improve step i of Grow step g starts from; of i = 0 the one that samples D_g."""
-        if i > 1:
-            return self.load(f"improve-{g}-{i - 1}", f"rest improve --g {g} --i {i - 1}")
-        before = [folder for folder in self.improves() if int(folder.name.split("-")[1]) < g]
-        return self.load(before[-1].name if before else "bc", "rest bc")
+        before = self._before(f"improve-{g}-{i}")
+        assert before is not None
+        return self.load(before, f"rest improve --g {g} --i {i - 1}" if i > 1 else "rest bc")
 
     def load(self, name: str, made_by: str = "rest run") -> Policy:
         """The policy of a stage that must be complete."""
@@ -317,16 +317,11 @@ class Run:
             if not stage.finished:
                 drawn = draw(policy, self.corpus.test, samples, e.evaluation.sampling, e.seed)
                 scores = score(reward, self.corpus.gold, self.corpus.test, drawn, chrf=True)
-                Outputs(self.corpus.test, drawn, scores).write(stage.folder / "samples.parquet")
-                curves, wins = measure(scores, seed=0)
-                best = curves["reward"].mean[[0, -1]]
-                say(f"{name}: test reward {best[0]:.4f} of a sample, {best[1]:.4f} of the best of {samples}")
-                stage.finish(
-                    {
-                        "curves": {metric: curve.record() for metric, curve in curves.items()},
-                        "win_rates": {metric: curve.record() for metric, curve in wins.items()},
-                    }
-                )
+                outputs = Outputs(self.corpus.test, drawn, scores)
+                outputs.write(stage.folder / "samples.parquet")
+                stage.finish(record(outputs))
+            rewards = stage.result["curves"]["reward"]["mean"]
+            say(f"{name}: test reward {rewards[0]:.4f} of a sample, {rewards[-1]:.4f} of the best of {samples}")
             return stage.final
 
     def evaluate(self, name: str, policy: Policy) -> dict[str, Any]:
@@ -335,6 +330,7 @@ class Run:
         settings = self._settings(
             policy=policy.identity, bc=bc.identity, reward=reward.settings, evaluation=e.evaluation
         )
+        before = self._before(name)
         with open_stage(self.out / "evaluation" / name, settings) as stage:
             if not stage.finished:
                 result = evaluate(
@@ -346,11 +342,48 @@ class Run:
                     batch=e.batch,
                     gold=corpus.gold,
                     seed=e.seed,
+                    previous=self.load(before) if before else None,
                 )
+                result.samples.write(stage.folder / "samples.parquet")
+                result.greedy.write(stage.folder / "greedy.parquet")
                 shown = result.metrics["reward_mean"], result.metrics["reward_ci95"]
                 say(f"{name}: test reward {shown[0]:.4f} [{shown[1][0]:.4f}, {shown[1][1]:.4f}]")
                 stage.finish({"metrics": result.metrics, "shown": result.shown})
-            return stage.result
+            found = stage.result
+        for other in dict.fromkeys(["bc", before]):
+            if other and other != name:
+                self._compare(name, other)
+        steps = self.improves()
+        if name.startswith("bc_continued") and steps:
+            self._compare(steps[-1].name, name)
+        return found
+
+    def _before(self, name: str) -> str | None:
+        """The folder of the policy that an Improve step went on from."""
+        if not name.startswith("improve-"):
+            return None
+        g, i = (int(number) for number in name.split("-")[1:])
+        if i > 1:
+            return f"improve-{g}-{i - 1}"
+        earlier = [folder.name for folder in self.improves() if int(folder.name.split("-")[1]) < g]
+        return earlier[-1] if earlier else "bc"
+
+    def _compare(self, new: str, old: str) -> None:
+        """Paired tests of two evaluated policies, in evaluation/<new>-against-<old>, and the alarm."""
+        folder = self.out / "evaluation"
+        sides = folder / new, folder / old
+        if not all(Evaluated.kept(side) for side in sides):
+            return  # not evaluated, or by a version that kept no outputs
+        settings = {
+            side: read_json(path / "stage.json")["settings"] for side, path in zip(("new", "old"), sides, strict=True)
+        }
+        with open_stage(folder / f"{new}-against-{old}", settings) as stage:
+            if not stage.finished:
+                result = compare(*(Evaluated.read(side) for side in sides), seed_for(self.experiment.seed, "compare"))
+                stage.finish(result | {"new": new, "old": old})
+            if stage.result["fell"]:
+                fell = ", ".join(stage.result["fell"])
+                say(f"{new}: warning: against {old} the reward rose while these got worse: {fell}")
 
 
 def last_policy(folder: Path) -> Policy:

@@ -17,7 +17,7 @@ import numpy as np
 
 from rest.data.corpus import Split
 from rest.errors import UserError
-from rest.evaluation.outputs import draw, score
+from rest.evaluation.outputs import Outputs, draw, score
 from rest.evaluation.statistics import resampled_curves
 from rest.policy.policy import Policy
 from rest.policy.sampler import SamplingSettings
@@ -163,6 +163,13 @@ def measure(scores: Mapping[str, np.ndarray], seed: int) -> tuple[dict[str, Curv
     if reward.shape[1] < 2:
         return curves, {}
     return curves, {name: Curve.of(win_rate(reward, values), seed) for name, values in scores.items()}
+
+
+def record(outputs: Outputs) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """All curves and win rates of samples, as JSON."""
+    curves, wins = measure(outputs.scores, seed=0)
+    named = {"curves": curves, "win_rates": wins}
+    return {kind: {name: curve.record() for name, curve in found.items()} for kind, found in named.items()}
 
 
 @dataclass(frozen=True)

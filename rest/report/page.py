@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from rest.errors import UserError
-from rest.report import best_of_n, plots, tables
+from rest.report import best_of_n, comparisons, plots, tables
 from rest.report.sections import Section, head, items, markdown_lines, table
 from rest.report.tables import Row
 
@@ -81,7 +81,7 @@ def _read(run: Path) -> Run:
             if (folder / "manifest.json").is_file()
         },
         rewards={g: rewards for g, folder in grows.items() if (rewards := _rewards(folder)) is not None},
-        sections=[section for read in (best_of_n.section,) if (section := read(run))],
+        sections=[section for read in (comparisons.section, best_of_n.section) if (section := read(run))],
     )
 
 
@@ -182,6 +182,8 @@ def _markdown(run: Run) -> str:
             "## Greedy and beam search",
             tables.markdown(run.rows, run.split, tables.DECODING_COLUMNS).rstrip(),
         ]
+    if tables.present(tables.of_split(run.rows, run.split), tables.TEXT_COLUMNS):
+        parts += ["## The text itself", tables.markdown(run.rows, run.split, tables.TEXT_COLUMNS).rstrip()]
     for section in run.sections:
         parts += section.markdown()
     if run.stages:
@@ -219,6 +221,8 @@ def _html(run: Run) -> str:
     ]
     if tables.present(rows, tables.DECODING_COLUMNS):
         body += ["<h2>Greedy and beam search</h2>", _results(rows, tables.DECODING_COLUMNS)]
+    if tables.present(rows, tables.TEXT_COLUMNS):
+        body += ["<h2>The text itself</h2>", _results(rows, tables.TEXT_COLUMNS)]
     for section in run.sections:
         body += section.html()
     if run.stages:
