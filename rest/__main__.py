@@ -62,10 +62,22 @@ class _ImproveFlags(_GrowFlags):
     """Improve step; 0: all of the Grow step's rows."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _DecodingFlags:
+    n: int = 16
+    """Samples a source of best_of_n and mbr."""
+    utility: Literal["chrf", "chrf-aggregate", "chrf++", "bleu"] = "chrf"
+    """What mbr compares samples by; chrf-aggregate is quick where n is in the hundreds."""
+    prune_to: int = 0
+    """So many samples with the highest rewards are mbr's candidates; 0: all."""
+
+
 @dataclass(frozen=True)
-class _EvaluateFlags(_OutFlags):
+class _EvaluateFlags(_DecodingFlags, _OutFlags):
     policy: str = "bc"
     """Folder of the policy in the run: bc, bc_continued-600, improve-1-2, ..."""
+    decode: Literal["sample", "greedy", "beam", "best_of_n", "mbr"] = "sample"
+    """sample: everything, with greedy and beam search beside samples; the others add a row of their own."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +95,11 @@ class _ReportFlags:
 
 
 @dataclass(frozen=True)
-class _TranslateFlags:
+class _TranslateFlags(_DecodingFlags):
     folder: tyro.conf.Positional[Path]
     """A run's folder, for its last policy, or the folder of a stage: runs/demo/improve-1-2."""
+    decode: Literal["greedy", "beam", "sample", "best_of_n", "mbr"] = "beam"
+    """best_of_n: the sample with the highest reward; mbr: the sample that is most like the others."""
     beams: int = 4
     """Beam search; 1: greedy."""
     length_penalty: float = 1.0
@@ -94,6 +108,12 @@ class _TranslateFlags:
     """A longer line is an error."""
     max_target_tokens: int = 128
     """Longest translation, EOS included."""
+    temperature: float = 0.8
+    """Of samples."""
+    seed: int = 0
+    """Of samples."""
+    reward: str | None = None
+    """What best_of_n and pruning choose by: module:function, or a folder; by default the run's learned reward."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +131,15 @@ class _InspectFlags:
     folder: tyro.conf.Positional[Path]
     """A Grow step's folder: runs/demo/grow-1."""
     rows: int = 5
-    """How many of the best and of the worst rows to show."""
+    """How many of the best, of the worst and of the most disputed rows to show."""
+    where: str | None = None
+    """Look only at rows that fulfil a condition on columns: "reward > 0.9 and flags = '' and length < 20"."""
+    source_id: int | None = None
+    """Look only at the rows of one source."""
+    duplicates: bool = False
+    """Count samples that repeat another sample of their source."""
+    export: Path | None = None
+    """Write the rows looked at to this .jsonl or .csv file instead."""
     verify: bool = False
     """Hash every shard and compare with the manifest."""
 
@@ -172,10 +200,15 @@ def _improve(arguments: Sequence[str]) -> None:
 
 
 def _evaluate(arguments: Sequence[str]) -> None:
+    from rest.evaluation.decoding import DecodingSettings
     from rest.report.summary import summarise
 
     with _opened("evaluate", arguments, _EvaluateFlags) as (flags, run):
-        run.evaluate(flags.policy, run.load(flags.policy))
+        if flags.decode == "sample":
+            run.evaluate(flags.policy, run.load(flags.policy))
+        else:
+            decoding = DecodingSettings(flags.decode, flags.n, flags.utility, flags.prune_to)
+            run.decode(flags.policy, run.load(flags.policy), decoding)
     summarise(flags.out)
 
 
@@ -204,12 +237,20 @@ def _report(arguments: Sequence[str]) -> None:
 
 def _translate(arguments: Sequence[str]) -> None:
     from rest.algorithm import last_policy
-    from rest.policy.beam import BeamSettings, translate
+    from rest.data.corpus import Split
+    from rest.evaluation.decoding import DecodingSettings
+    from rest.policy.beam import BeamSettings
+    from rest.policy.sampler import SamplingSettings
+    from rest.report.judging import open_reward
 
     flags = tyro.cli(_TranslateFlags, args=arguments, prog="rest translate")
     _configure_jax()
     policy = last_policy(flags.folder)
     beam = BeamSettings(flags.beams, flags.length_penalty, flags.max_target_tokens)
+    sampling = SamplingSettings(flags.temperature, max_target_tokens=flags.max_target_tokens)
+    decode = DecodingSettings(flags.decode, flags.n, flags.utility, flags.prune_to).decoder(beam, sampling)
+    chooses = flags.decode == "best_of_n" or (flags.decode == "mbr" and flags.prune_to > 0)
+    reward = open_reward(flags.reward or str(flags.folder)) if chooses else None
     try:
         lines = sys.stdin.buffer.read().decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
@@ -221,7 +262,8 @@ def _translate(arguments: Sequence[str]) -> None:
     _refuse_long([lines[number] for number in full], full, policy, flags.max_source_tokens)
     translations = [""] * len(lines)
     if full:
-        for number, text in zip(full, translate(policy, [lines[n].strip() for n in full], beam), strict=True):
+        split = Split("input", np.array(full), [lines[n].strip() for n in full], None)
+        for number, text in zip(full, decode(policy, split, reward, flags.seed), strict=True):
             translations[number] = text
     sys.stdout.buffer.write("".join(f"{text}\n" for text in translations).encode())
 
@@ -244,14 +286,23 @@ def _export(arguments: Sequence[str]) -> None:
 
 
 def _inspect(arguments: Sequence[str]) -> None:
-    from rest.data.inspect import describe
+    from rest.data.inspect import describe, export
+    from rest.data.where import rows_where
     from rest.grow import open_dataset
 
     flags = tyro.cli(_InspectFlags, args=arguments, prog="rest inspect")
     dataset = open_dataset(flags.folder)
     if flags.verify:
         dataset.verify()
-    _console().print(describe(dataset, flags.rows))
+    of_source = None if flags.source_id is None else f"source_id = {flags.source_id}"
+    conditions = [rows_where(dataset, text) for text in (flags.where, of_source) if text is not None]
+    chosen = conditions[0] if conditions else None
+    for more in conditions[1:]:
+        chosen = chosen & more
+    if flags.export is not None:
+        print(f"{export(dataset, flags.export, chosen):,} rows in {flags.export}")
+    else:
+        _console().print(describe(dataset, flags.rows, chosen, flags.duplicates))
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {

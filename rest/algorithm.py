@@ -21,6 +21,7 @@ from rest.data.tokenizer import load_tokenizer
 from rest.errors import UserError
 from rest.evaluation.best_of_n import record
 from rest.evaluation.compare import Evaluated, compare
+from rest.evaluation.decoding import DecodingSettings, evaluate_decoding
 from rest.evaluation.evaluate import evaluate, mean_reward
 from rest.evaluation.outputs import Outputs, draw, score
 from rest.experiment import Experiment
@@ -323,6 +324,20 @@ class Run:
             rewards = stage.result["curves"]["reward"]["mean"]
             say(f"{name}: test reward {rewards[0]:.4f} of a sample, {rewards[-1]:.4f} of the best of {samples}")
             return stage.final
+
+    def decode(self, name: str, policy: Policy, decoding: DecodingSettings) -> dict[str, Any]:
+        """The same metrics of one hypothesis a source, found in another way, in evaluation/decode/."""
+        e, reward, test = self.experiment, self.reward(), self.corpus.test
+        decoder = decoding.decoder(e.evaluation.beam, e.evaluation.sampling)
+        settings = self._settings(policy=policy.identity, reward=reward.settings, decoder=decoder)
+        with open_stage(self.out / "evaluation" / "decode" / f"{name}.{decoding.name}", settings) as stage:
+            if not stage.finished:
+                texts = decoder(policy, test, lambda *rows: reward(*rows).reward, e.seed)
+                metrics, outputs = evaluate_decoding(texts, test, reward, self.corpus.gold, e.seed)
+                outputs.write(stage.folder / "outputs.parquet")
+                say(f"{name}, {decoding.name}: test reward {metrics['reward_mean']:.4f}")
+                stage.finish({"metrics": metrics, "decode": decoding.decode, "n": decoding.draws})
+            return stage.result
 
     def evaluate(self, name: str, policy: Policy) -> dict[str, Any]:
         """Reward and other metrics of a policy on test, in evaluation/<name>."""

@@ -14,12 +14,12 @@ ROOT = Path(__file__).resolve().parent.parent
 ROWS = """
 0 errors journal stage thresholds evaluation/{statistics,significance,text_metrics}
 0 learning/{mesh,returns,divergence,losses,preferences}
-1 data/{tokenizer,synthetic,corpus,ratings,rating_files,shards,store,batches,inspect}
+1 data/{tokenizer,synthetic,corpus,ratings,rating_files,shards,store,where,batches,inspect}
 2 model/{positions,transformer,lora,folder,xlmr,huggingface} learning/{checkpoint,train,value}
 3 policy/{policy,slots,sampler,beam}
 3 reward/{guards,reward,calibration,composition,reference_based,learned,scorer,metricx,cometkiwi}
 3 reward/{raters,fit,attacks,trivial,agreement}
-4 grow evaluation/{outputs,evaluate,compare,best_of_n,mbr}
+4 grow evaluation/{outputs,evaluate,compare,best_of_n,mbr,decoding}
 5 improve baselines/{bc,ppo}
 6 experiment
 7 algorithm report/{tables,plots,sections,best_of_n,comparisons,page,summary,rewards,judging}

@@ -17,11 +17,10 @@ import numpy as np
 
 from rest.data.corpus import Split
 from rest.errors import UserError
-from rest.evaluation.outputs import Outputs, draw, score
+from rest.evaluation.outputs import Chooser, Outputs, draw, flat_scores
 from rest.evaluation.statistics import resampled_curves
 from rest.policy.policy import Policy
 from rest.policy.sampler import SamplingSettings
-from rest.reward.reward import Reward
 
 CELLS_AT_ONCE = 4_000_000  # pairs of samples compared at a time, about 100 MB
 
@@ -184,10 +183,10 @@ class BestOfN:
         if self.n < 1:
             raise UserError(f"n must be at least 1, not {self.n}")
 
-    def __call__(self, policy: Policy, split: Split, reward: Reward | None, seed: int) -> list[str]:
+    def __call__(self, policy: Policy, split: Split, reward: Chooser | None, seed: int) -> list[str]:
         """One hypothesis a source."""
         if reward is None:
             raise UserError("Best-of-N chooses by a reward, and there is none")
         drawn = draw(policy, split, self.n, self.sampling, seed)
-        best = score(reward, None, split, drawn)["reward"].argmax(1)
+        best = flat_scores(reward, split, drawn).argmax(1)
         return [texts[k] for texts, k in zip(drawn, best, strict=True)]

@@ -20,6 +20,8 @@ from rest.reward.reward import Reward
 from rest.stage import seed_for
 
 Gold = Callable[[list[str], list[str]], np.ndarray]
+# (sources, hypotheses, references) -> [n]: what Best-of-N chooses by; only the order of the numbers matters
+Chooser = Callable[[list[str], list[str], list[str] | None], np.ndarray]
 
 
 def draw(policy: Policy, split: Split, n: int, sampling: SamplingSettings, seed: int) -> list[list[str]]:
@@ -33,15 +35,26 @@ def score(
 ) -> dict[str, np.ndarray]:
     """float [sources, n] of each: reward, gold where the task knows it, and sentence chrF where it is asked for."""
     n = len(texts[0])
-    sources = [x for x in split.sources for _ in range(n)]
-    flat = [y for row in texts for y in row]
-    references = None if split.references is None else [y for y in split.references for _ in range(n)]
+    sources, flat, references = _rows(split, texts)
     scores = {"reward": reward(sources, flat, references).reward}
     if gold is not None:
         scores["gold"] = gold(sources, flat)
     if chrf and references is not None:
         scores["chrf"] = SentenceChrF()(sources, flat, references)
     return {name: np.asarray(values).reshape(-1, n) for name, values in scores.items()}
+
+
+def flat_scores(chooser: Chooser, split: Split, texts: list[list[str]]) -> np.ndarray:
+    """[sources, n]"""
+    return np.asarray(chooser(*_rows(split, texts))).reshape(len(texts), -1)
+
+
+def _rows(split: Split, texts: list[list[str]]) -> tuple[list[str], list[str], list[str] | None]:
+    """Source, hypothesis and reference of every row."""
+    n = len(texts[0])
+    sources = [x for x in split.sources for _ in range(n)]
+    references = None if split.references is None else [y for y in split.references for _ in range(n)]
+    return sources, [y for row in texts for y in row], references
 
 
 @dataclass(frozen=True)
