@@ -31,6 +31,8 @@ rest: offline Reinforced Self-Training
   rest improve FILE[:variant] --out DIR --g 1 --i 1    fine-tune on the rows that pass
   rest evaluate FILE[:variant] --out DIR --policy improve-1-1    reward and metrics on test
   rest best-of-n FILE[:variant] --out DIR --samples 64    what the best of N samples is worth, for every N
+  rest human-eval export DIR --policies improve-1-1 --sheet S --key K    a blind sheet for raters
+  rest human-eval import DIR --sheets S1 S2 --key K      what the filled sheets say
   rest report DIR                               the table, report.md and report.html of a run
   rest translate DIR < sources > translations   with the last policy of a run, or a stage's
   rest export DIR --out FOLDER                  the same policy for Hugging Face `transformers` and CTranslate2
@@ -225,6 +227,18 @@ def _best_of_n(arguments: Sequence[str]) -> None:
     _console().print(*found.console(), sep="\n")
 
 
+def _human_eval_export(arguments: Sequence[str]) -> None:
+    from rest.report.human import export
+
+    export(arguments, _console())
+
+
+def _human_eval_import(arguments: Sequence[str]) -> None:
+    from rest.report.human import import_
+
+    import_(arguments, _console())
+
+
 def _report(arguments: Sequence[str]) -> None:
     from rest.report.summary import summarise
 
@@ -236,6 +250,8 @@ def _report(arguments: Sequence[str]) -> None:
 
 
 def _translate(arguments: Sequence[str]) -> None:
+    import numpy as np
+
     from rest.algorithm import last_policy
     from rest.data.corpus import Split
     from rest.evaluation.decoding import DecodingSettings
@@ -315,6 +331,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "improve": _improve,
     "evaluate": _evaluate,
     "best-of-n": _best_of_n,
+    "human-eval export": _human_eval_export,
+    "human-eval import": _human_eval_import,
     "report": _report,
     "translate": _translate,
     "export": _export,
@@ -390,7 +408,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not arguments or arguments[0] in ("-h", "--help") or arguments[1:] in (["-h"], ["--help"]):
         print(USAGE, end="")
         return
-    words = 2 if arguments[0] == "reward" else 1
+    words = 2 if arguments[0] in ("reward", "human-eval") else 1
     command, rest = " ".join(arguments[:words]), arguments[words:]
     if command not in COMMANDS:
         close = difflib.get_close_matches(command, COMMANDS, n=1)

@@ -386,15 +386,14 @@ class Run:
     def _compare(self, new: str, old: str) -> None:
         """Paired tests of two evaluated policies, in evaluation/<new>-against-<old>, and the alarm."""
         folder = self.out / "evaluation"
-        sides = folder / new, folder / old
-        if not all(Evaluated.kept(side) for side in sides):
+        ours, theirs = folder / new, folder / old
+        if not (Evaluated.kept(ours) and Evaluated.kept(theirs)):
             return  # not evaluated, or by a version that kept no outputs
-        settings = {
-            side: read_json(path / "stage.json")["settings"] for side, path in zip(("new", "old"), sides, strict=True)
-        }
+        settings = {side: read_json(path / "stage.json")["settings"] for side, path in (("new", ours), ("old", theirs))}
         with open_stage(folder / f"{new}-against-{old}", settings) as stage:
             if not stage.finished:
-                result = compare(*(Evaluated.read(side) for side in sides), seed_for(self.experiment.seed, "compare"))
+                seed = seed_for(self.experiment.seed, "compare")
+                result = compare(Evaluated.read(ours), Evaluated.read(theirs), seed)
                 stage.finish(result | {"new": new, "old": old})
             if stage.result["fell"]:
                 fell = ", ".join(stage.result["fell"])

@@ -19,10 +19,10 @@ ROWS = """
 3 policy/{policy,slots,sampler,beam}
 3 reward/{guards,reward,calibration,composition,reference_based,learned,scorer,metricx,cometkiwi}
 3 reward/{raters,fit,attacks,trivial,agreement}
-4 grow evaluation/{outputs,evaluate,compare,best_of_n,mbr,decoding}
+4 grow evaluation/{outputs,evaluate,compare,best_of_n,mbr,decoding,human}
 5 improve baselines/{bc,ppo}
 6 experiment
-7 algorithm report/{tables,plots,sections,best_of_n,comparisons,page,summary,rewards,judging}
+7 algorithm report/{tables,plots,sections,best_of_n,comparisons,human,page,summary,rewards,judging}
 8 __main__
 """
 

@@ -5,9 +5,10 @@ Whole columns are read only where they are scalar; text only of the few rows sho
 
 from __future__ import annotations
 
+import codecs
 import csv
-import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +113,7 @@ def _duplicates(dataset: ScoredDataset, chosen: np.ndarray | None, rows: int) ->
 
 
 def _most_often(known: list[tuple[int, int, str]], counted: pa.Table, rows: int) -> list[tuple[int, int, str]]:
-    most = _lowest(-counted["times"].to_numpy(), rows) if rows else []
+    most: Sequence[int] | np.ndarray = _lowest(-counted["times"].to_numpy(), rows) if rows else []
     found = [tuple(counted[name][int(k)].as_py() for name in ("times", "source_id", "hypothesis")) for k in most]
     return sorted([*known, *((t, i, text) for t, i, text in found if t > 1)], key=lambda one: (-one[0], one[1]))[:rows]
 
@@ -125,8 +126,10 @@ def export(dataset: ScoredDataset, path: Path, chosen: np.ndarray | None = None)
     if path.suffix not in (".jsonl", ".csv"):
         raise UserError(f"{path}: rows are exported to a file named .jsonl or .csv")
     names, count = [*SCHEMA.names, *dataset.column_names], 0
-    with replacing(path) as raw, io.TextIOWrapper(raw, "utf-8", newline="", write_through=True) as file:
-        table = csv.DictWriter(file, names)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as raw:
+        file = codecs.getwriter("utf-8")(raw)
+        table = csv.DictWriter(file, names, lineterminator="\n")
         if path.suffix == ".csv":
             table.writeheader()
         for batch in dataset.batches(names, chosen):
@@ -138,8 +141,6 @@ def export(dataset: ScoredDataset, path: Path, chosen: np.ndarray | None = None)
                 table.writerows(
                     {k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows
                 )
-        file.flush()
-        file.detach()
     return count
 
 

@@ -45,15 +45,15 @@ def compare(new: Evaluated, old: Evaluated, seed: int) -> dict[str, Any]:
     """
     if new.samples.split.ids.tolist() != old.samples.split.ids.tolist():
         raise UserError("the two policies were evaluated on different text, so they cannot be compared")
-    tests = {
+    tests: dict[str, PairedTest] = {
         name: paired_means(new.samples.scores[name], old.samples.scores[name], seed)
         for name in ("reward", "gold")
         if name in new.samples.scores and name in old.samples.scores
     }
     if new.greedy.split.references is not None:
-        texts = [[row[0] for row in side.greedy.texts] for side in (new, old)]
+        ours, theirs = ([row[0] for row in side.greedy.texts] for side in (new, old))
         for name, metric in corpus_metrics().items():
-            tests[name] = paired_corpus(metric, *texts, [new.greedy.split.references], seed)
+            tests[name] = paired_corpus(metric, ours, theirs, [new.greedy.split.references], seed)
     fell = fallen(tests)
     return {
         "tests": {name: test.record() for name, test in tests.items()},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,7 +68,7 @@ class Outputs:
     def write(self, path: Path) -> None:
         """One Parquet file, a row a hypothesis: source_id, sample_index, source, reference, hypothesis, scores."""
         n = len(self.texts[0])
-        references = self.split.references or [None] * len(self.split)
+        references: Sequence[str | None] = self.split.references or [None] * len(self.split)
         columns = {
             "source_id": np.repeat(self.split.ids, n),
             "sample_index": np.tile(np.arange(n, dtype=np.int32), len(self.split)),

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from rest.errors import UserError
-from rest.report import best_of_n, comparisons, plots, tables
+from rest.report import best_of_n, comparisons, human, plots, tables
 from rest.report.sections import Section, head, items, markdown_lines, table
 from rest.report.tables import Row
 
@@ -81,7 +81,9 @@ def _read(run: Path) -> Run:
             if (folder / "manifest.json").is_file()
         },
         rewards={g: rewards for g, folder in grows.items() if (rewards := _rewards(folder)) is not None},
-        sections=[section for read in (comparisons.section, best_of_n.section) if (section := read(run))],
+        sections=[
+            section for read in (comparisons.section, human.section, best_of_n.section) if (section := read(run))
+        ],
     )
 
 
