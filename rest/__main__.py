@@ -17,7 +17,6 @@ from rest.errors import UserError
 
 if TYPE_CHECKING:
     from rest.algorithm import Run
-    from rest.policy.policy import Policy
 
 USAGE = """\
 rest: offline Reinforced Self-Training
@@ -64,22 +63,18 @@ class _ImproveFlags(_GrowFlags):
     """Improve step; 0: all of the Grow step's rows."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _DecodingFlags:
+@dataclass(frozen=True)
+class _EvaluateFlags(_OutFlags):
+    policy: str = "bc"
+    """Folder of the policy in the run: bc, bc_continued-600, improve-1-2, ..."""
+    decode: Literal["sample", "greedy", "beam", "best_of_n", "mbr"] = "sample"
+    """sample: everything, with greedy and beam search beside samples; the others add a row of their own."""
     n: int = 16
     """Samples a source of best_of_n and mbr."""
     utility: Literal["chrf", "chrf-aggregate", "chrf++", "bleu"] = "chrf"
     """What mbr compares samples by; chrf-aggregate is quick where n is in the hundreds."""
     prune_to: int = 0
     """So many samples with the highest rewards are mbr's candidates; 0: all."""
-
-
-@dataclass(frozen=True)
-class _EvaluateFlags(_DecodingFlags, _OutFlags):
-    policy: str = "bc"
-    """Folder of the policy in the run: bc, bc_continued-600, improve-1-2, ..."""
-    decode: Literal["sample", "greedy", "beam", "best_of_n", "mbr"] = "sample"
-    """sample: everything, with greedy and beam search beside samples; the others add a row of their own."""
 
 
 @dataclass(frozen=True)
@@ -94,28 +89,6 @@ class _BestOfNFlags(_OutFlags):
 class _ReportFlags:
     run: tyro.conf.Positional[Path]
     """The run's folder."""
-
-
-@dataclass(frozen=True)
-class _TranslateFlags(_DecodingFlags):
-    folder: tyro.conf.Positional[Path]
-    """A run's folder, for its last policy, or the folder of a stage: runs/demo/improve-1-2."""
-    decode: Literal["greedy", "beam", "sample", "best_of_n", "mbr"] = "beam"
-    """best_of_n: the sample with the highest reward; mbr: the sample that is most like the others."""
-    beams: int = 4
-    """Beam search; 1: greedy."""
-    length_penalty: float = 1.0
-    """A hypothesis of n tokens scores log-probability / n^length_penalty."""
-    max_source_tokens: int = 512
-    """A longer line is an error."""
-    max_target_tokens: int = 128
-    """Longest translation, EOS included."""
-    temperature: float = 0.8
-    """Of samples."""
-    seed: int = 0
-    """Of samples."""
-    reward: str | None = None
-    """What best_of_n and pruning choose by: module:function, or a folder; by default the run's learned reward."""
 
 
 @dataclass(frozen=True)
@@ -250,46 +223,10 @@ def _report(arguments: Sequence[str]) -> None:
 
 
 def _translate(arguments: Sequence[str]) -> None:
-    import numpy as np
+    from rest.report.translate import translate_lines
 
-    from rest.algorithm import last_policy
-    from rest.data.corpus import Split
-    from rest.evaluation.decoding import DecodingSettings
-    from rest.policy.beam import BeamSettings
-    from rest.policy.sampler import SamplingSettings
-    from rest.report.judging import open_reward
-
-    flags = tyro.cli(_TranslateFlags, args=arguments, prog="rest translate")
     _configure_jax()
-    policy = last_policy(flags.folder)
-    beam = BeamSettings(flags.beams, flags.length_penalty, flags.max_target_tokens)
-    sampling = SamplingSettings(flags.temperature, max_target_tokens=flags.max_target_tokens)
-    decode = DecodingSettings(flags.decode, flags.n, flags.utility, flags.prune_to).decoder(beam, sampling)
-    chooses = flags.decode == "best_of_n" or (flags.decode == "mbr" and flags.prune_to > 0)
-    reward = open_reward(flags.reward or str(flags.folder)) if chooses else None
-    try:
-        lines = sys.stdin.buffer.read().decode("utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise UserError(f"standard input, line {line}: not valid UTF-8 ({error.reason})") from error
-    if lines[-1] == "":
-        lines.pop()
-    full = [number for number, line in enumerate(lines) if line.strip()]
-    _refuse_long([lines[number] for number in full], full, policy, flags.max_source_tokens)
-    translations = [""] * len(lines)
-    if full:
-        split = Split("input", np.array(full), [lines[n].strip() for n in full], None)
-        for number, text in zip(full, decode(policy, split, reward, flags.seed), strict=True):
-            translations[number] = text
-    sys.stdout.buffer.write("".join(f"{text}\n" for text in translations).encode())
-
-
-def _refuse_long(lines: list[str], numbers: list[int], policy: "Policy", limit: int) -> None:
-    for number, ids in zip(numbers, policy.encode_sources(lines), strict=True):
-        if len(ids) > limit:
-            raise UserError(
-                f"standard input, line {number + 1}: {len(ids)} tokens, more than max_source_tokens {limit}"
-            )
+    translate_lines(arguments)
 
 
 def _export(arguments: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ from rest.data.store import ScoredDataset
 from rest.data.tokenizer import load_tokenizer
 from rest.errors import UserError
 from rest.evaluation.best_of_n import record
-from rest.evaluation.compare import Evaluated, compare
+from rest.evaluation.compare import compare_stages
 from rest.evaluation.decoding import DecodingSettings, evaluate_decoding
 from rest.evaluation.evaluate import evaluate, mean_reward
 from rest.evaluation.outputs import Outputs, draw, score
@@ -365,12 +365,11 @@ class Run:
                 say(f"{name}: test reward {shown[0]:.4f} [{shown[1][0]:.4f}, {shown[1][1]:.4f}]")
                 stage.finish({"metrics": result.metrics, "shown": result.shown})
             found = stage.result
-        for other in dict.fromkeys(["bc", before]):
-            if other and other != name:
-                self._compare(name, other)
-        steps = self.improves()
-        if name.startswith("bc_continued") and steps:
-            self._compare(steps[-1].name, name)
+        pairs = [(name, other) for other in dict.fromkeys(["bc", before]) if other and other != name]
+        if name.startswith("bc_continued") and self.improves():
+            pairs.append((self.improves()[-1].name, name))
+        for new, old in pairs:
+            compare_stages(self.out / "evaluation", new, old, e.seed)
         return found
 
     def _before(self, name: str) -> str | None:
@@ -382,22 +381,6 @@ class Run:
             return f"improve-{g}-{i - 1}"
         earlier = [folder.name for folder in self.improves() if int(folder.name.split("-")[1]) < g]
         return earlier[-1] if earlier else "bc"
-
-    def _compare(self, new: str, old: str) -> None:
-        """Paired tests of two evaluated policies, in evaluation/<new>-against-<old>, and the alarm."""
-        folder = self.out / "evaluation"
-        ours, theirs = folder / new, folder / old
-        if not (Evaluated.kept(ours) and Evaluated.kept(theirs)):
-            return  # not evaluated, or by a version that kept no outputs
-        settings = {side: read_json(path / "stage.json")["settings"] for side, path in (("new", ours), ("old", theirs))}
-        with open_stage(folder / f"{new}-against-{old}", settings) as stage:
-            if not stage.finished:
-                seed = seed_for(self.experiment.seed, "compare")
-                result = compare(Evaluated.read(ours), Evaluated.read(theirs), seed)
-                stage.finish(result | {"new": new, "old": old})
-            if stage.result["fell"]:
-                fell = ", ".join(stage.result["fell"])
-                say(f"{new}: warning: against {old} the reward rose while these got worse: {fell}")
 
 
 def last_policy(folder: Path) -> Policy:

@@ -22,7 +22,7 @@ ROWS = """
 4 grow evaluation/{outputs,evaluate,compare,best_of_n,mbr,decoding,human}
 5 improve baselines/{bc,ppo}
 6 experiment
-7 algorithm report/{tables,plots,sections,best_of_n,comparisons,human,page,summary,rewards,judging}
+7 algorithm report/{tables,plots,sections,best_of_n,comparisons,human,page,summary,rewards,judging,translate}
 8 __main__
 """
 

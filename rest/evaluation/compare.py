@@ -16,6 +16,8 @@ from rest.errors import UserError
 from rest.evaluation.outputs import Outputs
 from rest.evaluation.significance import PairedTest, paired_corpus, paired_means
 from rest.evaluation.statistics import corpus_metrics
+from rest.journal import say
+from rest.stage import open_stage, read_json, seed_for
 
 ROWS = 10  # shown beside an alarm
 ERRORS = ("ter",)  # metrics of which less is better
@@ -36,6 +38,23 @@ class Evaluated:
     def kept(folder: Path) -> bool:
         """Whether the folder has them: evaluations made before outputs were kept do not."""
         return (folder / "samples.parquet").is_file() and (folder / "greedy.parquet").is_file()
+
+
+def compare_stages(evaluation: Path, new: str, old: str, seed: int) -> None:
+    """Compares two evaluations in a run's folder `evaluation`, in <new>-against-<old>, and says an alarm.
+
+    Nothing is done where one of them is not there, or was made by a version that kept no outputs.
+    """
+    ours, theirs = evaluation / new, evaluation / old
+    if not (Evaluated.kept(ours) and Evaluated.kept(theirs)):
+        return
+    settings = {side: read_json(path / "stage.json")["settings"] for side, path in (("new", ours), ("old", theirs))}
+    with open_stage(evaluation / f"{new}-against-{old}", settings) as stage:
+        if not stage.finished:
+            result = compare(Evaluated.read(ours), Evaluated.read(theirs), seed_for(seed, "compare"))
+            stage.finish(result | {"new": new, "old": old})
+        if fell := stage.result["fell"]:
+            say(f"{new}: warning: against {old} the reward rose while these got worse: {', '.join(fell)}")
 
 
 def compare(new: Evaluated, old: Evaluated, seed: int) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def export_sheet(outputs: Mapping[str, Outputs], baseline: str, sources: int, se
     rng = np.random.default_rng(seed_for(seed, "human evaluation"))
     chosen = rng.permutation(len(base.split))[:sources]
     pairs = [(int(row), name) for row in chosen for name in outputs if name != baseline]
-    rows, items, equal = [], dict[str, dict[str, Any]](), list[dict[str, Any]]()
+    rows, items, equal = list[list[str]](), dict[str, dict[str, Any]](), list[dict[str, Any]]()
     for place in rng.permutation(len(pairs)):
         row, name = pairs[place]
         texts = {side: outputs[side].texts[row][0] for side in (baseline, name)}
@@ -141,7 +141,7 @@ def import_sheets(sheets: Sequence[Path], key: Path, seed: int = 0) -> HumanEval
     seen = ~np.isnan(differences).all(0)
     means = np.zeros(len(items))
     means[seen] = np.nanmean(differences[:, seen], axis=0)
-    rows = [(entry, mean) for entry, mean, ok in zip(items.values(), means, seen, strict=True) if ok]
+    rows = [(entry, mean) for entry, mean, ok in zip(items.values(), means.tolist(), seen, strict=True) if ok]
     rows += [(entry, 0.0) for entry in known["equal"]]
     results = []
     for policy in dict.fromkeys(entry["policy"] for entry, _ in rows):

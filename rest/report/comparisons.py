@@ -25,6 +25,11 @@ def read(run: Path) -> list[dict[str, Any]]:
     """The comparisons of the run in the order of its steps."""
     folders = [path for path in run.glob("evaluation/*-against-*") if (path / "stage.json").is_file()]
     results = [read_json(folder / "stage.json")["result"] for folder in folders]
+    controls = {
+        name for result in results for name in (result["new"], result["old"]) if name.startswith("bc_continued")
+    }
+    stale = controls - {max(controls, key=order_of, default="")}  # of a run that had fewer steps
+    results = [result for result in results if not stale & {result["new"], result["old"]}]
     return sorted(results, key=lambda result: (order_of(result["new"]), order_of(result["old"])))
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rest.report.comparisons import section
+from rest.report.comparisons import read, section
 
 
 def store(run: Path, new: str, old: str, fell: list[str]) -> None:
@@ -39,3 +39,13 @@ def test_without_an_alarm_there_is_no_warning(tmp_path: Path) -> None:
     store(tmp_path, "bc_continued-40", "bc", [])
     found = section(tmp_path)
     assert found is not None and len(found.tables) == len(found.sentences) == 1
+
+
+def test_only_the_last_control_is_shown(tmp_path: Path) -> None:
+    for control in ("bc_continued-80", "bc_continued-200"):
+        store(tmp_path, control, "bc", [])
+        store(tmp_path, "improve-1-1", control, [])
+    assert [(one["new"], one["old"]) for one in read(tmp_path)] == [
+        ("bc_continued-200", "bc"),
+        ("improve-1-1", "bc_continued-200"),
+    ]
