@@ -17,7 +17,6 @@ from rest.errors import UserError
 
 if TYPE_CHECKING:
     from rest.algorithm import Run
-    from rest.policy.policy import Policy
 
 USAGE = """\
 rest: offline Reinforced Self-Training
@@ -31,6 +30,9 @@ rest: offline Reinforced Self-Training
   rest improve FILE[:variant] --out DIR --g 1 --i 1    fine-tune on the rows that pass
   rest ppo FILE[:variant] --out DIR --ppo.rollouts 200    online RL from BC, for comparison
   rest evaluate FILE[:variant] --out DIR --policy improve-1-1    reward and metrics on test
+  rest best-of-n FILE[:variant] --out DIR --samples 64    what the best of N samples is worth, for every N
+  rest human-eval export DIR --policies improve-1-1 --sheet S --key K    a blind sheet for raters
+  rest human-eval import DIR --sheets S1 S2 --key K      what the filled sheets say
   rest report DIR                               the table, report.md and report.html of a run
   rest translate DIR < sources > translations   with the last policy of a run, or a stage's
   rest export DIR --out FOLDER                  the same policy for Hugging Face `transformers` and CTranslate2
@@ -66,26 +68,28 @@ class _ImproveFlags(_GrowFlags):
 class _EvaluateFlags(_OutFlags):
     policy: str = "bc"
     """Folder of the policy in the run: bc, bc_continued-600, improve-1-2, ppo, ..."""
+    decode: Literal["sample", "greedy", "beam", "best_of_n", "mbr"] = "sample"
+    """sample: everything, with greedy and beam search beside samples; the others add a row of their own."""
+    n: int = 16
+    """Samples a source of best_of_n and mbr."""
+    utility: Literal["chrf", "chrf-aggregate", "chrf++", "bleu"] = "chrf"
+    """What mbr compares samples by; chrf-aggregate is quick where n is in the hundreds."""
+    prune_to: int = 0
+    """So many samples with the highest rewards are mbr's candidates; 0: all."""
+
+
+@dataclass(frozen=True)
+class _BestOfNFlags(_OutFlags):
+    policies: tuple[str, ...] = ()
+    """Folders of policies in the run; none: BC and every Improve step."""
+    samples: int = 32
+    """Samples a source: the curves go from N = 1 to this."""
 
 
 @dataclass(frozen=True)
 class _ReportFlags:
     run: tyro.conf.Positional[Path]
     """The run's folder."""
-
-
-@dataclass(frozen=True)
-class _TranslateFlags:
-    folder: tyro.conf.Positional[Path]
-    """A run's folder, for its last policy, or the folder of a stage: runs/demo/improve-1-2."""
-    beams: int = 4
-    """Beam search; 1: greedy."""
-    length_penalty: float = 1.0
-    """A hypothesis of n tokens scores log-probability / n^length_penalty."""
-    max_source_tokens: int = 512
-    """A longer line is an error."""
-    max_target_tokens: int = 128
-    """Longest translation, EOS included."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,15 @@ class _InspectFlags:
     folder: tyro.conf.Positional[Path]
     """A Grow step's folder: runs/demo/grow-1."""
     rows: int = 5
-    """How many of the best and of the worst rows to show."""
+    """How many of the best, of the worst and of the most disputed rows to show."""
+    where: str | None = None
+    """Look only at rows that fulfil a condition on columns: "reward > 0.9 and flags = '' and length < 20"."""
+    source_id: int | None = None
+    """Look only at the rows of one source."""
+    duplicates: bool = False
+    """Count samples that repeat another sample of their source."""
+    export: Path | None = None
+    """Write the rows looked at to this .jsonl or .csv file instead."""
     verify: bool = False
     """Hash every shard and compare with the manifest."""
 
@@ -170,11 +182,41 @@ def _ppo(arguments: Sequence[str]) -> None:
 
 
 def _evaluate(arguments: Sequence[str]) -> None:
+    from rest.evaluation.decoding import DecodingSettings
     from rest.report.summary import summarise
 
     with _opened("evaluate", arguments, _EvaluateFlags) as (flags, run):
-        run.evaluate(flags.policy, run.load(flags.policy))
+        if flags.decode == "sample":
+            run.evaluate(flags.policy, run.load(flags.policy))
+        else:
+            decoding = DecodingSettings(flags.decode, flags.n, flags.utility, flags.prune_to)
+            run.decode(flags.policy, run.load(flags.policy), decoding)
     summarise(flags.out)
+
+
+def _best_of_n(arguments: Sequence[str]) -> None:
+    from rest.report.best_of_n import section
+
+    with _opened("best-of-n", arguments, _BestOfNFlags) as (flags, run):
+        if flags.samples < 2:
+            raise UserError(f"--samples {flags.samples}: must be at least 2")
+        for name in flags.policies or ["bc", *(folder.name for folder in run.improves())]:
+            run.best_of_n(name, run.load(name), flags.samples)
+    found = section(flags.out)
+    assert found is not None
+    _console().print(*found.console(), sep="\n")
+
+
+def _human_eval_export(arguments: Sequence[str]) -> None:
+    from rest.report.human import export
+
+    export(arguments, _console())
+
+
+def _human_eval_import(arguments: Sequence[str]) -> None:
+    from rest.report.human import import_
+
+    import_(arguments, _console())
 
 
 def _report(arguments: Sequence[str]) -> None:
@@ -188,35 +230,10 @@ def _report(arguments: Sequence[str]) -> None:
 
 
 def _translate(arguments: Sequence[str]) -> None:
-    from rest.algorithm import last_policy
-    from rest.policy.beam import BeamSettings, translate
+    from rest.report.translate import translate_lines
 
-    flags = tyro.cli(_TranslateFlags, args=arguments, prog="rest translate")
     _configure_jax()
-    policy = last_policy(flags.folder)
-    beam = BeamSettings(flags.beams, flags.length_penalty, flags.max_target_tokens)
-    try:
-        lines = sys.stdin.buffer.read().decode("utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise UserError(f"standard input, line {line}: not valid UTF-8 ({error.reason})") from error
-    if lines[-1] == "":
-        lines.pop()
-    full = [number for number, line in enumerate(lines) if line.strip()]
-    _refuse_long([lines[number] for number in full], full, policy, flags.max_source_tokens)
-    translations = [""] * len(lines)
-    if full:
-        for number, text in zip(full, translate(policy, [lines[n].strip() for n in full], beam), strict=True):
-            translations[number] = text
-    sys.stdout.buffer.write("".join(f"{text}\n" for text in translations).encode())
-
-
-def _refuse_long(lines: list[str], numbers: list[int], policy: "Policy", limit: int) -> None:
-    for number, ids in zip(numbers, policy.encode_sources(lines), strict=True):
-        if len(ids) > limit:
-            raise UserError(
-                f"standard input, line {number + 1}: {len(ids)} tokens, more than max_source_tokens {limit}"
-            )
+    translate_lines(arguments)
 
 
 def _export(arguments: Sequence[str]) -> None:
@@ -229,14 +246,23 @@ def _export(arguments: Sequence[str]) -> None:
 
 
 def _inspect(arguments: Sequence[str]) -> None:
-    from rest.data.inspect import describe
+    from rest.data.inspect import describe, export
+    from rest.data.where import rows_where
     from rest.grow import open_dataset
 
     flags = tyro.cli(_InspectFlags, args=arguments, prog="rest inspect")
     dataset = open_dataset(flags.folder)
     if flags.verify:
         dataset.verify()
-    _console().print(describe(dataset, flags.rows))
+    of_source = None if flags.source_id is None else f"source_id = {flags.source_id}"
+    conditions = [rows_where(dataset, text) for text in (flags.where, of_source) if text is not None]
+    chosen = conditions[0] if conditions else None
+    for more in conditions[1:]:
+        chosen = chosen & more
+    if flags.export is not None:
+        print(f"{export(dataset, flags.export, chosen):,} rows in {flags.export}")
+    else:
+        _console().print(describe(dataset, flags.rows, chosen, flags.duplicates))
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
@@ -249,6 +275,9 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "improve": _improve,
     "ppo": _ppo,
     "evaluate": _evaluate,
+    "best-of-n": _best_of_n,
+    "human-eval export": _human_eval_export,
+    "human-eval import": _human_eval_import,
     "report": _report,
     "translate": _translate,
     "export": _export,
@@ -324,7 +353,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not arguments or arguments[0] in ("-h", "--help") or arguments[1:] in (["-h"], ["--help"]):
         print(USAGE, end="")
         return
-    words = 2 if arguments[0] == "reward" else 1
+    words = 2 if arguments[0] in ("reward", "human-eval") else 1
     command, rest = " ".join(arguments[:words]), arguments[words:]
     if command not in COMMANDS:
         close = difflib.get_close_matches(command, COMMANDS, n=1)

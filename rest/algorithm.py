@@ -22,7 +22,11 @@ from rest.data.corpus import Corpus, Split, source_text
 from rest.data.store import ScoredDataset
 from rest.data.tokenizer import load_tokenizer
 from rest.errors import UserError
+from rest.evaluation.best_of_n import record
+from rest.evaluation.compare import compare_stages
+from rest.evaluation.decoding import DecodingSettings, evaluate_decoding
 from rest.evaluation.evaluate import evaluate, mean_reward
+from rest.evaluation.outputs import Outputs, draw, score
 from rest.experiment import Experiment
 from rest.grow import grow, open_dataset, rescore
 from rest.improve import improve, named, select
@@ -205,10 +209,9 @@ class Run:
 
     def policy_before(self, g: int, i: int = 0) -> Policy:
         """The policy that Improve step i of Grow step g starts from; of i = 0 the one that samples D_g."""
-        if i > 1:
-            return self.load(f"improve-{g}-{i - 1}", f"rest improve --g {g} --i {i - 1}")
-        before = [folder for folder in self.improves() if int(folder.name.split("-")[1]) < g]
-        return self.load(before[-1].name if before else "bc", "rest bc")
+        before = self._before(f"improve-{g}-{i}")
+        assert before is not None
+        return self.load(before, f"rest improve --g {g} --i {i - 1}" if i > 1 else "rest bc")
 
     def load(self, name: str, made_by: str = "rest run") -> Policy:
         """The policy of a stage that must be complete."""
@@ -444,6 +447,36 @@ class Run:
         say(f"improve {g}.{i}: warning: no row passes {named(self.experiment.improve.rule, i)}; grow {g} ends here")
         return True
 
+    def best_of_n(self, name: str, policy: Policy, samples: int) -> Path:
+        """So many samples of every test source and the curves of the best of N; returns the folder."""
+        e, reward = self.experiment, self.reward()
+        drawing = {"samples_per_source": samples, "sampling": e.evaluation.sampling}
+        settings = self._settings(policy=policy.identity, reward=reward.settings, **drawing)
+        with open_stage(self.out / "evaluation" / f"best-of-{samples}" / name, settings) as stage:
+            if not stage.finished:
+                drawn = draw(policy, self.corpus.test, samples, e.evaluation.sampling, e.seed)
+                scores = score(reward, self.corpus.gold, self.corpus.test, drawn, chrf=True)
+                outputs = Outputs(self.corpus.test, drawn, scores)
+                outputs.write(stage.folder / "samples.parquet")
+                stage.finish(record(outputs))
+            rewards = stage.result["curves"]["reward"]["mean"]
+            say(f"{name}: test reward {rewards[0]:.4f} of a sample, {rewards[-1]:.4f} of the best of {samples}")
+            return stage.final
+
+    def decode(self, name: str, policy: Policy, decoding: DecodingSettings) -> dict[str, Any]:
+        """The same metrics of one hypothesis a source, found in another way, in evaluation/decode/."""
+        e, reward, test = self.experiment, self.reward(), self.corpus.test
+        decoder = decoding.decoder(e.evaluation.beam, e.evaluation.sampling)
+        settings = self._settings(policy=policy.identity, reward=reward.settings, decoder=decoder)
+        with open_stage(self.out / "evaluation" / "decode" / f"{name}.{decoding.name}", settings) as stage:
+            if not stage.finished:
+                texts = decoder(policy, test, lambda *rows: reward(*rows).reward, e.seed)
+                metrics, outputs = evaluate_decoding(texts, test, reward, self.corpus.gold, e.seed)
+                outputs.write(stage.folder / "outputs.parquet")
+                say(f"{name}, {decoding.name}: test reward {metrics['reward_mean']:.4f}")
+                stage.finish({"metrics": metrics, "decode": decoding.decode, "n": decoding.draws})
+            return stage.result
+
     def evaluate(self, name: str, policy: Policy) -> dict[str, Any]:
         """Reward and other metrics of a policy on test, in evaluation/<name>; with reward-2 in evaluation-2/<name>."""
         e, corpus, bc, newest = self.experiment, self.corpus, self.load("bc", "rest bc"), self.newest
@@ -451,6 +484,7 @@ class Run:
         settings = self._settings(
             policy=policy.identity, bc=bc.identity, reward=reward.settings, evaluation=e.evaluation
         ) | ({} if first is None else {"first_reward": first.settings})
+        before = self._before(name)
         folder = self.out / ("evaluation" if first is None else f"evaluation-{newest}")
         with open_stage(folder / name, settings) as stage:
             if not stage.finished:
@@ -464,11 +498,30 @@ class Run:
                     gold=corpus.gold,
                     seed=e.seed,
                     first=first,
+                    previous=self.load(before) if before else None,
                 )
+                result.samples.write(stage.folder / "samples.parquet")
+                result.greedy.write(stage.folder / "greedy.parquet")
                 shown = result.metrics["reward_mean"], result.metrics["reward_ci95"]
                 say(f"{name}: test reward {shown[0]:.4f} [{shown[1][0]:.4f}, {shown[1][1]:.4f}]")
                 stage.finish({"metrics": result.metrics, "shown": result.shown})
-            return stage.result
+            found = stage.result
+        pairs = [(name, other) for other in dict.fromkeys(["bc", before]) if other and other != name]
+        if name.startswith("bc_continued") and self.improves():
+            pairs.append((self.improves()[-1].name, name))
+        for new, old in pairs:
+            compare_stages(self.out / "evaluation", new, old, e.seed)
+        return found
+
+    def _before(self, name: str) -> str | None:
+        """The folder of the policy that an Improve step went on from."""
+        if not name.startswith("improve-"):
+            return None
+        g, i = (int(number) for number in name.split("-")[1:])
+        if i > 1:
+            return f"improve-{g}-{i - 1}"
+        earlier = [folder.name for folder in self.improves() if int(folder.name.split("-")[1]) < g]
+        return earlier[-1] if earlier else "bc"
 
 
 def last_policy(folder: Path) -> Policy:

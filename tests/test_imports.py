@@ -12,16 +12,17 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A file imports only lower rows and, in its own row, files named before it.
 ROWS = """
-0 errors journal stage thresholds evaluation/statistics learning/{mesh,returns,divergence,losses,preferences,surrogate}
-1 data/{tokenizer,synthetic,corpus,ratings,rating_files,shards,store,batches,inspect}
+0 errors journal stage thresholds evaluation/{statistics,significance,text_metrics}
+0 learning/{mesh,returns,divergence,losses,preferences,surrogate}
+1 data/{tokenizer,synthetic,corpus,ratings,rating_files,shards,store,where,batches,inspect}
 2 model/{positions,transformer,lora,folder,xlmr,huggingface} learning/{checkpoint,train}
 3 policy/{policy,slots,sampler,beam} learning/value
 3 reward/{guards,reward,calibration,composition,reference_based,learned,scorer,metricx,cometkiwi}
 3 reward/{raters,attacks,rated,fit,trivial,agreement}
-4 grow evaluation/{evaluate,best_of_n,mbr}
+4 grow evaluation/{outputs,evaluate,compare,best_of_n,mbr,decoding,human}
 5 columns improve baselines/{bc,rollout,ppo}
 6 experiment
-7 algorithm report/{tables,plots,rewards,page,summary,judging}
+7 algorithm report/{tables,plots,sections,best_of_n,comparisons,human,rewards,page,summary,judging,translate}
 8 __main__
 """
 

@@ -5,42 +5,153 @@ Whole columns are read only where they are scalar; text only of the few rows sho
 
 from __future__ import annotations
 
+import codecs
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from rest.data.shards import SCHEMA, replacing
 from rest.data.store import ScoredDataset
+from rest.errors import UserError
 
 BINS = 20
 BAR = 30  # characters
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
-def describe(dataset: ScoredDataset, rows: int = 5) -> RenderableType:
-    """Everything worth a look, to print with rich; `rows` is how many of the best and the worst to show."""
-    columns = dataset.columns(["reward", "is_reference", "is_truncated", "length"])
+def describe(
+    dataset: ScoredDataset, rows: int = 5, chosen: np.ndarray | None = None, duplicates: bool = False
+) -> RenderableType:
+    """Everything worth a look, to print with rich.
+
+    `rows` is how many of the best, the worst and the most disputed rows to show, and `chosen`, bool [rows], what is
+    looked at. `duplicates` reads all text, so it is only counted when asked for.
+    """
+    scalars = ["source_id", "sample_index", "reward", "is_reference", "is_truncated"]
+    columns = dataset.columns(scalars) | {"length": _lengths(dataset, chosen)}
+    places = np.arange(dataset.rows)
+    if chosen is not None:
+        places = np.flatnonzero(chosen)
+        columns = {name: values if name == "length" else values[places] for name, values in columns.items()}
     reward, is_reference = columns["reward"], columns["is_reference"]
     kinds = {"samples": ~is_reference, "human pairs": is_reference}
     kinds = {kind: mask for kind, mask in kinds.items() if mask.any()}
-    parts: list[RenderableType] = [_counts(dataset)]
+    parts: list[RenderableType] = [_counts(dataset, columns["source_id"], None if chosen is None else len(places))]
     if kinds:
         parts += [_numbers(columns, kinds), _histogram(reward, kinds)]
-    if dataset.manifest.flagged:
+    if dataset.manifest.flagged and chosen is None:
         parts.append(_flags(dataset))
     if rows and len(reward):
-        parts.append(_rows(dataset, f"Best {rows}", _lowest(-reward, rows)))
-        parts.append(_rows(dataset, f"Worst {rows}", _lowest(reward, rows)))
+        parts.append(_rows(dataset, f"Best {rows}", places[_lowest(-reward, rows)]))
+        parts.append(_rows(dataset, f"Worst {rows}", places[_lowest(reward, rows)]))
+        if len(disputed := _disputed(columns, rows)):
+            title = "Most disputed: sources whose samples' rewards differ most, the best and the worst of each"
+            parts.append(_rows(dataset, title, places[disputed]))
+    if duplicates:
+        parts.append(_duplicates(dataset, chosen, rows))
     return Group(*parts)
 
 
-def _counts(dataset: ScoredDataset) -> Table:
+def _lengths(dataset: ScoredDataset, chosen: np.ndarray | None) -> np.ndarray:
+    """int32 [chosen rows]: tokens, read only where rows are chosen."""
+    parts = [pc.list_value_length(batch["tokens"]).to_numpy() for batch in dataset.batches(["tokens"], chosen)]
+    return np.concatenate([np.zeros(0, np.int32), *parts])
+
+
+def _disputed(columns: dict[str, np.ndarray], k: int) -> np.ndarray:
+    """Of the k sources whose samples' rewards are furthest apart the best and the worst sample, two rows a source."""
+    rows = np.flatnonzero(~columns["is_reference"])
+    if not len(rows):
+        return rows
+    reward, starts = columns["reward"][rows], np.flatnonzero(np.diff(columns["source_id"][rows], prepend=np.nan))
+    spread = np.maximum.reduceat(reward, starts) - np.minimum.reduceat(reward, starts)
+    ends = np.append(starts[1:], len(rows))
+    found = []
+    for source in _lowest(-spread, k):
+        if spread[source] > 0:
+            own = rows[starts[source] : ends[source]]
+            found += [own[columns["reward"][own].argmax()], own[columns["reward"][own].argmin()]]
+    return np.array(found, np.int64)
+
+
+def _duplicates(dataset: ScoredDataset, chosen: np.ndarray | None, rows: int) -> Table:
+    """How many samples say what another sample of their source says, and what is said most often."""
+    samples, different = 0, 0
+    often: list[tuple[int, int, str]] = []  # times, source_id, hypothesis
+    carried: pa.Table | None = None  # of the last source so far, which may go on in the next row group
+    for batch in dataset.batches(["source_id", "sample_index", "hypothesis"], chosen):
+        batch = batch.filter(pc.greater_equal(batch["sample_index"], 0)).select(["source_id", "hypothesis"])
+        samples += len(batch)
+        batch = batch.append_column("times", pa.array(np.ones(len(batch), np.int64)))
+        both = batch if carried is None else pa.concat_tables([carried, batch])
+        if not len(both):
+            continue
+        counted = both.group_by(["source_id", "hypothesis"]).aggregate([("times", "sum")])
+        counted = counted.rename_columns(["source_id", "hypothesis", "times"])
+        going_on = pc.equal(counted["source_id"], both["source_id"][-1])
+        carried, done = counted.filter(going_on), counted.filter(pc.invert(going_on))
+        different += len(done)
+        often = _most_often(often, done, rows)
+    if carried is not None:
+        different += len(carried)
+        often = _most_often(often, carried, rows)
+    share = (samples - different) / max(samples, 1)
+    title = f"{samples - different:,} of {samples:,} samples ({share:.1%}) repeat another sample of their source"
+    table = Table("times", "source", "hypothesis", title=title, box=box.SIMPLE)
+    for times, source_id, text in often:
+        table.add_row(str(times), str(source_id), _plain(text))
+    return table
+
+
+def _most_often(known: list[tuple[int, int, str]], counted: pa.Table, rows: int) -> list[tuple[int, int, str]]:
+    most: Sequence[int] | np.ndarray = _lowest(-counted["times"].to_numpy(), rows) if rows else []
+    found = [tuple(counted[name][int(k)].as_py() for name in ("times", "source_id", "hypothesis")) for k in most]
+    return sorted([*known, *((t, i, text) for t, i, text in found if t > 1)], key=lambda one: (-one[0], one[1]))[:rows]
+
+
+def export(dataset: ScoredDataset, path: Path, chosen: np.ndarray | None = None) -> int:
+    """Writes the chosen rows with all their columns to a .jsonl or .csv file, and returns how many.
+
+    A list is one cell of JSON in CSV. UserError for another ending.
+    """
+    if path.suffix not in (".jsonl", ".csv"):
+        raise UserError(f"{path}: rows are exported to a file named .jsonl or .csv")
+    names, count = [*SCHEMA.names, *dataset.column_names], 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as raw:
+        file = codecs.getwriter("utf-8")(raw)
+        table = csv.DictWriter(file, names, lineterminator="\n")
+        if path.suffix == ".csv":
+            table.writeheader()
+        for batch in dataset.batches(names, chosen):
+            rows = batch.to_pylist()
+            count += len(rows)
+            if path.suffix == ".jsonl":
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            else:
+                table.writerows(
+                    {k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows
+                )
+    return count
+
+
+def _counts(dataset: ScoredDataset, source_ids: np.ndarray, chosen: int | None) -> Table:
     """Where the rows are and what made them."""
     manifest = dataset.manifest
     table = Table(title=_plain(f"Scored dataset {dataset.folder.name}"), box=None, show_header=False)
     table.add_row("rows", f"{dataset.rows:,}")
-    table.add_row("sources", f"{len(np.unique(dataset.columns(['source_id'])['source_id'])):,}")
+    if chosen is not None:
+        table.add_row("rows looked at", f"{chosen:,}")
+    table.add_row("sources", f"{len(np.unique(source_ids)):,}")
     size = sum(shard.bytes for shard in manifest.shards) / 1e6
     table.add_row("shards", f"{len(manifest.shards):,} ({size:,.1f} MB)")
     table.add_row("rewards clipped", f"{manifest.clipped:,}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,15 +11,15 @@ import numpy as np
 from rest.data.batches import BatchSettings, Examples
 from rest.data.corpus import Split
 from rest.errors import UserError
+from rest.evaluation.outputs import Gold, Outputs, draw, score
 from rest.evaluation.statistics import bootstrap_ci, corpus_scores, distinct_per_source, length_ratio
+from rest.evaluation.text_metrics import copy_rate, distinct_ngrams, empty_rate, repeated_ngrams, self_bleu
 from rest.policy.beam import BeamSettings, translate
 from rest.policy.policy import Policy, sequence_log_probs
 from rest.policy.sampler import SamplingSettings, sample
 from rest.reward.fit import rank_correlation
 from rest.reward.reward import Reward
 from rest.stage import seed_for
-
-Gold = Callable[[list[str], list[str]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -53,38 +53,19 @@ def mean_reward(
         dev = dev.take(slice(0, settings.dev_sources))
 
     def evaluate(parameters: Any) -> dict[str, float]:
-        rewards = _sampled_rewards(
-            policy.with_parameters(parameters), dev, reward, settings, settings.dev_samples_per_source, seed
-        )[0]
-        return {"score": float(rewards.mean(dtype=np.float64))}
+        drawn = draw(policy.with_parameters(parameters), dev, settings.dev_samples_per_source, settings.sampling, seed)
+        return {"score": float(score(reward, None, dev, drawn)["reward"].mean(dtype=np.float64))}
 
     return evaluate
 
 
-def _sampled_rewards(
-    policy: Policy, split: Split, reward: Reward, settings: EvaluationSettings, n: int, seed: int
-) -> tuple[np.ndarray, list[list[str]]]:
-    """Rewards [sources, n] of samples, and the samples."""
-    drawn = sample(policy, split.sources, split.ids, n, settings.sampling, seed=seed_for(seed, f"sample {split.name}"))
-    return _score(reward, split, drawn.texts), drawn.texts
-
-
-def _score(reward: Reward, split: Split, texts: list[list[str]]) -> np.ndarray:
-    n = len(texts[0])
-    sources, references = _repeat(split, n)
-    return reward(sources, [y for row in texts for y in row], references).reward.reshape(-1, n)
-
-
-def _repeat(split: Split, n: int) -> tuple[list[str], list[str] | None]:
-    sources = [x for x in split.sources for _ in range(n)]
-    return sources, None if split.references is None else [y for y in split.references for _ in range(n)]
-
-
 @dataclass(frozen=True)
 class Evaluation:
-    """Numbers of one policy on one split, and the outputs to show."""
+    """Numbers of one policy on one split, the outputs behind them, and those to show."""
 
     metrics: dict[str, Any]
+    samples: Outputs
+    greedy: Outputs
     shown: list[dict[str, Any]]  # {"source", "reference", "hypothesis", "reward", "gold"}
 
 
@@ -99,74 +80,97 @@ def evaluate(
     gold: Gold | None,
     seed: int,
     first: Reward | None = None,
+    previous: Policy | None = None,
 ) -> Evaluation:
-    """Samples at Grow's temperature, greedy and beam outputs, and the KL divergence to BC.
+    """Samples at Grow's temperature, greedy and beam outputs, and the KL divergences to BC and the step before.
 
     `first` is what a refreshed reward was at first; the same samples are scored by it too.
     """
-    n = settings.samples_per_source
-    rewards, samples = _sampled_rewards(policy, split, reward, settings, n, seed)
+    drawn = draw(policy, split, settings.samples_per_source, settings.sampling, seed)
     greedy = translate(policy, split.sources, replace(settings.beam, beams=1))
     beam = translate(policy, split.sources, settings.beam)
-    greedy_rewards = _score(reward, split, [[y] for y in greedy])[:, 0]
-    beam_rewards = _score(reward, split, [[y] for y in beam])[:, 0]
+    samples = Outputs(split, drawn, score(reward, gold, split, drawn))
+    one = Outputs(split, [[y] for y in greedy], score(reward, gold, split, [[y] for y in greedy], chrf=True))
+    beam_reward = score(reward, None, split, [[y] for y in beam])["reward"]
 
     def interval(values: np.ndarray) -> list[float]:
         return list(bootstrap_ci(values, seed_for(seed, "bootstrap")))
 
+    def mean(values: np.ndarray) -> float:
+        return float(values.mean(dtype=np.float64))
+
     metrics: dict[str, Any] = {
-        "reward_mean": float(rewards.mean(dtype=np.float64)),
-        "reward_ci95": interval(rewards),
-        "reward_greedy_mean": float(greedy_rewards.mean(dtype=np.float64)),
-        "reward_greedy_ci95": interval(greedy_rewards),
-        "reward_beam_mean": float(beam_rewards.mean(dtype=np.float64)),
-        "distinct_per_source": distinct_per_source(samples),
-        "kl_to_bc": kl_divergence(policy, bc, split, settings, batch, seed),
+        "reward_mean": mean(samples.scores["reward"]),
+        "reward_ci95": interval(samples.scores["reward"]),
+        "reward_greedy_mean": mean(one.scores["reward"]),
+        "reward_greedy_ci95": interval(one.scores["reward"]),
+        "reward_beam_mean": mean(beam_reward),
     }
-    first_rewards = None if first is None else _score(first, split, samples)
+    first_rewards = None if first is None else score(first, None, split, drawn)["reward"]
     if first_rewards is not None:
-        metrics["first_reward_mean"] = float(first_rewards.mean(dtype=np.float64))
+        metrics["first_reward_mean"] = mean(first_rewards)
         metrics["first_reward_ci95"] = interval(first_rewards)
-    greedy_gold = None
     if gold is not None:
-        sampled = gold(_repeat(split, n)[0], [y for row in samples for y in row]).reshape(-1, n)
-        greedy_gold = gold(split.sources, greedy)
         metrics |= {
-            "gold_mean": float(sampled.mean(dtype=np.float64)),
-            "gold_ci95": interval(sampled),
-            "gold_greedy_mean": float(greedy_gold.mean(dtype=np.float64)),
-            "gold_greedy_ci95": interval(greedy_gold),
-            "reward_gold_spearman": rank_correlation(rewards.ravel(), sampled.ravel()),
+            "gold_mean": mean(samples.scores["gold"]),
+            "gold_ci95": interval(samples.scores["gold"]),
+            "gold_greedy_mean": mean(one.scores["gold"]),
+            "gold_greedy_ci95": interval(one.scores["gold"]),
+            "reward_gold_spearman": rank_correlation(samples.scores["reward"].ravel(), samples.scores["gold"].ravel()),
         }
         if first_rewards is not None:
-            metrics["first_reward_gold_spearman"] = rank_correlation(first_rewards.ravel(), sampled.ravel())
+            metrics["first_reward_gold_spearman"] = rank_correlation(
+                first_rewards.ravel(), samples.scores["gold"].ravel()
+            )
     if split.references is not None:
-        of_beam = corpus_scores(beam, split.references, resamples=1)
+        of_beam = corpus_scores(beam, split.references, resamples=1, names=("bleu", "chrf"))
         metrics |= corpus_scores(greedy, split.references)
         metrics |= {"bleu_beam": of_beam["bleu"], "chrf_beam": of_beam["chrf"]}
         metrics["length_ratio"] = length_ratio(greedy, split.references)
-    shown = [
+    metrics |= _variety(split.sources, greedy, drawn)
+    metrics |= divergences(policy, {"bc": bc, "previous": previous}, split, settings, batch, seed)
+    return Evaluation(metrics, samples, one, _shown(one, settings.shown))
+
+
+def _variety(sources: list[str], greedy: list[str], samples: list[list[str]]) -> dict[str, float]:
+    """What goes wrong in greedy outputs, and how far samples differ."""
+    found = {
+        "copy_rate": copy_rate(sources, greedy),
+        "empty_rate": empty_rate(greedy),
+        "repeated_trigrams": repeated_ngrams(greedy),
+        "distinct_per_source": distinct_per_source(samples),
+        "distinct_1": distinct_ngrams(samples, 1),
+        "distinct_2": distinct_ngrams(samples, 2),
+    }
+    return found if len(samples[0]) < 2 else found | {"self_bleu": self_bleu(samples)}
+
+
+def _shown(greedy: Outputs, rows: int) -> list[dict[str, Any]]:
+    split, scores = greedy.split, greedy.scores
+    return [
         {
             "source": split.sources[i],
             "reference": None if split.references is None else split.references[i],
-            "hypothesis": greedy[i],
-            "reward": float(greedy_rewards[i]),
-            "gold": None if greedy_gold is None else float(greedy_gold[i]),
+            "hypothesis": greedy.texts[i][0],
+            "reward": float(scores["reward"][i, 0]),
+            "gold": float(scores["gold"][i, 0]) if "gold" in scores else None,
         }
-        for i in range(min(settings.shown, len(split)))
+        for i in range(min(rows, len(split)))
     ]
-    return Evaluation(metrics, shown)
 
 
-def kl_divergence(
+def divergences(
     policy: Policy,
-    anchor: Policy,
+    anchors: Mapping[str, Policy | None],
     split: Split,
     settings: EvaluationSettings,
     batch: BatchSettings,
     seed: int,
-) -> float:
-    """KL(policy ‖ anchor), nats a sentence: the mean of log π - log π_anchor over draws at temperature 1."""
+) -> dict[str, float]:
+    """Entropy and KL(policy ‖ anchor), nats a sentence, all from the same draws at temperature 1.
+
+    Means of -log π and of log π - log π_anchor: `entropy` and `kl_to_<name>` of every anchor that is given.
+    """
     split = split.take(slice(0, settings.kl_sources))
     law = replace(settings.sampling, temperature=1.0, top_k=0, top_p=1.0)
     drawn = sample(policy, split.sources, split.ids, 1, law, seed=seed_for(seed, "kl"))
@@ -177,5 +181,16 @@ def kl_divergence(
         )
     sources = [x[: batch.source_tokens] for x in policy.encode_sources(split.sources)]
     own = np.asarray([values[0].sum() for values in drawn.log_probs], np.float64)
-    other = sequence_log_probs(anchor, Examples(sources, tokens), batch)
-    return float((own - other).mean())
+    found = {"entropy": float(-own.mean())}
+    for name, anchor in anchors.items():
+        if anchor is not None:
+            other = sequence_log_probs(anchor, Examples(sources, tokens), batch)
+            found[f"kl_to_{name}"] = float((own - other).mean())
+    return found
+
+
+def kl_divergence(
+    policy: Policy, anchor: Policy, split: Split, settings: EvaluationSettings, batch: BatchSettings, seed: int
+) -> float:
+    """KL(policy ‖ anchor), nats a sentence."""
+    return divergences(policy, {"anchor": anchor}, split, settings, batch, seed)["kl_to_anchor"]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from sacrebleu.metrics import BLEU, CHRF
+from sacrebleu.metrics import BLEU, CHRF, TER
 
 from rest.errors import UserError
 
@@ -20,7 +20,7 @@ def bootstrap_ci(values: np.ndarray, seed: int, resamples: int = 2000, level: fl
     them as independent would make the interval too narrow. One source alone gives an interval without width.
     Efron and Tibshirani 1993, chapter 13. Raises UserError for no values or values that are not finite.
     """
-    return percentile_interval(_resampled_means(_per_source(values, "values"), seed, resamples), level)
+    return percentile_interval(_resampled_means(per_source(values, "values"), seed, resamples), level)
 
 
 class PairedDifference(NamedTuple):
@@ -42,7 +42,7 @@ def paired_difference(
     1 - level about where the interval leaves zero out, and is never below 2 / (resamples + 1).
     Raises UserError if the numbers of sources differ.
     """
-    a, b = _per_source(a, "a"), _per_source(b, "b")
+    a, b = per_source(a, "a"), per_source(b, "b")
     if len(a) != len(b):
         raise UserError(f"a paired comparison needs the same sources on both sides, got {len(a)} and {len(b)}")
     return difference_of(float((a - b).mean()), _resampled_means(a - b, seed, resamples), level)
@@ -55,19 +55,33 @@ def difference_of(observed: float, resampled: np.ndarray, level: float = 0.95) -
     return PairedDifference(observed, lo, hi, min(1.0, 2.0 * (beyond + 1) / (len(resampled) + 1)))
 
 
-def corpus_scores(
-    hypotheses: Sequence[str], references: Sequence[str], resamples: int = 1000, tokenize: str = "13a"
-) -> dict[str, float | str | list[float]]:
-    """Corpus BLEU and chrF of one hypothesis a source against one reference, in [0, 100], by sacreBLEU.
+def corpus_metrics(tokenize: str = "13a") -> dict[str, BLEU | CHRF | TER]:
+    """sacreBLEU's metrics by the name of their number; TER is an error rate, the lower the better."""
+    return {"bleu": BLEU(tokenize=tokenize), "chrf": CHRF(), "ter": TER()}
 
-    Keys: bleu, bleu_signature, chrf, chrf_signature, and, if `resamples` is above 1, bleu_ci95 and chrf_ci95:
-    [lo, hi], sacreBLEU's bootstrap over sentences with the seed that the signature names. `tokenize` is
-    sacreBLEU's name of a tokeniser: 13a, zh, ja-mecab, ... Raises UserError for no lines or unequal counts.
+
+def corpus_scores(
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    resamples: int = 1000,
+    tokenize: str = "13a",
+    more_references: Sequence[Sequence[str]] = (),
+    names: Sequence[str] = ("bleu", "chrf", "ter"),
+) -> dict[str, float | str | list[float]]:
+    """Corpus BLEU, chrF (in [0, 100]) and TER (from 0) of one hypothesis a source, by sacreBLEU.
+
+    Keys: bleu, bleu_signature and so on, and, if `resamples` is above 1, bleu_ci95: [lo, hi], sacreBLEU's bootstrap
+    over sentences with the seed that the signature names. `tokenize` is sacreBLEU's name of a tokeniser: 13a, zh,
+    ja-mecab, ... `more_references` are further lists with a reference a source. UserError for no lines or unequal
+    counts.
     """
-    _same_lines(hypotheses, references)
+    for lines in (references, *more_references):
+        _same_lines(hypotheses, lines)
+    streams = [list(references), *(list(lines) for lines in more_references)]
     scores: dict[str, float | str | list[float]] = {}
-    for name, metric in (("bleu", BLEU(tokenize=tokenize)), ("chrf", CHRF())):
-        score = metric.corpus_score(list(hypotheses), [list(references)], n_bootstrap=max(1, resamples))
+    for name in names:
+        metric = corpus_metrics(tokenize)[name]
+        score = metric.corpus_score(list(hypotheses), streams, n_bootstrap=max(1, resamples))
         scores[name] = score.score
         scores[f"{name}_signature"] = str(metric.get_signature())
         if resamples > 1:
@@ -95,7 +109,7 @@ def distinct_per_source(samples: Sequence[Sequence[str]]) -> float:
     return float(np.mean([len(set(group)) for group in samples]))
 
 
-def _per_source(values: np.ndarray, name: str) -> np.ndarray:
+def per_source(values: np.ndarray, name: str) -> np.ndarray:
     """float64 [sources]: the mean of each source's samples, which must be finite."""
     values = np.asarray(values, dtype=np.float64)
     if values.ndim not in (1, 2) or values.size == 0:
@@ -113,6 +127,19 @@ def _resampled_means(values: np.ndarray, seed: int, resamples: int) -> np.ndarra
     at_once = max(1, DRAWS_AT_ONCE // sources)
     blocks = [min(at_once, resamples - start) for start in range(0, resamples, at_once)]
     return np.concatenate([values[rng.integers(sources, size=(block, sources))].mean(axis=1) for block in blocks])
+
+
+def resampled_curves(values: np.ndarray, seed: int, resamples: int = 1000) -> np.ndarray:
+    """float64 [resamples, K]: means of `values` [sources, K] over sources drawn with replacement, whole rows at once.
+
+    The same seed and number of sources draw the same rows, so that curves of two policies compare pair by pair.
+    """
+    rng = np.random.default_rng(seed)
+    sources = len(values)
+    at_once = max(1, DRAWS_AT_ONCE // sources)
+    blocks = [min(at_once, resamples - start) for start in range(0, resamples, at_once)]
+    share = np.full(sources, 1 / sources)
+    return np.concatenate([rng.multinomial(sources, share, size=block) @ values / sources for block in blocks])
 
 
 def percentile_interval(resampled: np.ndarray, level: float = 0.95) -> tuple[float, float]:

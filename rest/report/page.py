@@ -19,8 +19,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from rest.errors import UserError
-from rest.report import plots, tables
+from rest.report import best_of_n, comparisons, human, plots, tables
 from rest.report.rewards import reward_tables, reward_warnings
+from rest.report.sections import Section, head, items, markdown_lines, table
 from rest.report.tables import Row
 
 SAMPLES_OPEN = 6  # sample translations in view; the others fold away
@@ -39,6 +40,7 @@ class Run:
     grows: dict[int, dict[str, Any]]  # grow-*/manifest.json
     rewards: dict[int, np.ndarray]  # g -> float32 [rows], the stored rewards of grow-g
     fits: dict[int, dict[str, Any]]  # g -> result in reward/stage.json, of g = 1, and in reward-g/stage.json
+    sections: list[Section]  # further evidence, where there is some
 
 
 def write_report(run: Path) -> Path:
@@ -87,6 +89,9 @@ def _read(run: Path) -> Run:
             for steps, folder in _folders(run, pattern)
             if (folder / "stage.json").is_file()
         },
+        sections=[
+            section for read in (comparisons.section, human.section, best_of_n.section) if (section := read(run))
+        ],
     )
 
 
@@ -192,13 +197,17 @@ def _markdown(run: Run) -> str:
             "## Greedy and beam search",
             tables.markdown(run.rows, run.split, tables.DECODING_COLUMNS).rstrip(),
         ]
+    if tables.present(tables.of_split(run.rows, run.split), tables.TEXT_COLUMNS):
+        parts += ["## The text itself", tables.markdown(run.rows, run.split, tables.TEXT_COLUMNS).rstrip()]
+    for section in run.sections:
+        parts += section.markdown()
     if run.stages:
-        parts += ["## What each Improve kept", _markdown_lines(tables.improve_lines(run.stages))]
+        parts += ["## What each Improve kept", markdown_lines(tables.improve_lines(run.stages))]
     if len(grown := tables.grow_lines(run.grows)) > 1:
-        parts.append(_markdown_lines(grown))
+        parts.append(markdown_lines(grown))
     if judged := reward_tables(run.fits, run.rows, run.split):
         parts += ["## The reward", *(f"- {text(line)}" for line in reward_warnings(run.fits))]
-        parts += [part for caption, lines in judged for part in (text(caption), _markdown_lines(lines))]
+        parts += [part for caption, lines in judged for part in (text(caption), markdown_lines(lines))]
     if run.samples:
         parts.append("## Sample translations")
     for sample in run.samples:
@@ -207,16 +216,11 @@ def _markdown(run: Run) -> str:
         for output in sample["outputs"]:
             scores = [tables.plain(output.get("reward")), tables.plain(output.get("gold"))]
             lines.append([output["policy"], output["hypothesis"], *scores])
-        parts.append(_markdown_lines(lines))
+        parts.append(markdown_lines(lines))
     if run.settings:
-        parts += ["## Settings", _markdown_lines(tables.setting_lines(run.settings))]
+        parts += ["## Settings", markdown_lines(tables.setting_lines(run.settings))]
     parts += ["## How this was made", *_origin(run)]
     return re.sub(r"(?m)^(- .*)\n\n(?=- )", r"\1\n", "\n\n".join(parts)) + "\n"
-
-
-def _markdown_lines(lines: list[list[str]]) -> str:
-    rows = ["| " + " | ".join(tables.markdown_text(str(cell)) for cell in line) + " |" for line in lines]
-    return "\n".join([rows[0], "|" + " --- |" * len(lines[0]), *rows[1:]])
 
 
 # HTML
@@ -227,21 +231,25 @@ def _html(run: Run) -> str:
     lead, *others = tables.verdict(run.rows, run.split)
     body = [
         f'<header><p class="kicker">Reinforced Self-Training</p><h1>{escape(run.name)}</h1></header>',
-        f'<section class="verdict"><p class="lead">{escape(lead)}</p>{_items(others)}</section>',
+        f'<section class="verdict"><p class="lead">{escape(lead)}</p>{items(others)}</section>',
         f"<h2>Results on {escape(run.split)}</h2>",
         _results(rows, tables.COLUMNS),
-        _items(tables.signatures(rows), "notes"),
+        items(tables.signatures(rows), "notes"),
         *_figures(run),
     ]
     if tables.present(rows, tables.DECODING_COLUMNS):
         body += ["<h2>Greedy and beam search</h2>", _results(rows, tables.DECODING_COLUMNS)]
+    if tables.present(rows, tables.TEXT_COLUMNS):
+        body += ["<h2>The text itself</h2>", _results(rows, tables.TEXT_COLUMNS)]
+    for section in run.sections:
+        body += section.html()
     if run.stages:
-        body += ["<h2>What each Improve kept</h2>", _table(tables.improve_lines(run.stages), "stages")]
+        body += ["<h2>What each Improve kept</h2>", table(tables.improve_lines(run.stages), "stages")]
     if len(grown := tables.grow_lines(run.grows)) > 1:
-        body += ["<h3>What each Grow made</h3>", _table(grown, "grown")]
+        body += ["<h3>What each Grow made</h3>", table(grown, "grown")]
     if judged := reward_tables(run.fits, run.rows, run.split):
-        body += ["<h2>The reward</h2>", _items(reward_warnings(run.fits))]
-        body += [f"<p>{escape(caption)}</p>{_table(lines, 'grown')}" for caption, lines in judged]
+        body += ["<h2>The reward</h2>", items(reward_warnings(run.fits))]
+        body += [f"<p>{escape(caption)}</p>{table(lines, 'grown')}" for caption, lines in judged]
     if run.samples:
         cards = [_sample(sample) for sample in run.samples]
         body += ["<h2>Sample translations</h2>", *cards[:SAMPLES_OPEN]]
@@ -249,7 +257,7 @@ def _html(run: Run) -> str:
             body.append(_details(f"{len(cards) - SAMPLES_OPEN} more", "".join(cards[SAMPLES_OPEN:])))
     if run.settings:
         pairs = tables.setting_lines(run.settings)
-        body += ["<h2>Settings</h2>", _details(f"{len(pairs) - 1} settings", _table(pairs, "settings"))]
+        body += ["<h2>Settings</h2>", _details(f"{len(pairs) - 1} settings", table(pairs, "settings"))]
     body += ["<h2>How this was made</h2>", *(f"<p>{escape(line)}</p>" for line in _origin(run))]
     return PAGE.format(title=escape(run.name), style=STYLE, body="\n".join(filter(None, body)))
 
@@ -284,7 +292,7 @@ def _figures(run: Run) -> Iterable[str]:
 def _results(rows: list[Row], columns: tuple[tables.Column, ...]) -> str:
     """The results table: intervals under their numbers, the policy the run ends with marked."""
     shown, last = tables.present(rows, columns), tables.last_rest(rows, rows[0]["split"])
-    lines = [f"<tr>{_head(['policy', *(column.title for column in shown)])}</tr></thead><tbody>"]
+    lines = [f"<tr>{head(['policy', *(column.title for column in shown)])}</tr></thead><tbody>"]
     for row in rows:
         cells = [tables.cell(row, column) for column in shown]
         if any(value for value, _ in cells):
@@ -292,20 +300,6 @@ def _results(rows: list[Row], columns: tuple[tables.Column, ...]) -> str:
             mark = ' class="last"' if row is last else ""
             lines.append(f'<tr{mark}><th scope="row">{escape(tables.label(row))}</th>{texts}</tr>')
     return f'<div class="wide"><table><thead>{"".join(lines)}</tbody></table></div>'
-
-
-def _table(lines: list[list[str]], kind: str) -> str:
-    """A plain table, the first line its head and the first cell of a line that line's name."""
-    body = []
-    for name, *cells in lines[1:]:
-        texts = "".join(f"<td>{escape(str(cell))}</td>" for cell in cells)
-        body.append(f'<tr><th scope="row">{escape(str(name))}</th>{texts}</tr>')
-    head = f"<thead><tr>{_head(lines[0])}</tr></thead>"
-    return f'<div class="wide"><table class="{kind}">{head}<tbody>{"".join(body)}</tbody></table></div>'
-
-
-def _head(titles: list[str]) -> str:
-    return "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
 
 
 def _sample(sample: dict[str, Any]) -> str:
@@ -324,10 +318,6 @@ def _sample(sample: dict[str, Any]) -> str:
             f'<div class="meter"><i style="width:{meter:.1%}"></i></div><p class="scores">{scores}</p></div>'
         )
     return f'<article><dl>{above}</dl><div class="outputs">{"".join(cards)}</div></article>'
-
-
-def _items(lines: list[str], kind: str = "") -> str:
-    return f'<ul class="{kind}">{"".join(f"<li>{escape(line)}</li>" for line in lines)}</ul>' if lines else ""
 
 
 def _details(summary: str, content: str) -> str:

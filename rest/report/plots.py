@@ -201,10 +201,10 @@ def _steps(axes: Axes, steps: list[Row], others: list[Row], column: Column, smal
     for place in places[1:]:
         if steps[place]["grow"] != steps[place - 1]["grow"]:
             axes.axvline(place - 0.5, color="#cccccc", linewidth=0.8)
-    _name(axes, names, fontsize=8.0 if small else 9.0)
+    name_at_edge(axes, names, fontsize=8.0 if small else 9.0)
 
 
-def _name(axes: Axes, names: list[tuple[float, str, str]], fontsize: float) -> None:
+def name_at_edge(axes: Axes, names: list[tuple[float, str, str]], fontsize: float) -> None:
     """Writes each name at its height right of the axes, moved apart so that none covers another."""
     lo, hi = axes.get_ylim()
     figure_height = axes.figure.get_figheight() * 72 * 0.75  # points the axes roughly have

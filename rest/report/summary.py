@@ -35,6 +35,9 @@ def summarise(run: Path) -> list[dict[str, Any]]:
                 "wall_s": round(sum(stage["wall_s"] for stage in made), 1),
             }
         )
+        for decoded in sorted(run.glob(f"evaluation/decode/{folder}.*/stage.json")):
+            result = read_json(decoded)["result"]
+            rows.append(rows[-1] | {key: result[key] for key in ("decode", "n", "metrics")})
         outputs[_label(name, g, i)] = record["result"]["shown"]
     if not rows:
         raise UserError(f"{run}: no policy has been evaluated; do so with `rest evaluate` or `rest run`")

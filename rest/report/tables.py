@@ -64,6 +64,18 @@ DECODING_COLUMNS = (
     Column("chrF, beam", "chrF\nbeam", "chrf_beam", 1, "chrf_beam_ci95"),
 )
 
+TEXT_COLUMNS = (
+    Column("TER, greedy (less is better)", "TER", "ter", 1, "ter_ci95"),
+    Column("copies", "copies", "copy_rate", 3),
+    Column("empty", "empty", "empty_rate", 3),
+    Column("repeated trigrams", "repeats", "repeated_trigrams", 3),
+    Column("distinct-1 of samples", "dist-1", "distinct_1", 3),
+    Column("distinct-2 of samples", "dist-2", "distinct_2", 3),
+    Column("self-BLEU of samples", "self-\nBLEU", "self_bleu", 1),
+    Column("entropy (nats a sentence)", "entropy", "entropy", 1),
+    Column("KL to the step before (nats)", "KL to\nbefore", "kl_to_previous", 2),
+)
+
 
 def label(row: Row) -> str:
     """The name of a row: "BC", "BC continued", "G1 I2", "PPO", "BC, best of 8"."""
@@ -131,7 +143,7 @@ def cell(row: Row, column: Column) -> tuple[str, str]:
 def signatures(rows: list[Row]) -> list[str]:
     """Footnotes: each different sacreBLEU signature once; numbers with different ones do not compare."""
     notes: dict[str, None] = {}  # a set that keeps its order
-    for key, name in (("bleu_signature", "BLEU"), ("chrf_signature", "chrF")):
+    for key, name in (("bleu_signature", "BLEU"), ("chrf_signature", "chrF"), ("ter_signature", "TER")):
         for row in rows:
             if row["metrics"].get(key):
                 notes[f"{name}: {row['metrics'][key]}"] = None

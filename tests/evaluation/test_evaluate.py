@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 from rest.errors import UserError
-from rest.evaluation.evaluate import EvaluationSettings, evaluate, kl_divergence, mean_reward
+from rest.evaluation.evaluate import EvaluationSettings, divergences, evaluate, kl_divergence, mean_reward
+from rest.evaluation.text_metrics import copy_rate, self_bleu
 from rest.policy.beam import BeamSettings, translate
 from rest.policy.sampler import SamplingSettings, sample
 from rest.reward.reward import Reward
@@ -106,7 +107,8 @@ def test_the_reward_is_compared_with_gold_and_with_what_it_was_at_first(evaluati
 
 def test_evaluating_again_gives_the_same_numbers(evaluation, lively, policy, dev, batch):
     again = evaluate(lively, dev, REWARD, SETTINGS, bc=policy, batch=batch, gold=gold, seed=0)
-    assert again == evaluation
+    assert again.metrics == evaluation.metrics and again.shown == evaluation.shown
+    assert again.samples.texts == evaluation.samples.texts
 
 
 def test_gold_and_references_are_reported_only_where_there_are_any(evaluation, lively, policy, dev, batch):
@@ -119,6 +121,13 @@ def test_gold_and_references_are_reported_only_where_there_are_any(evaluation, l
         "reward_greedy_ci95",
         "reward_beam_mean",
         "distinct_per_source",
+        "distinct_1",
+        "distinct_2",
+        "self_bleu",
+        "copy_rate",
+        "empty_rate",
+        "repeated_trigrams",
+        "entropy",
         "kl_to_bc",
     }
     assert set(found.metrics) == expected
@@ -166,3 +175,23 @@ def test_draws_longer_than_a_row_are_refused_by_the_settings_to_change(policy, d
     short = replace(batch, target_tokens=8)
     with pytest.raises(UserError, match=r"batch.target_tokens 8 is less than max_target_tokens 12"):
         kl_divergence(policy, policy, dev, SETTINGS, short, seed=0)
+
+
+def test_entropy_and_divergences_come_from_the_same_draws(lively, policy, dev, batch):
+    found = divergences(lively, {"bc": policy, "previous": lively, "none": None}, dev, SETTINGS, batch, seed=0)
+    assert set(found) == {"entropy", "kl_to_bc", "kl_to_previous"}
+    assert found["kl_to_previous"] == pytest.approx(0, abs=1e-4)
+    assert found["kl_to_bc"] == kl_divergence(lively, policy, dev, SETTINGS, batch, seed=0)
+    law = replace(SAMPLING, temperature=1.0)
+    drawn = sample(lively, dev.sources, dev.ids, 1, law, seed=seed_for(0, "kl"))
+    assert found["entropy"] == pytest.approx(-np.mean([row[0].sum() for row in drawn.log_probs]), rel=1e-5)
+
+
+def test_the_outputs_behind_the_numbers_are_kept(evaluation, dev):
+    metrics, samples, greedy = evaluation.metrics, evaluation.samples, evaluation.greedy
+    assert samples.scores["reward"].shape == (12, 2) and greedy.scores["reward"].shape == (12, 1)
+    assert metrics["reward_mean"] == pytest.approx(samples.scores["reward"].mean())
+    assert metrics["gold_greedy_mean"] == pytest.approx(greedy.scores["gold"].mean())
+    assert metrics["self_bleu"] == self_bleu(samples.texts)
+    assert metrics["copy_rate"] == copy_rate(dev.sources, [row[0] for row in greedy.texts])
+    assert {"ter", "ter_signature", "entropy", "empty_rate", "distinct_2"} <= set(metrics)

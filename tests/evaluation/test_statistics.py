@@ -115,9 +115,10 @@ def test_corpus_scores_are_sacrebleus() -> None:
     scores = corpus_scores(HYPOTHESES, REFERENCES, resamples=200)
     assert scores["bleu"] == pytest.approx(sacrebleu.corpus_bleu(HYPOTHESES, [REFERENCES]).score)
     assert scores["chrf"] == pytest.approx(sacrebleu.corpus_chrf(HYPOTHESES, [REFERENCES]).score)
-    assert "tok:13a" in str(scores["bleu_signature"])
+    assert scores["ter"] == pytest.approx(sacrebleu.corpus_ter(HYPOTHESES, [REFERENCES]).score)
+    assert "tok:13a" in str(scores["bleu_signature"]) and "tok:tercom" in str(scores["ter_signature"])
     assert "nc:6" in str(scores["chrf_signature"])
-    for name in ("bleu", "chrf"):
+    for name in ("bleu", "chrf", "ter"):
         lo, hi = scores[f"{name}_ci95"]
         assert lo < scores[name] < hi
     assert corpus_scores(HYPOTHESES, REFERENCES, resamples=200) == scores
@@ -125,10 +126,22 @@ def test_corpus_scores_are_sacrebleus() -> None:
 
 def test_corpus_scores_without_intervals_and_with_another_tokeniser() -> None:
     scores = corpus_scores(["你好 世界"], ["你好 世界"], resamples=0, tokenize="zh")
-    assert set(scores) == {"bleu", "bleu_signature", "chrf", "chrf_signature"}
+    assert set(scores) == {"bleu", "bleu_signature", "chrf", "chrf_signature", "ter", "ter_signature"}
     assert scores["chrf"] == pytest.approx(100)
     assert "tok:zh" in str(scores["bleu_signature"])
     assert "bs:" not in str(scores["bleu_signature"])
+
+
+def test_corpus_scores_of_several_references_are_sacrebleus() -> None:
+    more = [["a cat sat on a mat .", "a dog runs through the park .", "birds are in the tree ."] * 10]
+    scores = corpus_scores(HYPOTHESES, REFERENCES, resamples=1, more_references=more, names=("bleu", "chrf"))
+    assert scores["bleu"] == pytest.approx(sacrebleu.corpus_bleu(HYPOTHESES, [REFERENCES, *more]).score)
+    assert scores["chrf"] == pytest.approx(sacrebleu.corpus_chrf(HYPOTHESES, [REFERENCES, *more]).score)
+    assert "nrefs:2" in str(scores["bleu_signature"]) and set(scores) == {
+        "bleu", "bleu_signature", "chrf", "chrf_signature",
+    }  # fmt: skip
+    with pytest.raises(UserError, match="got 30 and 1"):
+        corpus_scores(HYPOTHESES, REFERENCES, more_references=[["one"]])
 
 
 def test_length_ratio_counts_all_words() -> None:

@@ -1,0 +1,101 @@
+"""The ways from a policy to one hypothesis a source: greedy, beam search, a sample, Best-of-N and MBR."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+from rest.data.corpus import Split
+from rest.evaluation.best_of_n import BestOfN
+from rest.evaluation.mbr import MBR, UTILITIES
+from rest.evaluation.outputs import Chooser, Gold, Outputs, draw, score
+from rest.evaluation.statistics import bootstrap_ci, corpus_scores, length_ratio
+from rest.evaluation.text_metrics import copy_rate, empty_rate, repeated_ngrams
+from rest.policy.beam import BeamSettings, translate
+from rest.policy.policy import Policy
+from rest.policy.sampler import SamplingSettings
+from rest.reward.reward import Reward
+from rest.stage import seed_for
+
+Way = Literal["greedy", "beam", "sample", "best_of_n", "mbr"]
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """A policy's hypothesis for every source; some choose by a reward."""
+
+    def __call__(self, policy: Policy, split: Split, reward: Chooser | None, seed: int, /) -> list[str]: ...
+
+
+@dataclass(frozen=True)
+class Beam:
+    """Beam search; with one beam greedy decoding."""
+
+    settings: BeamSettings = BeamSettings()
+
+    def __call__(self, policy: Policy, split: Split, reward: Chooser | None, seed: int) -> list[str]:
+        return translate(policy, split.sources, self.settings)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One draw."""
+
+    sampling: SamplingSettings = SamplingSettings()
+
+    def __call__(self, policy: Policy, split: Split, reward: Chooser | None, seed: int) -> list[str]:
+        return [texts[0] for texts in draw(policy, split, 1, self.sampling, seed)]
+
+
+@dataclass(frozen=True)
+class DecodingSettings:
+    """How one hypothesis a source is found."""
+
+    decode: Way = "beam"
+    """best_of_n: the sample with the highest reward; mbr: the sample that is most like the others."""
+    n: int = 16
+    """Samples a source of best_of_n and mbr."""
+    utility: Literal["chrf", "chrf-aggregate", "chrf++", "bleu"] = "chrf"
+    """What mbr compares samples by; chrf-aggregate is quick where n is in the hundreds."""
+    prune_to: int = 0
+    """So many samples with the highest rewards are mbr's candidates; 0: all."""
+
+    def decoder(self, beam: BeamSettings, sampling: SamplingSettings) -> Decoder:
+        ways: dict[str, Decoder] = {
+            "greedy": Beam(replace(beam, beams=1)),
+            "beam": Beam(beam),
+            "sample": Sampled(sampling),
+            "best_of_n": BestOfN(self.n, sampling),
+            "mbr": MBR(self.n, UTILITIES[self.utility], self.prune_to, sampling),
+        }
+        return ways[self.decode]
+
+    @property
+    def draws(self) -> int:
+        """Samples a source."""
+        return {"greedy": 0, "beam": 0, "sample": 1}.get(self.decode, self.n)
+
+    @property
+    def name(self) -> str:
+        """For folders: best_of_n-16, mbr-16-bleu-8."""
+        own = f"-{self.utility}-{self.prune_to}" if self.decode == "mbr" else ""
+        return self.decode + (f"-{self.n}{own}" if self.decode in ("best_of_n", "mbr") else "")
+
+
+def evaluate_decoding(
+    texts: list[str], split: Split, reward: Reward, gold: Gold | None, seed: int
+) -> tuple[dict[str, Any], Outputs]:
+    """Metrics of one hypothesis a source, under the names that a summary's row has, and the outputs."""
+    outputs = Outputs(split, [[y] for y in texts], score(reward, gold, split, [[y] for y in texts], chrf=True))
+    metrics: dict[str, Any] = {}
+    for name in [name for name in ("reward", "gold") if name in outputs.scores]:
+        values = outputs.scores[name]
+        metrics[f"{name}_mean"] = float(values.mean(dtype=np.float64))
+        metrics[f"{name}_ci95"] = list(bootstrap_ci(values, seed_for(seed, "bootstrap")))
+    if split.references is not None:
+        metrics |= corpus_scores(texts, split.references)
+        metrics["length_ratio"] = length_ratio(texts, split.references)
+    metrics |= {"copy_rate": copy_rate(split.sources, texts), "empty_rate": empty_rate(texts)}
+    return metrics | {"repeated_trigrams": repeated_ngrams(texts)}, outputs

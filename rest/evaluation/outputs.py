@@ -1,0 +1,104 @@
+"""The hypotheses of one policy for the sources of a split, their scores, and the file that keeps both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rest.data.corpus import Split
+from rest.data.shards import reading
+from rest.errors import UserError
+from rest.policy.policy import Policy
+from rest.policy.sampler import SamplingSettings, sample
+from rest.reward.reference_based import SentenceChrF
+from rest.reward.reward import Reward
+from rest.stage import seed_for
+
+Gold = Callable[[list[str], list[str]], np.ndarray]
+# (sources, hypotheses, references) -> [n]: what Best-of-N chooses by; only the order of the numbers matters
+Chooser = Callable[[list[str], list[str], list[str] | None], np.ndarray]
+
+
+def draw(policy: Policy, split: Split, n: int, sampling: SamplingSettings, seed: int) -> list[list[str]]:
+    """[sources][n] samples; more of them begin with the same."""
+    drawn = sample(policy, split.sources, split.ids, n, sampling, seed=seed_for(seed, f"sample {split.name}"))
+    return drawn.texts
+
+
+def score(
+    reward: Reward, gold: Gold | None, split: Split, texts: list[list[str]], chrf: bool = False
+) -> dict[str, np.ndarray]:
+    """float [sources, n] of each: reward, gold where the task knows it, and sentence chrF where it is asked for."""
+    n = len(texts[0])
+    sources, flat, references = _rows(split, texts)
+    scores = {"reward": reward(sources, flat, references).reward}
+    if gold is not None:
+        scores["gold"] = gold(sources, flat)
+    if chrf and references is not None:
+        scores["chrf"] = SentenceChrF()(sources, flat, references)
+    return {name: np.asarray(values).reshape(-1, n) for name, values in scores.items()}
+
+
+def flat_scores(chooser: Chooser, split: Split, texts: list[list[str]]) -> np.ndarray:
+    """[sources, n]"""
+    return np.asarray(chooser(*_rows(split, texts))).reshape(len(texts), -1)
+
+
+def _rows(split: Split, texts: list[list[str]]) -> tuple[list[str], list[str], list[str] | None]:
+    """Source, hypothesis and reference of every row."""
+    n = len(texts[0])
+    sources = [x for x in split.sources for _ in range(n)]
+    references = None if split.references is None else [y for y in split.references for _ in range(n)]
+    return sources, [y for row in texts for y in row], references
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """As many hypotheses for each source, row by row with their scores."""
+
+    split: Split
+    texts: list[list[str]]  # [sources][n]
+    scores: dict[str, np.ndarray]  # float32 [sources, n]; "reward" is always there
+
+    def write(self, path: Path) -> None:
+        """One Parquet file, a row a hypothesis: source_id, sample_index, source, reference, hypothesis, scores."""
+        n = len(self.texts[0])
+        references: Sequence[str | None] = self.split.references or [None] * len(self.split)
+        columns = {
+            "source_id": np.repeat(self.split.ids, n),
+            "sample_index": np.tile(np.arange(n, dtype=np.int32), len(self.split)),
+            "source": [x for x in self.split.sources for _ in range(n)],
+            "reference": pa.array([y for y in references for _ in range(n)], pa.string()),
+            "hypothesis": [y for row in self.texts for y in row],
+            **{name: values.astype(np.float32).ravel() for name, values in self.scores.items()},
+        }
+        pq.write_table(pa.table(columns), path, compression="zstd")
+
+    @classmethod
+    def read(cls, path: Path) -> Outputs:
+        """UserError for a file that is absent, damaged or of another kind."""
+        with reading(path):
+            table = pq.read_table(path)
+        columns = {name: table[name] for name in table.column_names}
+        fixed = ("source_id", "sample_index", "source", "reference", "hypothesis")
+        missing = [name for name in (*fixed, "reward") if name not in columns]
+        if missing or not len(table):
+            raise UserError(f"{path} does not hold outputs: it has no {', '.join(missing) or 'rows'}")
+        n = int(columns["sample_index"].to_numpy().max()) + 1
+        if len(table) % n:
+            raise UserError(f"{path} is damaged: {len(table)} rows are not {n} a source")
+        texts, every = columns["hypothesis"].to_pylist(), slice(None, None, n)
+        references = columns["reference"].to_pylist()[every]
+        split = Split(
+            path.parent.name,
+            columns["source_id"].to_numpy()[every],
+            columns["source"].to_pylist()[every],
+            None if references[0] is None else references,
+        )
+        scores = {name: columns[name].to_numpy().reshape(-1, n) for name in columns if name not in fixed}
+        return cls(split, [texts[k : k + n] for k in range(0, len(texts), n)], scores)

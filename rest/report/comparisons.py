@@ -1,0 +1,84 @@
+"""Paired comparisons of a run's policies, and the alarm where the reward rose at the other metrics' expense."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rest.report.sections import Lines, Section, label_of, order_of
+from rest.stage import read_json
+
+TITLES = {"reward": "reward", "gold": "gold", "bleu": "BLEU", "chrf": "chrF", "ter": "TER"}
+DIGITS = {"reward": 4, "gold": 4}
+
+
+def section(run: Path) -> Section | None:
+    """The report's section, None where no two policies were compared."""
+    found = read(run)
+    if not found:
+        return None
+    tables = [lines(found), *(row_lines(result) for result in found if result["rows"])]
+    return Section("Paired comparisons", sentences(found), tables)
+
+
+def read(run: Path) -> list[dict[str, Any]]:
+    """The comparisons of the run in the order of its steps."""
+    folders = [path for path in run.glob("evaluation/*-against-*") if (path / "stage.json").is_file()]
+    results = [read_json(folder / "stage.json")["result"] for folder in folders]
+    controls = {
+        name for result in results for name in (result["new"], result["old"]) if name.startswith("bc_continued")
+    }
+    stale = controls - {max(controls, key=order_of, default="")}  # of a run that had fewer steps
+    results = [result for result in results if not stale & {result["new"], result["old"]}]
+    return sorted(results, key=lambda result: (order_of(result["new"]), order_of(result["old"])))
+
+
+def lines(found: list[dict[str, Any]]) -> Lines:
+    """A line a comparison: the differences with intervals and both p-values, and the alarm."""
+    metrics = [metric for metric in TITLES if any(metric in result["tests"] for result in found)]
+    table = [["policy", "against", *(TITLES[metric] for metric in metrics), "alarm"]]
+    for result in found:
+        cells = [_cell(result["tests"].get(metric), DIGITS.get(metric, 2)) for metric in metrics]
+        alarm = f"reward up, {', '.join(TITLES[name] for name in result['fell'])} worse" if result["fell"] else ""
+        table.append([label_of(result["new"]), label_of(result["old"]), *cells, alarm])
+    return table
+
+
+def _cell(test: dict[str, float] | None, digits: int) -> str:
+    if test is None:
+        return ""
+    ends = f"{test['lo']:+.{digits}f} to {test['hi']:+.{digits}f}"
+    return f"{test['difference']:+.{digits}f} [{ends}] p = {_p(test['p_bootstrap'])} / {_p(test['p_randomisation'])}"
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "<0.001"
+
+
+def sentences(found: list[dict[str, Any]]) -> list[str]:
+    """A warning for each alarm, then how to read the table."""
+    said = []
+    for result in found:
+        if result["fell"]:
+            fell = " and ".join(TITLES[name] for name in result["fell"])
+            said.append(
+                f"Warning: {label_of(result['new'])} against {label_of(result['old'])}: the reward rose while {fell} "
+                "got worse, beyond their paired intervals: the policy exploits the reward. "
+                "The rows below gained most reward and lost most of the rest."
+            )
+    return [
+        *said,
+        "Each cell is a difference on the same sources with its paired 95% interval, then two-sided p-values of "
+        "a paired bootstrap and of approximate randomisation. They are not corrected for the number of comparisons.",
+    ]
+
+
+def row_lines(result: dict[str, Any]) -> Lines:
+    """The rows behind an alarm: gained reward, lost quality."""
+    new, old = label_of(result["new"]), label_of(result["old"])
+    metrics = [metric for metric in ("reward", "gold", "chrf") if metric in result["rows"][0]]
+    table = [["source", f"{old} said", f"{new} says", *(TITLES[metric] for metric in metrics)]]
+    for row in result["rows"]:
+        changes = [f"{row[metric][0]:.3g} → {row[metric][1]:.3g}" for metric in metrics]
+        table.append([row["source"], row["old"], row["new"], *changes])
+    return table

@@ -1,0 +1,78 @@
+"""The alarm on made numbers: it sounds where the reward rises and quality falls, and only there."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rest.data.corpus import Split
+from rest.errors import UserError
+from rest.evaluation.compare import Evaluated, compare, exploited
+from rest.evaluation.outputs import Outputs
+
+SOURCES = 60
+WORDS = "the a cat dog bird sat ran sings on in near park tree mat house".split()
+rng = np.random.default_rng(0)
+REFERENCES = [" ".join(rng.choice(WORDS, size=9)) for _ in range(SOURCES)]
+SPLIT = Split("test", np.arange(SOURCES), [f"x{k}" for k in range(SOURCES)], REFERENCES)
+HARD = rng.uniform(0.2, 0.4, size=(SOURCES, 1))  # what makes a source hard for every policy
+
+
+def policy(reward: float, gold: float, spoilt: float, seed: int = 1) -> Evaluated:
+    """Rewards and gold by so much above the others', and a share of the references' words replaced."""
+    rng = np.random.default_rng(seed)
+    words = [[w if rng.random() > spoilt else str(rng.choice(WORDS)) for w in y.split()] for y in REFERENCES]
+    greedy = [[" ".join(line)] for line in words]
+
+    def noise(n: int) -> np.ndarray:
+        return rng.normal(0, 0.05, (SOURCES, n))
+
+    samples = {"reward": HARD + reward + noise(3), "gold": HARD + gold + noise(3)}
+    one = {"reward": HARD + reward + noise(1), "gold": HARD + gold + noise(1), "chrf": 100 * (1 - spoilt) + noise(1)}
+    return Evaluated(Outputs(SPLIT, [row * 3 for row in greedy], samples), Outputs(SPLIT, greedy, one))
+
+
+BC = policy(0, 0, 0.3, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("new", "fell"),
+    [
+        (policy(0.2, 0.2, 0.1), []),  # everything better
+        (policy(0.2, -0.2, 0.3), ["gold"]),
+        (policy(0.2, -0.2, 0.7), ["gold", "bleu", "chrf", "ter"]),
+        (policy(-0.2, -0.2, 0.7), []),  # a worse policy, but not one that exploits its reward
+        (BC, []),
+    ],
+)
+def test_the_alarm(new: Evaluated, fell: list[str]) -> None:
+    result = compare(new, BC, seed=0)
+    assert result["fell"] == fell and bool(result["rows"]) == bool(fell)
+    assert set(result["tests"]) == {"reward", "gold", "bleu", "chrf", "ter"}
+
+
+def test_small_wobbles_are_no_alarm() -> None:
+    found = [compare(policy(0.05, 0, 0.3, seed), policy(0, 0, 0.3, seed + 50), seed)["fell"] for seed in range(2, 12)]
+    assert sum(bool(fell) for fell in found) <= 3  # each of four metrics may err at 2.5 %
+
+
+def test_the_rows_are_those_that_gained_and_lost_most() -> None:
+    split = SPLIT.take([0, 1, 2, 3])
+
+    def greedy(reward: list[float], gold: list[float]) -> Outputs:
+        scores = {"reward": np.array(reward)[:, None], "gold": np.array(gold)[:, None]}
+        return Outputs(split, [[f"y{k}"] for k in range(4)], scores)
+
+    old = greedy([0.5, 0.5, 0.5, 0.5], [0.5, 0.5, 0.5, 0.5])
+    new = greedy([0.9, 0.9, 0.6, 0.1], [0.6, 0.1, 0.4, 0.0])
+    rows = exploited(new, old)
+    assert [row["source_id"] for row in rows] == [1, 2]
+    assert rows[0]["reward"] == [0.5, 0.9] and rows[0]["gold"] == [0.5, 0.1] and rows[0]["new"] == "y1"
+    assert len(exploited(new, old, rows=1)) == 1
+
+
+def test_other_text_cannot_be_compared() -> None:
+    other = SPLIT.take(list(range(1, SOURCES)))
+    cut = Evaluated(Outputs(other, BC.samples.texts[1:], {}), BC.greedy)
+    with pytest.raises(UserError, match="different text"):
+        compare(cut, BC, seed=0)
