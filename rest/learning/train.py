@@ -116,7 +116,7 @@ class Trained:
 
 
 @partial(jax.jit, static_argnames=("objective", "adam", "trainable"), donate_argnames=("trained", "optimizer"))
-def _update(
+def update(
     objective: Objective,
     adam: Adam,
     trainable: Trainable,
@@ -201,7 +201,7 @@ def train(
         while step < settings.max_steps and not _stalled(history, settings.patience):
             micro = [next(batches) for _ in range(settings.accumulate)]
             step += 1
-            trained, optimizer, metrics = _update(
+            trained, optimizer, metrics = update(
                 objective,
                 adam,
                 trainable,
