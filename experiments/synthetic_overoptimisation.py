@@ -7,7 +7,7 @@ Shows    `biased`: people who favour long translations teach the reward to do so
          without the bias from the start. `negatives`: spoilt translations among what the biased people rated.
 Command  python scripts/overoptimisation.py --out runs/overoptimisation
          One variant alone: rest run experiments/synthetic_overoptimisation.py:biased --out runs/biased
-Hardware 2 CPU cores: some 4 minutes a variant; `quick` about 2 minutes
+Hardware 2 CPU cores: `biased` took 4 minutes of processor time after BC; `quick` has two smaller Grow steps
 Expect   experiments/LOG.md has what was measured, results/synthetic_overoptimisation.png the curves.
 """
 

@@ -2,8 +2,8 @@
 
 python scripts/overoptimisation.py --out runs/overoptimisation [--variants biased guarded ...] [--no-limits]
 
-Each variant is a run in its own folder; BC's folder is copied from the first, since all have the same. What is complete
-is not made again. Writes experiments/results/synthetic_overoptimisation.json and .png from what is complete.
+Each variant is a run in its own folder; stages that are the same as those of `biased` are copied from there. What is
+complete is not made again. Writes experiments/results/synthetic_overoptimisation.json and .png from what is complete.
 """
 
 import argparse
@@ -45,19 +45,28 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "sacrebleu", "se
 
 def run_variant(name: str, out: Path) -> None:
     """The whole loop of one variant, with its report."""
-    folder = out / name
-    made = next((path for path in sorted(out.glob("*/bc")) if (path / "stage.json").exists()), None)
-    if made is not None and not (folder / "bc").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            shutil.copytree(made, Path(temporary) / "bc")
-            os.replace(Path(temporary) / "bc", folder / "bc")
-    run = Run(load_experiment(f"{FILE}:{name}"), folder)
+    experiment = load_experiment(f"{FILE}:{name}")
+    biased = load_experiment(f"{FILE}:biased")
+    shared = ["bc"]
+    if experiment == dataclasses.replace(biased, refresh=experiment.refresh):  # the same up to Grow 2
+        shared += ["reward", "grow-1", "improve-1-1", "evaluation/bc", "evaluation/improve-1-1"]
+    for stage in shared:
+        share(out / "biased" / stage, out / name / stage)
+    run = Run(experiment, out / name)
     say(f"variant {name}")
     with run.recorded():
         rest(run)
-    summarise(folder)
-    write_report(folder)
+    summarise(run.out)
+    write_report(run.out)
+
+
+def share(made: Path, wanted: Path) -> None:
+    """Copy a complete stage of another run; whole or not at all."""
+    if made.exists() and not wanted.exists():
+        wanted.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=wanted.parent) as temporary:
+            shutil.copytree(made, Path(temporary) / "stage")
+            os.replace(Path(temporary) / "stage", wanted)
 
 
 @dataclasses.dataclass(frozen=True)
