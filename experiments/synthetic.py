@@ -26,7 +26,7 @@ from rest.policy.beam import BeamSettings
 from rest.policy.sampler import SamplingSettings
 from rest.reward.fit import RewardSettings
 from rest.reward.raters import SimulatedRater
-from rest.thresholds import PerSourcePercentile
+from rest.thresholds import GlobalPercentile, PerSourcePercentile
 
 batch = BatchSettings(batch_tokens=1024, source_tokens=80, target_tokens=64)
 sampling = SamplingSettings(temperature=0.8, max_target_tokens=48)
@@ -69,13 +69,47 @@ experiment = Experiment(
     ),
 )
 
-# PPO beside it: `rest run experiments/synthetic.py:ppo --out runs/ppo`
-ppo = replace(
-    experiment,
+# PPO beside BC, small: `rest run experiments/synthetic.py:ppo --out runs/ppo`, 5 minutes of BC and 6 of PPO on 2 busy cores.
+# It goes beyond BC and BC continued in reward and gold of samples; not of greedy outputs (results/synthetic-ppo.json).
+small_batch = BatchSettings(batch_tokens=512, source_tokens=64, target_tokens=64)
+small_sampling = SamplingSettings(max_target_tokens=32, rows=96)
+ppo = Experiment(
+    corpus=SyntheticCorpus(SyntheticLanguage(train=3000, dev=100, test=200, nouns=6, verbs=4, adjectives=3, adverbs=2)),
+    tokenizer=SentencePieceSettings(256),
+    model=TransformerSettings(width=32, heads=2, feed_forward=64, encoder_layers=1, decoder_layers=1),
+    batch=small_batch,
+    bc=BCSettings(
+        train=TrainSettings(
+            max_steps=2000, evaluate_every=250, patience=3, average=2, schedule=Schedule(5e-3, 100, "inverse_sqrt")
+        )
+    ),
+    reward=RewardSettings(
+        rater=SimulatedRater(),
+        sources=500,
+        samples_per_source=3,
+        batch=small_batch,
+        train=TrainSettings(max_steps=100, evaluate_every=50, schedule=Schedule(1e-3, 20)),
+    ),
+    grow_steps=0,
+    grow=GrowSettings(sources=64, samples_per_source=3, sampling=small_sampling, sources_per_shard=16),
+    improve=ImproveSettings(
+        rule=GlobalPercentile((50.0, 75.0)),
+        train=TrainSettings(max_steps=20, evaluate_every=10, schedule=Schedule(5e-3, 5)),
+    ),
     ppo=PPOSettings(
-        rollouts=60,
+        rollouts=30,
         evaluate_every=10,
-        rollout=RolloutSettings(sources=64, samples_per_source=4, sampling=replace(sampling, temperature=1.0)),
-        schedule=Schedule(1e-4),
+        rollout=RolloutSettings(32, 4, replace(small_sampling, temperature=0.9)),
+        schedule=Schedule(1e-3),
+        pretraining=0.1,
+        pretraining_pairs=32,
+    ),
+    evaluation=EvaluationSettings(
+        samples_per_source=4,
+        sampling=small_sampling,
+        beam=BeamSettings(beams=2, max_target_tokens=32),
+        dev_samples_per_source=2,
+        kl_sources=8,
+        shown=4,
     ),
 )

@@ -15,6 +15,7 @@ from rest.data.batches import (
     evaluation_batches,
     fitting,
     gather_tokens,
+    minibatches,
     pad,
     padded_batches,
     plan_rows,
@@ -254,3 +255,22 @@ def test_numbers_of_tokens_are_packed_with_their_pairs_and_found_again(lengths):
         np.testing.assert_array_equal(batch.token_columns["number"], np.where(real, batch.target + 0.25, 0))
     found = gather_tokens([(batch, batch.token_columns["number"]) for batch in batches], len(examples))
     assert [y.tolist() for y in found] == [y.tolist() for y in of_tokens]
+
+
+@given(LENGTHS, st.integers(1, 3), st.integers(0, 9))
+def test_minibatches_have_every_pair_once_and_one_shape_whatever_the_pairs(lengths, accumulate, seed):
+    examples = made(lengths)
+    batches = minibatches(examples, settings(), pad_id=PAD, seed=seed, accumulate=accumulate)
+    micro = [jax.tree.map(lambda leaf, i=i: leaf[i], batch) for batch in batches for i in range(accumulate)]
+    for part in micro:
+        check(part, examples)
+        assert part.target.shape == (3, 16) and part.sequence_ids.shape == (3, 16)
+    assert sorted(sequence_ids(micro)) == list(range(len(examples)))
+    rows = [int((batch.sequence_ids >= 0).any(-1).sum()) for batch in batches]
+    assert max(rows) - min(rows) <= 1  # no batch is left with the rest
+
+
+def test_minibatches_differ_from_epoch_to_epoch():
+    one, same_again, other = (minibatches(many(), settings(), pad_id=PAD, seed=seed) for seed in (1, 1, 2))
+    assert all(same(a, b) for a, b in zip(one, same_again, strict=True))
+    assert not all(same(a, b) for a, b in zip(one, other, strict=True))

@@ -74,7 +74,7 @@ def by_pair(scores: Scores, batch: Batch, pair: int) -> np.ndarray:
     """Both scores of a pair's tokens [2, n], wherever the pair lies."""
     row, slot = np.argwhere(np.asarray(batch.sequence_ids) == pair)[0]
     own = np.asarray(batch.target_segments[row]) == slot + 1
-    return np.stack([np.asarray(part)[row, own] for part in scores])
+    return np.stack([np.asarray(part)[row, own] for part in scores[:2]])
 
 
 @variants
@@ -167,6 +167,18 @@ def test_scores_in_chunks_are_those_of_a_direct_log_softmax(chunk):
     np.testing.assert_allclose(scores.log_probs, wanted, atol=1e-5)
     # the mean is over what can be produced: neither padding nor the ids that fill up the last block
     np.testing.assert_allclose(scores.mean_log_probs, direct[..., 1:VOCABULARY].mean(-1), atol=1e-4)
+
+
+def test_scores_at_a_temperature_are_those_of_colder_logits_with_their_entropy():
+    net = network()
+    states = jnp.asarray(np.random.default_rng(1).standard_normal((3, 12, 16), np.float32))
+    labels = jnp.asarray(np.random.default_rng(2).integers(1, VOCABULARY, (3, 12)))
+    direct = np.asarray(jax.nn.log_softmax(logits_of(net, states) / 0.7, axis=-1), np.float64)
+    graph, state = nnx.split(net)
+    scores = jax.jit(lambda s: nnx.merge(graph, s).scores(states, labels, 7, temperature=0.7, entropy=True))(state)
+    wanted = np.take_along_axis(direct, np.asarray(labels)[..., None], -1)[..., 0]
+    np.testing.assert_allclose(scores.log_probs, wanted, atol=1e-5)
+    np.testing.assert_allclose(scores.entropies, -(np.exp(direct) * direct).sum(-1), atol=1e-5)
 
 
 def test_the_chunk_does_not_change_the_gradient():
