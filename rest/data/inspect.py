@@ -36,7 +36,7 @@ def describe(
     `rows` is how many of the best, the worst and the most disputed rows to show, and `chosen`, bool [rows], what is
     looked at. `duplicates` reads all text, so it is only counted when asked for.
     """
-    scalars = ["source_id", "sample_index", "reward", "is_reference", "is_truncated"]
+    scalars = ["source_id", "reward", "is_reference", "is_truncated"]
     columns = dataset.columns(scalars) | {"length": _lengths(dataset, chosen)}
     places = np.arange(dataset.rows)
     if chosen is not None:
