@@ -16,6 +16,7 @@ import numpy as np
 
 from rest.baselines.bc import clone, dev_loss, drop_long
 from rest.data.corpus import Corpus, Split, source_text
+from rest.data.ratings import source_keys
 from rest.data.store import ScoredDataset
 from rest.data.tokenizer import load_tokenizer
 from rest.errors import UserError
@@ -27,7 +28,7 @@ from rest.journal import say
 from rest.model.huggingface import HuggingFaceModel
 from rest.policy.policy import Policy
 from rest.reward.fit import Rated, RewardSettings, fit, human_ratings, rate
-from rest.reward.learned import LearnedReward
+from rest.reward.learned import SEEN, LearnedReward
 from rest.reward.reward import Reward
 from rest.stage import Stage, describe, discard, open_stage, read_json, seed_for, write_json
 
@@ -247,6 +248,7 @@ class Run:
                 gold = None if e.reward.ratings else gold
                 fitted = fit(policy, rated, e.reward, folder=stage.folder, seed=e.seed, gold=gold)
                 fitted.reward.save(stage.folder / "network", fitted.calibration)
+                np.save(stage.folder / "network" / SEEN, source_keys(rated.sources))
                 stage.finish(fitted.report | {"wall_s": time.perf_counter() - began})
             function, calibration = LearnedReward.load(stage.folder / "network")
             return Reward(function, calibration, e.reward.guards)

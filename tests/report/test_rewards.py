@@ -4,7 +4,7 @@ import numpy as np
 from rich.console import Console
 
 from rest.data.ratings import RatingRow, from_rows
-from rest.report.rewards import agreement_table, attack_tables
+from rest.report.rewards import agreement_table, attack_tables, difference_table
 from rest.reward.agreement import evaluate
 from rest.reward.attacks import attack
 
@@ -35,6 +35,14 @@ def test_agreement_is_shown_with_intervals_and_what_differs():
     assert "intervals over sources; pairs: all; * differs from [number]" in text
     alone = evaluate({"[number]": number}, from_rows(rows), 0, 50)
     assert "*" not in shown(agreement_table(alone))
+
+
+def test_differences_are_shown_with_interval_and_p():
+    rows = [RatingRow(f"s{k}", f"h{k}", float(k), k, None, "", "", "", "set", "de-en") for k in range(20)]
+    found = evaluate({"number": number, "constant": constant}, from_rows(rows), 0, 199)
+    text = shown(difference_table(found))
+    assert "number less the others" in text
+    assert "+1.000 – +1.000" in text and "p 0.010" in text  # 2 (0 + 1) / (199 + 1)
 
 
 def test_attacks_are_shown_with_the_worst_cases():
