@@ -28,6 +28,7 @@ from rest.journal import say
 from rest.model.huggingface import HuggingFaceModel
 from rest.policy.policy import Policy
 from rest.reward.fit import Rated, RewardSettings, fit, human_ratings, rate
+from rest.reward.guards import Guards
 from rest.reward.learned import SEEN, LearnedReward
 from rest.reward.reward import Reward
 from rest.stage import Stage, describe, discard, open_stage, read_json, seed_for, write_json
@@ -232,7 +233,7 @@ class Run:
         """R: given by the experiment, or learned from ratings of BC's samples."""
         e = self.experiment
         if not self.learns_reward:
-            return e.reward
+            return dataclasses.replace(e.reward, guards=self._guards(e.reward.guards))
         policy = self.load("bc", "rest bc")
         sampling = e.grow.sampling
         gold = self.corpus.gold
@@ -251,7 +252,11 @@ class Run:
                 np.save(stage.folder / "network" / SEEN, source_keys(rated.sources))
                 stage.finish(fitted.report | {"wall_s": time.perf_counter() - began})
             function, calibration = LearnedReward.load(stage.folder / "network")
-            return Reward(function, calibration, e.reward.guards)
+            return Reward(function, calibration, self._guards(e.reward.guards))
+
+    def _guards(self, guards: Guards | None) -> Guards | None:
+        """With what they learn from D."""
+        return None if guards is None else guards.fit(self.corpus.train.sources, self.corpus.train.references)
 
     def grow(self, g: int, policy: Policy, reward: Reward) -> ScoredDataset:
         """Grow step g."""
@@ -264,7 +269,8 @@ class Run:
         with open_stage(self.out / f"grow-{g}", settings, shared=True) as stage:
             if not stage.finished:
                 splits = [self._parts[0]] * e.grow.training_text + ([] if self._text is None else [self._text])
-                grow(stage, policy, splits, reward, e.grow, g=g, seed=e.seed)
+                guarded = dataclasses.replace(e.grow, guards=self._guards(e.grow.guards))
+                grow(stage, policy, splits, reward, guarded, g=g, seed=e.seed)
             return open_dataset(stage.folder)
 
     def improve(self, g: int, i: int, policy: Policy, dataset: ScoredDataset, reward: Reward) -> Policy:

@@ -16,7 +16,8 @@ ROWS = """
 1 data/{tokenizer,synthetic,corpus,ratings,rating_files,shards,store,batches,inspect}
 2 model/{positions,transformer,lora,folder,xlmr,huggingface} learning/{checkpoint,train,value}
 3 policy/{policy,slots,sampler,beam}
-3 reward/{guards,reward,calibration,composition,reference_based,trivial,encoder,learned,scorer,metricx,cometkiwi}
+3 reward/{language,guards,reward,calibration,composition,reference_based,trivial}
+3 reward/{encoder,learned,scorer,metricx,cometkiwi}
 3 reward/{raters,fit,attacks,agreement}
 4 grow evaluation/{evaluate,best_of_n,mbr}
 5 improve baselines/{bc,ppo}

@@ -49,10 +49,9 @@ class Encoder:
     def load(cls, folder: Path) -> Encoder:
         """Read what `save` wrote."""
         settings = XLMRSettings(**read_json(folder / "encoder.json"))
-        graph, shapes = blueprint(lambda: XLMR(settings, rngs=nnx.Rngs(0)))
-        return cls(
-            settings, load_tokenizer(folder / "tokenizer"), graph, load_parameters(folder / "parameters", shapes)
-        )
+        graph, state = nnx.split(XLMR(settings, rngs=nnx.Rngs(0)))
+        parameters = load_parameters(folder / "parameters", nnx.to_pure_dict(state))
+        return cls(settings, load_tokenizer(folder / "tokenizer"), graph, parameters)
 
 
 @dataclass(frozen=True)
