@@ -269,7 +269,8 @@ class Run:
         with open_stage(self.out / f"grow-{g}", settings, shared=True) as stage:
             if not stage.finished:
                 splits = [self._parts[0]] * e.grow.training_text + ([] if self._text is None else [self._text])
-                guarded = dataclasses.replace(e.grow, guards=self._guards(e.grow.guards))
+                guards = e.grow.guards.fit(self.corpus.train.sources, self.corpus.train.references)
+                guarded = dataclasses.replace(e.grow, guards=guards)
                 grow(stage, policy, splits, reward, guarded, g=g, seed=e.seed)
             return open_dataset(stage.folder)
 

@@ -75,17 +75,17 @@ class Guards:
         if references is None or not len(references):
             raise UserError("guards.learn_share: there are no references to learn limits from")
         chosen = np.unique(np.linspace(0, len(references) - 1, min(FIT_PAIRS, len(references))).astype(int))
-        pairs = [(sources[i], references[i]) for i in chosen]
-        lengths = np.array([[max(1, len(WORD.findall(text))) for text in pair] for pair in pairs], np.float64)
-        low = np.quantile((lengths[:, 1] + self.length_slack) / lengths[:, 0], self.learn_share)
-        high = np.quantile((lengths[:, 1] - self.length_slack) / lengths[:, 0], 1 - self.learn_share)
-        letters = sum((scripts(y) for _, y in pairs), start=scripts(""))
+        sides = [sources[i] for i in chosen], [references[i] for i in chosen]
+        asked, words = (np.array([max(1, len(WORD.findall(text))) for text in side], float) for side in sides)
+        low = np.quantile((words + self.length_slack) / asked, self.learn_share)
+        high = np.quantile((words - self.length_slack) / asked, 1 - self.learn_share)
+        letters = scripts("".join(sides[1]))
         return replace(
             self,
             min_length_ratio=float(low),
             max_length_ratio=float(max(low, high)),
             scripts=tuple(sorted(s for s, n in letters.items() if n >= 0.01 * letters.total())),
-            languages=Languages.of(*zip(*pairs, strict=True), self.learn_share),
+            languages=Languages.of(*sides, self.learn_share),
         )
 
     def flags(self, sources: Sequence[str], hypotheses: Sequence[str]) -> list[str]:
