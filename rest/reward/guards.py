@@ -44,8 +44,8 @@ class Guards:
     min_copy_words: int = 2  # words from which on a copy is one: names and numbers are often left as they are
     learn_share: float | None = None
     """Learn from D the limits of length, the scripts and the language: this share of its pairs may be outside each."""
-    scripts: tuple[str, ...] = ()
-    """Half of the letters at least must be of these (LATIN, CYRILLIC, CJK …); empty: any will do."""
+    scripts: tuple[str, ...] | None = None
+    """Half of the letters at least must be of these (LATIN, CYRILLIC, CJK …); None: any will do."""
     languages: Any = None  # Languages
     """What tells the two languages apart, once it is learned."""
 
@@ -107,12 +107,13 @@ class Guards:
             "copy": len(words) >= self.min_copy_words and words == asked,
             "length_ratio": not shortest <= len(words) <= longest,
             "repetition": repeats > self.max_repeats and repeats > _repeats(asked, self.max_ngram),
-            "script": bool(self.scripts) and self._strange(hypothesis),
+            "script": self.scripts is not None and _strange(hypothesis, self.scripts),
             "language": self.languages is not None and self.languages.is_wrong(hypothesis),
         }
         return ",".join(name for name, wrong in found.items() if wrong)
 
-    def _strange(self, text: str) -> bool:
-        """Whether fewer than half of its letters are of the known scripts."""
-        letters = scripts(text)
-        return 2 * sum(letters[s] for s in self.scripts) < letters.total()
+
+def _strange(text: str, known: tuple[str, ...]) -> bool:
+    """Whether fewer than half of its letters are of the known scripts."""
+    letters = scripts(text)
+    return 2 * sum(letters[script] for script in known) < letters.total()

@@ -121,8 +121,12 @@ def test_impossible_settings_are_refused(settings, problem):
 
 # What is learned from D
 
-GERMAN = [f"Der kleine Hund Nummer {n} schläft heute nicht in seinem warmen Haus ." for n in "abcdefghij"]
-ENGLISH = [f"The little dog number {n} does not sleep in its warm house today ." for n in "abcdefghij"]
+GERMAN = [f"Der kleine Hund Nummer {n} schläft heute nicht in seinem warmen Haus ." for n in "abcdefghi"] + [
+    "Ein Vogel fliegt leise über grüne Wälder ."
+]
+ENGLISH = [f"The little dog number {n} does not sleep in its warm house today ." for n in "abcdefghi"] + [
+    "A bird flies quietly over green woods ."
+]
 LEARNED = Guards(learn_share=0.01)
 
 
@@ -144,13 +148,12 @@ def test_limits_of_length_are_quantiles_of_d_beyond_the_slack():
 
 
 def test_the_language_of_the_source_and_one_of_neither_side_are_told(german):
-    (english,) = german.flags(["Das Haus des Hundes ist heute nicht warm ."], ["The house of the dog is not warm today ."])
-    assert english == "language"
-    (french,) = german.flags(["What would I have liked to see there ?"], ["Qu'est-ce que j'aurais voulu y voir, quoi ?"])
-    assert french == "language"
+    sources = ["Das Haus des Hundes ist heute nicht warm .", "What would I have liked to see there ?"]
+    strange = ["The house of the dog is not warm today .", "Qu'est-ce que j'aurais voulu y voir, quoi ?"]
+    assert german.flags(sources, strange) == ["language", "language"]
     assert german.flags(["The dog does not sleep ."], ["Der Hund schläft heute nicht ."]) == [""]
     assert german.flags(["The dog ."], ["The dog"]) == [""]  # too short to be told
-    assert german.flags(ENGLISH, GERMAN) == [""] * 10
+    assert german.flags(ENGLISH, GERMAN) == [""] * 9 + ["language"]  # the share that may be outside
 
 
 def test_letters_of_another_script_are_strange(german):
