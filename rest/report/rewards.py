@@ -55,7 +55,7 @@ def difference_table(agreement: Agreement) -> Table:
         table.add_column(NAMES[name], justify="right", no_wrap=True)
     for reward, compared in agreement.differences.items():
         found = [compared[name] for name in names]
-        cells = [f"{d.difference:+.3f}\n{d.lo:+.3f} – {d.hi:+.3f}\np {d.p:.3f}" for d in found]
+        cells = [f"{d.difference:+.3f}\n{d.lo:+.3f}–{d.hi:+.3f}\np {d.p:.3f}" for d in found]
         table.add_row(plain(reward), *cells)
     return table
 

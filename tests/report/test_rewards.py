@@ -42,7 +42,7 @@ def test_differences_are_shown_with_interval_and_p():
     found = evaluate({"number": number, "constant": constant}, from_rows(rows), 0, 199)
     text = shown(difference_table(found))
     assert "number less the others" in text
-    assert "+1.000 – +1.000" in text and "p 0.010" in text  # 2 (0 + 1) / (199 + 1)
+    assert "+1.000–+1.000" in text and "p 0.010" in text  # 2 (0 + 1) / (199 + 1)
 
 
 def test_attacks_are_shown_with_the_worst_cases():
