@@ -54,7 +54,8 @@ def test_evaluate_prints_a_table_and_writes_the_numbers(mine, ratings, tmp_path,
     assert "80 rows, 40 sources, 20 documents, 2 systems" in capsys.readouterr().out
     (found,) = json.loads(out.read_text())["results"]
     assert set(found["rewards"]) == {
-        f"{mine}:words", f"{mine}:falling", "log-probability", "constant", "length ratio", "overlap with source"
+        f"{mine}:words", f"{mine}:falling", "log-probability", "constant", "length ratio", "short source",
+        "overlap with source",
     }  # fmt: skip
     words, falling = found["rewards"][f"{mine}:words"], found["rewards"][f"{mine}:falling"]
     assert words["pearson"]["value"] == pytest.approx(-falling["pearson"]["value"])
