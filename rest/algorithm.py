@@ -19,6 +19,7 @@ from rest.baselines.bc import clone, dev_loss, drop_long, human_pairs
 from rest.baselines.ppo import ppo
 from rest.columns import Judges, learn_value, load_value, save_value
 from rest.data.corpus import Corpus, Split, source_text
+from rest.data.ratings import source_keys
 from rest.data.store import ScoredDataset
 from rest.data.tokenizer import load_tokenizer
 from rest.errors import UserError
@@ -34,7 +35,8 @@ from rest.journal import say
 from rest.model.huggingface import HuggingFaceModel
 from rest.policy.policy import Policy
 from rest.reward.fit import RewardSettings, fit, human_ratings, rate, rate_again
-from rest.reward.learned import LearnedReward
+from rest.reward.guards import Guards
+from rest.reward.learned import SEEN, LearnedReward
 from rest.reward.rated import Rated
 from rest.reward.reward import Reward
 from rest.stage import Stage, describe, discard, open_stage, read_json, seed_for, write_json
@@ -297,7 +299,7 @@ class Run:
         """
         e = self.experiment
         if not self.learns_reward:
-            return e.reward
+            return dataclasses.replace(e.reward, guards=self._guards(e.reward.guards))
         g = 1 if e.refresh is None else g
         policy = self.load("bc", "rest bc")
         rated = self._human_ratings(g) if e.reward.ratings else None
@@ -322,9 +324,10 @@ class Run:
                 functions = {name: reward.function for name, reward in before.items()}
                 fitted = fit(policy, rated, e.reward, folder=stage.folder, seed=e.seed, gold=gold, before=functions)
                 fitted.reward.save(stage.folder / "network", fitted.calibration)
+                np.save(stage.folder / "network" / SEEN, source_keys(rated.sources))
                 stage.finish(fitted.report | {"wall_s": time.perf_counter() - began})
             function, calibration = LearnedReward.load(stage.folder / "network")
-            reward = Reward(function, calibration, e.reward.guards)
+            reward = Reward(function, calibration, self._guards(e.reward.guards))
             for h in range(1, g):
                 if (self.out / f"grow-{h}").exists():
                     rescore(open_dataset(self.out / f"grow-{h}"), reward, f"reward_{g}")
@@ -339,6 +342,10 @@ class Run:
         policy = self.policy_before(g)
         return before + rate_again(policy, text, gold, e.reward, e.refresh, e.grow.sampling, g=g, seed=e.seed)
 
+    def _guards(self, guards: Guards | None) -> Guards | None:
+        """With what they learn from D."""
+        return None if guards is None else guards.fit(self.corpus.train.sources, self.corpus.train.references)
+
     def grow(self, g: int, policy: Policy, reward: Reward) -> ScoredDataset:
         """Grow step g."""
         e = self.experiment
@@ -350,7 +357,9 @@ class Run:
         with open_stage(self.out / f"grow-{g}", settings, shared=True) as stage:
             if not stage.finished:
                 splits = [self._parts[0]] * e.grow.training_text + ([] if self._text is None else [self._text])
-                grow(stage, policy, splits, reward, e.grow, g=g, seed=e.seed)
+                guards = e.grow.guards.fit(self.corpus.train.sources, self.corpus.train.references)
+                guarded = dataclasses.replace(e.grow, guards=guards)
+                grow(stage, policy, splits, reward, guarded, g=g, seed=e.seed)
             return open_dataset(stage.folder)
 
     def improve(self, g: int, i: int, policy: Policy, dataset: ScoredDataset, reward: Reward) -> Policy:

@@ -1,6 +1,7 @@
-"""Keeps a run's numbers for the record: python scripts/record_result.py RUN NAME "COMMAND".
+"""Keeps a run's numbers for the record: python scripts/record_result.py RUN NAME "COMMAND" [AGREEMENT.json ...].
 
-Writes experiments/results/NAME.json: the command, the commit, versions, the settings and every row of summary.json.
+Writes experiments/results/NAME.json: the command, the commit, versions, the settings, every row of summary.json, and
+what `rest reward evaluate --out AGREEMENT.json` measured.
 Run it in a clean checkout of the commit that made the run.
 """
 
@@ -25,7 +26,7 @@ def without_paths(settings: object) -> object:
     return Path(settings).name if isinstance(settings, str) and settings.startswith("/") else settings
 
 
-def main(run: Path, name: str, command: str) -> None:
+def main(run: Path, name: str, command: str, *agreements: str) -> None:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
     record = {
         "command": command,
@@ -39,8 +40,11 @@ def main(run: Path, name: str, command: str) -> None:
         "refreshed": {
             path.name: json.loads((path / "stage.json").read_text())["result"] for path in sorted(run.glob("reward-*"))
         },
-        "rows": json.loads((run / "summary.json").read_text()),
     }
+    if (run / "summary.json").exists():
+        record["rows"] = json.loads((run / "summary.json").read_text())
+    if agreements:
+        record["agreement"] = [without_paths(json.loads(Path(path).read_text())) for path in agreements]
     target = ROOT / "experiments" / "results" / f"{name}.json"
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
@@ -48,6 +52,6 @@ def main(run: Path, name: str, command: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 4:
+    if len(sys.argv) < 4:
         sys.exit(__doc__)
     main(Path(sys.argv[1]), *sys.argv[2:])

@@ -17,8 +17,9 @@ ROWS = """
 1 data/{tokenizer,synthetic,corpus,ratings,rating_files,shards,store,where,batches,inspect}
 2 model/{positions,transformer,lora,folder,xlmr,huggingface} learning/{checkpoint,train}
 3 policy/{policy,slots,sampler,beam} learning/value
-3 reward/{guards,reward,calibration,composition,reference_based,learned,scorer,metricx,cometkiwi}
-3 reward/{raters,attacks,rated,fit,trivial,agreement}
+3 reward/{language,guards,reward,calibration,composition,reference_based,trivial}
+3 reward/{encoder,learned,scorer,metricx,cometkiwi}
+3 reward/{raters,attacks,rated,fit,agreement}
 4 grow evaluation/{outputs,evaluate,compare,best_of_n,mbr,decoding,human}
 5 columns improve baselines/{bc,rollout,ppo}
 6 experiment

@@ -6,6 +6,7 @@ What reads them is in rating_files.py.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -210,6 +211,22 @@ def split(ratings: Ratings, settings: SplitSettings) -> RatingSplits:
         if share and not len(rated):
             raise UserError(f"{len(order)} documents (those that share a source are one) leave none for {name}")
     return RatingSplits(train, dev, test)
+
+
+def source_keys(sources: Iterable[str]) -> np.ndarray:
+    """The different sources as hashes, uint64, ascending: what was trained on can be known without keeping its text."""
+    digests = {hashlib.sha256(source.encode()).digest()[:8] for source in sources}
+    return np.sort(np.frombuffer(b"".join(digests), np.uint64))
+
+
+def unseen(ratings: Ratings, known: np.ndarray) -> Ratings:
+    """The rows of documents of which no source is among the `known` keys. UserError where none is left."""
+    units, keys = _units(ratings), [source_keys([source]) for source in ratings.sources]
+    seen = np.isin(np.concatenate(keys), known)
+    left = ratings.take(~np.isin(units, units[seen]))
+    if not len(left):
+        raise UserError(f"the reward was trained on sources of all {len(set(units.tolist()))} documents")
+    return left
 
 
 def _units(ratings: Ratings) -> np.ndarray:

@@ -111,15 +111,25 @@ class XLMR(nnx.Module):
         self, ids: Int[Array, "B S"], mask: Bool[Array, "B S"], key: Array | None = None
     ) -> list[Float[Array, "B S D"]]:
         """Hidden states: the embedding, then what each layer gives; L + 1 arrays."""
+        return self.packed(ids, jnp.arange(ids.shape[1])[None], mask[:, None], key)
+
+    def packed(
+        self,
+        ids: Int[Array, "B S"],
+        positions: Int[Array, "#B S"],
+        mask: Bool[Array, "B #S S"],
+        key: Array | None = None,
+    ) -> list[Float[Array, "B S D"]]:
+        """The same where several texts share a row: positions count from 0 in each, the mask says who sees whom."""
         embedding_key, *layer_keys = split_key(key, 1 + len(self.layers))
         # a batch may be padded to more positions than the table has; no token is there
-        positions = jnp.minimum(jnp.arange(ids.shape[1]) + self.settings.pad_id + 1, self.settings.max_positions - 1)
-        x = self.embedding[...][ids] + self.segments[...][:1][None] + self.positions[...][positions][None]
+        positions = jnp.minimum(positions + self.settings.pad_id + 1, self.settings.max_positions - 1)
+        x = self.embedding[...][ids] + self.segments[...][:1][None] + self.positions[...][positions]
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         states = [dropout(x.astype(self.settings.dtype), self.settings.dropout, embedding_key)]
         for layer, layer_key in zip(self.layers, layer_keys, strict=True):
-            states.append(layer(states[-1], attending(layer.attention, mask[:, None]), None, layer_key))
+            states.append(layer(states[-1], attending(layer.attention, mask), None, layer_key))
         if self.norm is not None:
             states[-1] = self.norm(states[-1])
         return states

@@ -15,13 +15,13 @@ from rich.console import Console
 
 from rest.algorithm import last_policy
 from rest.data.rating_files import MLQEPE, MQM, DirectAssessments, Rankings, Votes
-from rest.data.ratings import Ratings, SplitSettings, by_kind, split
+from rest.data.ratings import Ratings, SplitSettings, by_kind, split, unseen
 from rest.errors import UserError
 from rest.experiment import import_file
-from rest.report.rewards import agreement_table, attack_tables
+from rest.report.rewards import agreement_table, attack_tables, difference_table
 from rest.reward.agreement import evaluate
 from rest.reward.attacks import attack, best_rated
-from rest.reward.learned import LearnedReward
+from rest.reward.learned import SEEN, LearnedReward
 from rest.reward.reward import Reward, RewardFunction
 from rest.reward.trivial import PolicyLogProb, trivial_rewards
 from rest.stage import describe, write_json
@@ -43,15 +43,17 @@ class _Flags:
     """Human ratings."""
     split: SplitSettings = SplitSettings()
     """How documents are divided."""
-    part: Literal["all", "train", "dev", "test"] = "all"
-    """Which documents are used."""
+    part: Literal["all", "unseen", "train", "dev", "test"] = "all"
+    """Which documents are used; unseen: those of which no source was among what the learned rewards were made with."""
     seed: int = 0
     """Of resamples and perturbations."""
     out: Path | None = None
     """Write the numbers to this JSON file too."""
 
-    def load(self) -> Ratings:
+    def load(self, rewards: Sequence[str]) -> Ratings:
         ratings = self.ratings.load()
+        if self.part == "unseen":
+            return unseen(ratings, np.concatenate([known_sources(name) for name in rewards]))
         return ratings if self.part == "all" else getattr(split(ratings, self.split), self.part)
 
     def write(self, results: list[dict[str, Any]]) -> None:
@@ -81,13 +83,16 @@ class _AttackFlags(_Flags):
 def evaluate_reward(arguments: Sequence[str], console: Console) -> None:
     """Tables of how far a reward, others and trivial ones agree with people, one for each language pair."""
     flags = tyro.cli(_EvaluateFlags, args=arguments, prog="rest reward evaluate")
-    rewards = {name: open_reward(name) for name in (flags.reward, *flags.against)}
+    names = flags.reward, *flags.against
+    rewards = {name: open_reward(name) for name in names}
     if flags.policy is not None:
         rewards["log-probability"] = PolicyLogProb(last_policy(flags.policy))
     results = []
-    for ratings in by_kind(flags.load()):
+    for ratings in by_kind(flags.load(names)):
         agreement = evaluate({**rewards, **trivial_rewards(ratings)}, ratings, flags.seed, flags.resamples)
         console.print(agreement_table(agreement))
+        if agreement.differences:
+            console.print(difference_table(agreement))
         results.append(agreement.record())
     flags.write(results)
 
@@ -95,7 +100,7 @@ def evaluate_reward(arguments: Sequence[str], console: Console) -> None:
 def attack_reward(arguments: Sequence[str], console: Console) -> None:
     """Tables of how often spoilt translations score above honest ones: the best rated of every source."""
     flags = tyro.cli(_AttackFlags, args=arguments, prog="rest reward attack")
-    best = best_rated(flags.load()).take(slice(0, flags.sources))
+    best = best_rated(flags.load([flags.reward])).take(slice(0, flags.sources))
     results = attack(open_reward(flags.reward), best.sources, best.hypotheses, flags.seed, best.all_references)
     console.print(attack_tables(results))
     flags.write([result.record() for result in results])
@@ -113,15 +118,31 @@ class _Turned:
         return -np.asarray(self.function(sources, hypotheses, references))
 
 
+def _network(folder: Path) -> Path | None:
+    """Where a learned reward is saved in its own folder, its stage's or a run's."""
+    for candidate in (folder, folder / "network", folder / "reward" / "network"):
+        if (candidate / "reward.json").is_file():
+            return candidate
+    return None
+
+
+def known_sources(name: str) -> np.ndarray:
+    """Hashes of the sources that a learned reward was trained on, uint64; a function was trained on none."""
+    if (network := _network(Path(name))) is None:
+        return np.zeros(0, np.uint64)
+    if not (network / SEEN).is_file():
+        raise UserError(f"{network}: has no {SEEN}, which tells what the reward was trained on")
+    return np.load(network / SEEN, allow_pickle=False)
+
+
 def open_reward(name: str) -> RewardFunction:
     """The raw scores, higher being better, of a learned reward's or a run's folder, or of MODULE:NAME.
 
     NAME is a function, a Reward, or a class that is made without arguments; MODULE may be a Python file.
     """
     folder = Path(name)
-    for candidate in (folder, folder / "network", folder / "reward" / "network"):
-        if (candidate / "reward.json").is_file():
-            return LearnedReward.load(candidate)[0]
+    if (network := _network(folder)) is not None:
+        return LearnedReward.load(network)[0]
     module_name, colon, attribute = name.rpartition(":")
     if not colon or folder.is_dir():
         raise UserError(f"{name}: neither the folder of a run or learned reward, nor module:function")

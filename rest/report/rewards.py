@@ -48,6 +48,21 @@ def agreement_table(agreement: Agreement) -> Table:
     return table
 
 
+def difference_table(agreement: Agreement) -> Table:
+    """How much better the first reward agrees than each other: paired bootstrap, 95 % intervals and p."""
+    first, *_ = agreement.rewards
+    names = list(agreement.rewards[first])
+    table = Table(title=plain(f"{first} less the others, on the same resamples"), box=box.SIMPLE)
+    table.add_column("reward", overflow="fold")
+    for name in names:
+        table.add_column(NAMES[name], justify="right", no_wrap=True)
+    for reward, compared in agreement.differences.items():
+        found = [compared[name] for name in names]
+        cells = [f"{d.difference:+.3f}\n{d.lo:+.3f}–{d.hi:+.3f}\np {d.p:.3f}" for d in found]
+        table.add_row(plain(reward), *cells)
+    return table
+
+
 def attack_tables(results: Sequence[AttackResult], examples: int = 1) -> RenderableType:
     """How often each attack wins, then the texts that gained most."""
     table = Table(title="Spoilt translations against the honest ones", box=box.SIMPLE)

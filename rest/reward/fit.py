@@ -18,10 +18,13 @@ from rest.data.ratings import SplitSettings, mix, split
 from rest.errors import UserError
 from rest.journal import say
 from rest.learning.train import Schedule, TrainSettings, train
+from rest.model.huggingface import HuggingFaceModel
+from rest.model.transformer import TransformerSettings
 from rest.policy.policy import Policy
 from rest.policy.sampler import SamplingSettings, sample
 from rest.reward.attacks import attack
 from rest.reward.calibration import Span
+from rest.reward.encoder import Encoder, HuggingFaceEncoder
 from rest.reward.guards import Guards
 from rest.reward.learned import LearnedReward, RatingLoss, RewardObjective
 from rest.reward.rated import Rated, negatives
@@ -65,6 +68,10 @@ class RewardSettings:
     """Of the rated samples; warmer than Grow, so that the reward has seen bad translations."""
     dev_share: float = 0.15
     """Share of the rated sources that decides when to stop."""
+    start: Any = None  # TransformerSettings, HuggingFaceModel or HuggingFaceEncoder
+    """What the network starts from: the policy, random parameters of these sizes, or a published model or encoder."""
+    likelihood: bool = False
+    """The head also reads how likely the policy finds the hypothesis, whatever training does, and the lengths."""
     ridge: float = 0.01
     """Penalty of the regression that the head starts from, relative to the number of ratings."""
     loss: RatingLoss = field(default_factory=RatingLoss)
@@ -240,7 +247,8 @@ def fit(
         rated += negatives(rated, np.flatnonzero(~dev), settings.negatives, seed_for(seed, "negatives"))
         group = np.searchsorted(sources, rated.groups)
         dev = np.concatenate([dev, np.zeros(len(rated.ratings) - of_people, bool)])
-    reward = LearnedReward.new(policy, settings.batch, settings.heads)
+    base = _start(settings.start, policy, seed)
+    reward = LearnedReward.new(base, settings.batch, settings.heads, policy if settings.likelihood else None)
     reward = dataclasses.replace(reward, caution=settings.caution)
     all_examples = reward.examples(rated.sources, rated.hypotheses)
 
@@ -248,6 +256,7 @@ def fit(
         rows = np.flatnonzero(mask).tolist()
         ids = [all_examples.sources[r] for r in rows], [all_examples.targets[r] for r in rows]
         columns = {"rating": rated.ratings[rows], "group": group[rows].astype(np.float32)}
+        columns |= {name: values[rows] for name, values in all_examples.columns.items()}
         return Examples(*ids, columns, group[rows] if settings.loss.ranking else None)
 
     held_out, ratings, training = chosen(dev), rated.ratings[dev], chosen(~dev)
@@ -255,7 +264,7 @@ def fit(
     batches, _ = training_batches(
         training,
         settings.batch,
-        pad_id=policy.tokenizer.pad_id,
+        pad_id=base.tokenizer.pad_id,
         seed=seed_for(seed, "reward batches"),
         process=(jax.process_index(), jax.process_count()),
     )
@@ -310,6 +319,22 @@ def fit(
     if settings.attacked:
         report |= _attacked(reward, rated, rated.best(rows)[: settings.attacked], settings, seed)
     return Fitted(reward, calibration, report)
+
+
+def _start(start: Any, policy: Policy, seed: int) -> Policy | Encoder:
+    """What the setting `start` says, with the policy's tokenizer where it brings none."""
+    match start:
+        case None:
+            return policy
+        case TransformerSettings():
+            return Policy.new(start, policy.tokenizer, seed_for(seed, "reward start"))
+        case HuggingFaceModel():
+            return Policy.start(start)
+        case HuggingFaceEncoder():
+            return start.read()
+    raise UserError(
+        f"reward.start: {start!r} is none of TransformerSettings, HuggingFaceModel, HuggingFaceEncoder or None"
+    )
 
 
 def _compared(

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
 
 from rest.errors import UserError
+from rest.reward.language import Languages, scripts
+from rest.stage import describe
+
+FIT_PAIRS = 20_000  # pairs of D that limits are learned from, at equal distances where there are more
 
 # A word, or one character of a script written without spaces (Chinese, Japanese).
 _SPACELESS = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
@@ -35,6 +42,12 @@ class Guards:
     max_repeats: int = 3  # times an n-gram may be said in a row, unless the source does so too
     max_ngram: int = 8  # longest n-gram looked for, in words
     min_copy_words: int = 2  # words from which on a copy is one: names and numbers are often left as they are
+    learn_share: float | None = None
+    """Learn from D the limits of length, the scripts and the language: this share of its pairs may be outside each."""
+    scripts: tuple[str, ...] | None = None
+    """Half of the letters at least must be of these (LATIN, CYRILLIC, CJK …); None: any will do."""
+    languages: Any = None  # Languages
+    """What tells the two languages apart, once it is learned."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_length_ratio <= self.max_length_ratio:
@@ -46,11 +59,40 @@ class Guards:
             if getattr(self, name) < least:
                 raise UserError(f"{name} must be at least {least}, but is {getattr(self, name)}.")
 
+        if self.learn_share is not None and not 0 <= self.learn_share < 0.5:
+            raise UserError(f"learn_share must be from 0 to below 0.5, but is {self.learn_share}.")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the flags depend on, for JSON: what was learned of the languages is known by its hash."""
+        known = None if self.languages is None else self.languages.identity
+        return describe(replace(self, languages=None)) | {"languages": known}
+
+    def fit(self, sources: Sequence[str], references: Sequence[str] | None) -> Guards:
+        """With what `learn_share` asks for learned from the pairs of D; the limits of length keep their slack."""
+        if self.learn_share is None:
+            return self
+        if references is None or not len(references):
+            raise UserError("guards.learn_share: there are no references to learn limits from")
+        chosen = np.unique(np.linspace(0, len(references) - 1, min(FIT_PAIRS, len(references))).astype(int))
+        sides = [sources[i] for i in chosen], [references[i] for i in chosen]
+        asked, words = (np.array([max(1, len(WORD.findall(text))) for text in side], float) for side in sides)
+        low = np.quantile((words + self.length_slack) / asked, self.learn_share)
+        high = np.quantile((words - self.length_slack) / asked, 1 - self.learn_share)
+        letters = scripts("".join(sides[1]))
+        return replace(
+            self,
+            min_length_ratio=float(low),
+            max_length_ratio=float(max(low, high)),
+            scripts=tuple(sorted(s for s, n in letters.items() if n >= 0.01 * letters.total())),
+            languages=Languages.of(*sides, self.learn_share),
+        )
+
     def flags(self, sources: Sequence[str], hypotheses: Sequence[str]) -> list[str]:
         """For each row the comma-joined names of what is wrong, "" when nothing is.
 
         In this order: empty (then nothing else), copy (of the source, but for case and spaces), length_ratio,
-        repetition.
+        repetition, script, language.
         """
         return [self._flags(source, text) for source, text in zip(sources, hypotheses, strict=True)]
 
@@ -65,5 +107,13 @@ class Guards:
             "copy": len(words) >= self.min_copy_words and words == asked,
             "length_ratio": not shortest <= len(words) <= longest,
             "repetition": repeats > self.max_repeats and repeats > _repeats(asked, self.max_ngram),
+            "script": self.scripts is not None and _strange(hypothesis, self.scripts),
+            "language": self.languages is not None and self.languages.is_wrong(hypothesis),
         }
         return ",".join(name for name, wrong in found.items() if wrong)
+
+
+def _strange(text: str, known: tuple[str, ...]) -> bool:
+    """Whether fewer than half of its letters are of the known scripts."""
+    letters = scripts(text)
+    return 2 * sum(letters[script] for script in known) < letters.total()

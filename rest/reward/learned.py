@@ -3,8 +3,10 @@
 The network is the policy's own with a linear head in addition, started from the behavioural-cloning policy, as
 InstructGPT starts its reward model from the supervised one (Ouyang et al. 2022): the encoder reads the source, the
 decoder reads the hypothesis beside it, and the head reads the mean of the decoder's states and how likely the network
-finds the hypothesis. The head is first fitted alone by ridge regression, then everything is trained together (linear
-probing, then fine-tuning: Kumar et al. 2022), so that training starts from a reward that is useful already.
+finds the hypothesis. It may start from a published encoder instead, which reads both in one row (encoder.py). The head
+may also be given how likely a policy finds the hypothesis that does not change, and the lengths of both texts. It is
+first fitted alone by ridge regression, then everything is trained together (linear probing, then fine-tuning: Kumar et
+al. 2022), so that training starts from a reward that is useful already.
 """
 
 from __future__ import annotations
@@ -24,42 +26,73 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from rest.data.batches import Batch, BatchSettings, Examples, evaluation_batches
+from rest.data.corpus import count_words
 from rest.errors import UserError
 from rest.learning.losses import Loss, SquaredError
 from rest.learning.mesh import data_mesh, divide
 from rest.learning.preferences import BradleyTerry
 from rest.model.transformer import Linear, Transformer
+from rest.model.xlmr import XLMR
 from rest.policy.policy import Policy, hidden_states
+from rest.reward.encoder import Encoder
 from rest.reward.reward import Calibration
+from rest.reward.trivial import PolicyLogProb
 from rest.stage import read_json, write_json
 
+SEEN = "seen.npy"  # hashes of the sources that a saved reward was trained on
 LIKELIHOODS = 3  # mean log p, mean p and lowest log p of a hypothesis' tokens
+LIKELIHOOD = "likelihood"  # the folder of the policy whose likelihood the heads of a saved reward read
+GIVEN = ("given_log_prob", "given_source_length", "given_target_length")  # columns for the head, where there are any
 
 
 class RewardNetwork(nnx.Module):
-    """Encoder-decoder with linear heads beside its output layer; several heads are an ensemble."""
+    """A body that reads packed pairs, with linear heads beside its output layer; several heads are an ensemble."""
 
-    def __init__(self, body: Transformer, heads: int, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, body: Transformer | XLMR, heads: int, given: int = 0, *, rngs: nnx.Rngs) -> None:
         self.body = body
-        self.head = Linear(body.settings.width + LIKELIHOODS, heads, rngs=rngs)
+        read = body.settings.width + (LIKELIHOODS if isinstance(body, Transformer) else 0)
+        self.head = Linear(read + given, heads, rngs=rngs)
 
     def features(self, batch: Batch, key: Array | None) -> Float[Array, "B Q F"]:
-        """What the head reads of each packed pair: the mean decoder state, and the likelihoods."""
-        states = hidden_states(self.body, batch, key)
-        log_probs = self.body.scores(states, batch.target).log_probs
-        slots = jnp.arange(1, batch.sequence_ids.shape[1] + 1)
-        own = batch.target_segments[:, :, None] == slots[None, None]
-        columns = jnp.concatenate(
-            [states.astype(jnp.float32), log_probs[..., None], jnp.exp(log_probs)[..., None]], axis=-1
-        )
-        lengths = jnp.maximum(own.sum(1), 1)[..., None]
-        means = jnp.einsum("btq,btf->bqf", own.astype(jnp.float32), columns) / lengths
-        lowest = jnp.where(own, log_probs[..., None], 0.0).min(1)[..., None]
-        return jnp.concatenate([means, lowest], axis=-1)
+        """What the head reads of each packed pair: what the body found, then the columns that are given."""
+        body = self.body
+        found = _beside(body, batch, key) if isinstance(body, Transformer) else _joint(body, batch, key)
+        given = [batch.columns[name][..., None] for name in GIVEN if name in batch.columns]
+        return jnp.concatenate([found, *given], axis=-1)
 
     def __call__(self, batch: Batch, key: Array | None) -> Float[Array, "B Q K"]:
         """A raw score of each of K heads for each packed pair."""
         return self.head(self.features(batch, key))
+
+
+def _own(batch: Batch) -> Bool[Array, "B T Q"]:
+    """Which target positions belong to which pair of the row."""
+    slots = jnp.arange(1, batch.sequence_ids.shape[1] + 1)
+    return batch.target_segments[:, :, None] == slots[None, None]
+
+
+def _means(own: Bool[Array, "B T Q"], columns: Float[Array, "B T F"]) -> Float[Array, "B Q F"]:
+    lengths = jnp.maximum(own.sum(1), 1)[..., None]
+    return jnp.einsum("btq,btf->bqf", own.astype(jnp.float32), columns) / lengths
+
+
+def _beside(body: Transformer, batch: Batch, key: Array | None) -> Float[Array, "B Q F"]:
+    """The decoder reads the hypothesis beside the encoded source: its mean state, and the likelihoods."""
+    states, own = hidden_states(body, batch, key), _own(batch)
+    log_probs = body.scores(states, batch.target).log_probs
+    columns = jnp.concatenate(
+        [states.astype(jnp.float32), log_probs[..., None], jnp.exp(log_probs)[..., None]], axis=-1
+    )
+    lowest = jnp.where(own, log_probs[..., None], 0.0).min(1)[..., None]
+    return jnp.concatenate([_means(own, columns), lowest], axis=-1)
+
+
+def _joint(body: XLMR, batch: Batch, key: Array | None) -> Float[Array, "B Q F"]:
+    """The encoder reads hypothesis and source in one row, which is the batch's target: its mean state."""
+    segments = batch.target_segments
+    mask = (segments[:, :, None] == segments[:, None, :]) & (segments > 0)[:, None]
+    states = body.packed(batch.target, batch.target_positions, mask, key)[-1]
+    return _means(_own(batch), states.astype(jnp.float32))
 
 
 @dataclass(frozen=True)
@@ -139,20 +172,25 @@ def _predict(graph: Any, parameters: Any, batch: Batch) -> Array:
 class LearnedReward:
     """A trained reward network; a reward function that needs no references."""
 
-    base: Policy
+    base: Policy | Encoder
     """Whose tokenizer and sizes the network has; its parameters are not used."""
     graph: Any
     parameters: Any
     batch: BatchSettings
     caution: float = 0.0
     """A score is the mean of the heads less this many standard deviations of them."""
+    likelihood: PolicyLogProb | None = None
+    """The heads also read this, which no training changes, and the logarithms of both lengths."""
 
     @classmethod
-    def new(cls, base: Policy, batch: BatchSettings, heads: int = 1) -> LearnedReward:
-        """The policy's network with heads that are still to be fitted."""
-        body = nnx.merge(base.graph, base.parameters)
-        graph, state = nnx.split(RewardNetwork(body, heads, rngs=nnx.Rngs(jax.random.key(0))))
-        return cls(base, graph, nnx.to_pure_dict(state), batch)
+    def new(
+        cls, base: Policy | Encoder, batch: BatchSettings, heads: int = 1, likelihood: Policy | None = None
+    ) -> LearnedReward:
+        """The network of the base with heads that are still to be fitted, which may read a policy's likelihood too."""
+        body, given = nnx.merge(base.graph, base.parameters), 0 if likelihood is None else len(GIVEN)
+        graph, state = nnx.split(RewardNetwork(body, heads, given, rngs=nnx.Rngs(jax.random.key(0))))
+        read = None if likelihood is None else PolicyLogProb(likelihood, batch)
+        return cls(base, graph, nnx.to_pure_dict(state), batch, likelihood=read)
 
     @property
     def heads(self) -> int:
@@ -177,19 +215,31 @@ class LearnedReward:
 
     @cached_property
     def identity(self) -> str:
-        """Hash of the parameters, the tokenizer, the network's settings, the caution and where texts are cut."""
+        """Hash of the parameters, the tokenizers, the networks' settings, the caution and where texts are cut."""
         cut = self.batch.source_tokens, self.batch.target_tokens
-        known = self.base.tokenizer.identity, self.base.settings, cut, self.caution
+        known: tuple[Any, ...] = (self.base.tokenizer.identity, self.base.settings, cut, self.caution)
+        if self.likelihood is not None:
+            known += (self.likelihood.policy.identity,)
         digest = hashlib.sha256(repr(known).encode())
         for leaf in jax.tree.leaves(self.parameters):
             digest.update(np.ascontiguousarray(leaf).tobytes())
         return digest.hexdigest()
 
     def examples(self, sources: Sequence[str], hypotheses: Sequence[str]) -> Examples:
-        """Ids of both sides, cut to what a row of a batch holds."""
+        """Ids as the network reads them, cut to what a row of a batch holds, and the columns that its heads read."""
         s, t = self.batch.source_tokens, self.batch.target_tokens
-        encoded, read = self.base.encode_sources(sources), self.base.encode_references(hypotheses)
-        return Examples([x[:s] for x in encoded], [y[:t] for y in read])
+        if isinstance(self.base, Encoder):
+            rows = self.base.rows(sources, hypotheses, t)
+            examples = Examples([row[:0] for row in rows], rows)
+        else:
+            encoded, read = self.base.encode_sources(sources), self.base.encode_references(hypotheses)
+            examples = Examples([x[:s] for x in encoded], [y[:t] for y in read])
+        if self.likelihood is None or not len(examples):
+            return examples
+        log_probs = self.likelihood(sources, hypotheses, None)
+        lengths = (np.log1p([count_words(text) for text in texts]) for texts in (sources, hypotheses))
+        columns = (column.astype(np.float32) for column in (log_probs, *lengths))
+        return dataclasses.replace(examples, columns=dict(zip(GIVEN, columns, strict=True)))
 
     def predict(self, parameters: Any, examples: Examples) -> np.ndarray:
         """Raw scores of the heads, float32 [n, K]."""
@@ -221,8 +271,10 @@ class LearnedReward:
         return members.mean(1) - np.float32(self.caution) * members.std(1)
 
     def save(self, folder: Path, calibration: Calibration) -> None:
-        """Write the network as a policy folder with the heads beside it, and its calibration."""
+        """Write the network as a policy's (or encoder's) folder with the heads beside it, and its calibration."""
         self.base.with_parameters(self.parameters["body"]).save(folder)
+        if self.likelihood is not None:
+            self.likelihood.policy.save(folder / LIKELIHOOD)
         np.savez(folder / "head.npz", **self.parameters["head"])
         record = {"caution": self.caution, "calibration": vars(calibration), "batch": vars(self.batch)}
         write_json(folder / "reward.json", record)
@@ -235,7 +287,9 @@ class LearnedReward:
         record = read_json(folder / "reward.json")
         with np.load(folder / "head.npz", allow_pickle=False) as arrays:
             head = {name: jnp.asarray(value) for name, value in arrays.items()}
-        new = cls.new(Policy.load(folder), BatchSettings(**record["batch"]), len(head["bias"]))
+        base = Encoder.load(folder) if (folder / "encoder.json").exists() else Policy.load(folder)
+        likelihood = Policy.load(folder / LIKELIHOOD) if (folder / LIKELIHOOD).exists() else None
+        new = cls.new(base, BatchSettings(**record["batch"]), len(head["bias"]), likelihood)
         line = record.get("calibration") or {"scores": record["scale"], "rewards": (0.0, 1.0)}  # before calibrations
         calibration = Calibration(tuple(line["scores"]), tuple(line["rewards"]))
         parameters = {**new.parameters, "head": head}

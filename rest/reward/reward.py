@@ -90,7 +90,7 @@ class Reward:
     @property
     def settings(self) -> dict[str, Any]:
         """What the scores depend on: the function (its own identity if it has one, else its source and settings)."""
-        guarded = {} if self.guards is None else {"guards": describe(self.guards)}
+        guarded = {} if self.guards is None else {"guards": self.guards.settings}
         return {"function": identify(self.function), "scale": describe(self.scale), **guarded}
 
     @property

@@ -51,6 +51,17 @@ class Constant:
 
 
 @dataclass(frozen=True)
+class ShortSource:
+    """Minus the logarithm of the source's words: a long sentence has more errors, whatever its translation is."""
+
+    def __call__(
+        self, sources: Sequence[str], hypotheses: Sequence[str], references: Sequence[str] | None
+    ) -> np.ndarray:
+        """Raw scores, float32 [n]. Only the sources are looked at."""
+        return -np.log1p([count_words(text) for text in sources]).astype(np.float32)
+
+
+@dataclass(frozen=True)
 class SourceOverlap:
     """chrF of the hypothesis with its source, 0..100: highest for a copy of the source."""
 
@@ -83,6 +94,7 @@ def trivial_rewards(ratings: Ratings) -> dict[str, RewardFunction]:
     found: dict[str, RewardFunction] = {
         "constant": Constant(),
         "length ratio": LengthRatio.of(ratings.sources, ratings.hypotheses),
+        "short source": ShortSource(),
         "overlap with source": SourceOverlap(),
     }
     return found if ratings.all_references is None else {**found, "chrF with reference": SentenceChrF()}

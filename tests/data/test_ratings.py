@@ -14,8 +14,10 @@ from rest.data.ratings import (
     mix,
     pairs_within,
     preferences,
+    source_keys,
     split,
     standardise,
+    unseen,
 )
 from rest.errors import UserError
 
@@ -151,3 +153,21 @@ def test_too_few_documents_are_refused():
 def test_shares_must_leave_something(dev, test):
     with pytest.raises(UserError, match="share"):
         SplitSettings(0, dev, test)
+
+
+def test_whole_documents_are_unseen_and_only_those():
+    rows = documents(["a", "b", "c"])
+    ratings = from_rows([*(row(s, d, 0.0, s, d) for s, d in zip(rows.sources, rows.documents, strict=True)), row("x")])
+    left = unseen(ratings, source_keys(["a 1", "elsewhere"]))
+    assert left.sources == ["b 0", "b 1", "c 0", "c 1", "x"]
+    assert unseen(ratings, source_keys(["x"])).sources == rows.sources  # a row without a document is its own
+    assert len(unseen(ratings, source_keys([]))) == 7
+    with pytest.raises(UserError, match="sources of all 4 documents"):
+        unseen(ratings, source_keys(["a 0", "b 0", "c 1", "x"]))
+
+
+@given(st.lists(st.text()))
+def test_keys_of_sources_are_their_set(sources):
+    keys = source_keys(sources)
+    assert keys.dtype == np.uint64 and len(keys) == len(set(sources))
+    np.testing.assert_array_equal(keys, source_keys(sorted(set(sources))))

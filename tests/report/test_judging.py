@@ -7,9 +7,10 @@ import pytest
 
 from rest.__main__ import main
 from rest.data.batches import BatchSettings
+from rest.data.ratings import source_keys
 from rest.errors import UserError
 from rest.report.judging import open_reward
-from rest.reward.learned import LearnedReward
+from rest.reward.learned import SEEN, LearnedReward
 from rest.reward.reward import Calibration
 from rest.reward.trivial import SourceOverlap
 
@@ -53,7 +54,8 @@ def test_evaluate_prints_a_table_and_writes_the_numbers(mine, ratings, tmp_path,
     assert "80 rows, 40 sources, 20 documents, 2 systems" in capsys.readouterr().out
     (found,) = json.loads(out.read_text())["results"]
     assert set(found["rewards"]) == {
-        f"{mine}:words", f"{mine}:falling", "log-probability", "constant", "length ratio", "overlap with source"
+        f"{mine}:words", f"{mine}:falling", "log-probability", "constant", "length ratio", "short source",
+        "overlap with source",
     }  # fmt: skip
     words, falling = found["rewards"][f"{mine}:words"], found["rewards"][f"{mine}:falling"]
     assert words["pearson"]["value"] == pytest.approx(-falling["pearson"]["value"])
@@ -63,6 +65,20 @@ def test_evaluate_prints_a_table_and_writes_the_numbers(mine, ratings, tmp_path,
 def test_a_part_is_held_out_by_document(mine, ratings, tmp_path, capsys):
     main(["reward", "evaluate", f"{mine}:words", "--part", "test", "--split.test-share", "0.3", *ratings])
     assert "24 rows, 12 sources, 6 documents" in capsys.readouterr().out
+
+
+def test_what_a_learned_reward_was_made_with_is_left_out(ratings, tmp_path, capsys, policy):
+    network = tmp_path / "run" / "reward" / "network"
+    LearnedReward.new(policy, BatchSettings()).save(network, Calibration((0.0, 1.0), (0.0, 1.0)))
+    command = ["reward", "evaluate", str(tmp_path / "run"), "--part", "unseen", "--resamples", "20", *ratings]
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "has no seen.npy, which tells what the reward was trained on" in capsys.readouterr().err
+    np.save(network / SEEN, source_keys(f"quelle {k}" for k in range(25, 35)))  # of documents 5 to 14
+    main(command)
+    shown = capsys.readouterr().out
+    assert "40 rows, 20 sources, 10 documents, 2 systems" in shown
+    assert "less the others, on the same resamples" in shown
 
 
 def test_attack_prints_a_table_and_writes_the_numbers(mine, ratings, tmp_path, capsys):

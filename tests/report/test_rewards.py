@@ -4,7 +4,13 @@ import numpy as np
 from rich.console import Console
 
 from rest.data.ratings import RatingRow, from_rows
-from rest.report.rewards import agreement_table, attack_tables, reward_tables, reward_warnings
+from rest.report.rewards import (
+    agreement_table,
+    attack_tables,
+    difference_table,
+    reward_tables,
+    reward_warnings,
+)
 from rest.reward.agreement import evaluate
 from rest.reward.attacks import attack
 
@@ -74,6 +80,14 @@ def test_a_refreshed_reward_is_shown_beside_the_first():
 def test_nothing_is_shown_of_a_reward_that_nothing_is_known_of():
     row = {"policy": "bc", "grow": 0, "improve": 0, "split": "test", "metrics": {"reward_mean": 0.7}}
     assert reward_tables({}, [row], "test") == [] and reward_warnings({}) == []
+
+
+def test_differences_are_shown_with_interval_and_p():
+    rows = [RatingRow(f"s{k}", f"h{k}", float(k), k, None, "", "", "", "set", "de-en") for k in range(20)]
+    found = evaluate({"number": number, "constant": constant}, from_rows(rows), 0, 199)
+    text = shown(difference_table(found))
+    assert "number less the others" in text
+    assert "+1.000–+1.000" in text and "p 0.010" in text  # 2 (0 + 1) / (199 + 1)
 
 
 def test_attacks_are_shown_with_the_worst_cases():

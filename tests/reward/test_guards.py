@@ -1,9 +1,13 @@
 """Guards: each flag by example, at its limits, and for any text."""
 
+import json
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rest.__main__ import main
 from rest.errors import UserError
 from rest.reward.guards import Guards
 
@@ -113,3 +117,72 @@ def test_any_ngram_said_four_times_is_a_repetition(words, times):
 def test_impossible_settings_are_refused(settings, problem):
     with pytest.raises(UserError, match=problem):
         Guards(**settings)
+
+
+# What is learned from D
+
+GERMAN = [f"Der kleine Hund Nummer {n} schläft heute nicht in seinem warmen Haus ." for n in "abcdefghi"] + [
+    "Ein Vogel fliegt leise über grüne Wälder ."
+]
+ENGLISH = [f"The little dog number {n} does not sleep in its warm house today ." for n in "abcdefghi"] + [
+    "A bird flies quietly over green woods ."
+]
+LEARNED = Guards(learn_share=0.01)
+
+
+@pytest.fixture(scope="module")
+def german():
+    """Guards of English to German."""
+    return LEARNED.fit(ENGLISH, GERMAN)
+
+
+def test_limits_of_length_are_quantiles_of_d_beyond_the_slack():
+    # ratios of (length + 2) / 10 and (length - 2) / 10 of references of 1 to 101 words: 1 % and 99 % are the second
+    # lowest and the second highest
+    sources, references = ["a b c d e f g h i j"] * 101, ["w " * n for n in range(1, 102)]
+    fitted = Guards(learn_share=0.01, length_slack=2).fit(sources, references)
+    assert fitted.min_length_ratio == pytest.approx((2 + 2) / 10)
+    assert fitted.max_length_ratio == pytest.approx((100 - 2) / 10)
+    flagged = ["length_ratio" in flags.split(",") for flags in fitted.flags(sources, references)]
+    assert [n for n, wrong in enumerate(flagged, start=1) if wrong] == [1, 101]
+
+
+def test_the_language_of_the_source_and_one_of_neither_side_are_told(german):
+    sources = ["Das Haus des Hundes ist heute nicht warm .", "What would I have liked to see there ?"]
+    strange = ["The house of the dog is not warm today .", "Qu'est-ce que j'aurais voulu y voir, quoi ?"]
+    assert german.flags(sources, strange) == ["language", "language"]
+    assert german.flags(["The dog does not sleep ."], ["Der Hund schläft heute nicht ."]) == [""]
+    assert german.flags(["The dog ."], ["The dog"]) == [""]  # too short to be told
+    assert german.flags(ENGLISH, GERMAN) == [""] * 9 + ["language"]  # the share that may be outside
+
+
+def test_letters_of_another_script_are_strange(german):
+    assert german.scripts == ("LATIN",)
+    assert "script" in german.flags(["The dog does not sleep ."], ["Собака сегодня не спит ."])[0].split(",")
+    assert german.flags(["The dog ."], ["犬 Hund"]) == [""]  # most letters are Latin
+    assert german.flags(["1984 !"], ["1984 !?"]) == [""]  # no letters, no script
+    both = LEARNED.fit(ENGLISH, [f"{text} 一二三四五六七八九十" for text in GERMAN])
+    assert both.scripts == ("CJK", "LATIN")
+
+
+@given(text=st.text(max_size=60))
+def test_flags_of_any_text_are_names_in_their_order(german, text):
+    names = ["empty", "copy", "length_ratio", "repetition", "script", "language"]
+    found = [name for name in german.flags([SOURCE], [text])[0].split(",") if name]
+    assert found == [name for name in names if name in found]
+
+
+def test_what_was_learned_is_known_by_its_content(german):
+    assert LEARNED.fit(ENGLISH, GERMAN).settings == german.settings
+    assert LEARNED.fit(GERMAN, ENGLISH).settings != german.settings
+    assert len(json.dumps(german.settings)) < 1000
+    assert Guards().fit(ENGLISH, GERMAN) == Guards()  # nothing is learned unless it is asked for
+    with pytest.raises(UserError, match="no references to learn limits from"):
+        LEARNED.fit(ENGLISH, None)
+
+
+def test_a_share_that_is_none_is_refused_by_the_command(tmp_path, capsys):
+    tiny = str(Path(__file__).resolve().parent.parent / "tiny.py")
+    with pytest.raises(SystemExit):
+        main(["run", tiny, "--out", str(tmp_path), "--grow.guards.learn-share", "0.7"])
+    assert "learn_share must be from 0 to below 0.5, but is 0.7." in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from rest.errors import UserError
 from rest.reward.learned import LEFT_OUT, LearnedReward, RatingLoss, left_out
 from rest.reward.reward import Calibration, Reward
+from rest.reward.trivial import PolicyLogProb
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +89,43 @@ def test_the_head_can_read_how_likely_the_network_finds_a_hypothesis(reward, liv
         np.testing.assert_allclose(
             reading(sources, hypotheses, None), np.asarray(wanted)[:, feature], rtol=1e-4, atol=1e-5
         )
+
+
+@pytest.fixture(scope="module")
+def advised(policy, lively, batch, texts):
+    """A reward whose head also reads the likelihood under another policy, and lengths."""
+    new = LearnedReward.new(policy, batch, likelihood=lively)
+    ratings = np.random.default_rng(0).random(len(texts[0])).astype(np.float32)
+    return new.probe(rated(new.examples(*texts), ratings), 0.01)
+
+
+def test_the_head_can_read_the_likelihood_of_a_policy_that_stays_as_it_was(advised, lively, batch, texts):
+    examples = advised.examples(*texts)
+    wanted = PolicyLogProb(lively, batch)(*texts, None)
+    words = [[np.log(1 + len(text.split())) for text in side] for side in texts]
+    kernel = np.zeros(advised.parameters["head"]["kernel"].shape, np.float32)
+    for feature, column in zip((-3, -2, -1), (wanted, *words), strict=True):
+        one = kernel.copy()
+        one[feature] = 1
+        reading = with_head(advised, one, np.zeros(1, np.float32))
+        np.testing.assert_allclose(reading(*texts, None), column, rtol=1e-4, atol=1e-5)
+        # whatever becomes of the network
+        moved = {**reading.parameters, "body": jax.tree.map(lambda leaf: leaf + 0.1, reading.parameters["body"])}
+        np.testing.assert_allclose(reading.predict(moved, examples)[:, 0], column, rtol=1e-4, atol=1e-5)
+
+
+def test_scores_with_a_likelihood_depend_on_nothing_else_and_survive_saving(advised, policy, texts, tmp_path):
+    sources, hypotheses = texts
+    scores = advised(sources, hypotheses, None)
+    np.testing.assert_allclose(advised(sources[::-1], hypotheses[::-1], None)[::-1], scores, atol=1e-5)
+    np.testing.assert_allclose(advised(sources[3:8], hypotheses[3:8], None), scores[3:8], atol=1e-5)
+    assert advised([], [], None).shape == (0,)
+    advised.save(tmp_path, Calibration((0.0, 1.0), (0.0, 1.0)))
+    loaded, _ = LearnedReward.load(tmp_path)
+    np.testing.assert_array_equal(loaded(sources, hypotheses, None), scores)
+    assert loaded.identity == advised.identity
+    other = replace(advised, likelihood=replace(advised.likelihood, policy=policy))
+    assert other.identity != advised.identity
 
 
 def with_head(reward: LearnedReward, kernel: np.ndarray, bias: np.ndarray) -> LearnedReward:
