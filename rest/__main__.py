@@ -237,7 +237,7 @@ def _translate(arguments: Sequence[str]) -> None:
 
 
 def _export(arguments: Sequence[str]) -> None:
-    from rest.algorithm import last_policy
+    from rest.inputs import last_policy
     from rest.model.huggingface import write_marian
 
     flags = tyro.cli(_ExportFlags, args=arguments, prog="rest export")

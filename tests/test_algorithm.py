@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from rest.__main__ import main
-from rest.algorithm import Run, last_policy
+from rest.algorithm import Run
 from rest.data.rating_files import DirectAssessments
 from rest.data.ratings import SplitSettings
 from rest.errors import UserError
 from rest.evaluation.outputs import Outputs
 from rest.experiment import load_experiment
 from rest.grow import open_dataset
+from rest.inputs import last_policy
 from rest.policy.policy import Policy
 from rest.reward.fit import RewardSettings
 

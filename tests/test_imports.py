@@ -23,7 +23,7 @@ ROWS = """
 4 grow evaluation/{outputs,evaluate,compare,best_of_n,mbr,decoding,human}
 5 columns improve baselines/{bc,rollout,ppo}
 6 experiment
-7 algorithm report/{tables,plots,sections,best_of_n,comparisons,human,rewards,page,summary,judging,translate}
+7 inputs algorithm report/{tables,plots,sections,best_of_n,comparisons,human,rewards,page,summary,judging,translate}
 8 __main__
 """
 

@@ -13,11 +13,11 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from rest.algorithm import last_policy
 from rest.data.rating_files import MLQEPE, MQM, DirectAssessments, Rankings, Votes
 from rest.data.ratings import Ratings, SplitSettings, by_kind, split, unseen
 from rest.errors import UserError
 from rest.experiment import import_file
+from rest.inputs import last_policy
 from rest.report.rewards import agreement_table, attack_tables, difference_table
 from rest.reward.agreement import evaluate
 from rest.reward.attacks import attack, best_rated

@@ -11,10 +11,10 @@ from typing import Literal
 import numpy as np
 import tyro
 
-from rest.algorithm import last_policy
 from rest.data.corpus import Split
 from rest.errors import UserError
 from rest.evaluation.decoding import DecodingSettings
+from rest.inputs import last_policy
 from rest.policy.beam import BeamSettings
 from rest.policy.policy import Policy
 from rest.policy.sampler import SamplingSettings
