@@ -69,7 +69,7 @@ experiment = Experiment(
     ),
 )
 
-# PPO beside BC, small: `rest run experiments/synthetic.py:ppo --out runs/ppo`, 5 minutes of BC and 6 of PPO on 2 busy cores.
+# PPO beside BC, small: `rest run experiments/synthetic.py:ppo --out runs/ppo`, 11 minutes on 2 busy cores.
 # It goes beyond BC and BC continued in reward and gold of samples; not of greedy outputs (results/synthetic-ppo.json).
 small_batch = BatchSettings(batch_tokens=512, source_tokens=64, target_tokens=64)
 small_sampling = SamplingSettings(max_target_tokens=32, rows=96)
