@@ -11,11 +11,11 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
 
 
-def test_every_page_is_built_without_a_warning(tmp_path):
-    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-d", tmp_path / "trees", "docs", tmp_path]
-    done = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True)
+def test_the_pages_are_built_without_a_warning(tmp_path):
+    """All is read and every reference resolved; only the writing of HTML is left out."""
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "dummy", "docs", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert all((tmp_path / f"{page.stem}.html").exists() for page in PAGES[:-1])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
