@@ -36,6 +36,7 @@ filtered_bc = improving(rule=GlobalPercentile((80.0,)), start="bc")
 reward_weighted = improving(rule=Fixed((0.0,)), loss=RewardWeighted())
 best_of_n = improving(rule=PerSourceTop((1,)), start="bc", human_pairs="never")
 iterated_cpo = improving(grow_steps=3, rule=PerSourceTop((1,)), loss=CPO())
+experiment = rest
 
 # Losses of the paper's comparison, and others
 advantage_weighted = improving(rule=Fixed((0.0,)), loss=AdvantageWeighted())

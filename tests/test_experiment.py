@@ -21,7 +21,7 @@ def test_a_file_may_hold_variants() -> None:
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_every_experiment_of_the_project_can_be_read_and_recorded(path: Path) -> None:
     experiment = load_experiment(str(path))
-    if path.stem != "multi30k_de_en":  # its directory is not given yet
+    if path.stem not in ("multi30k_de_en", "mqm_en_de_reward"):  # their directories are not given yet
         recorded = json.loads(json.dumps(describe(experiment)))
         assert recorded["type"] == "rest.experiment.Experiment" and recorded["grow_steps"] >= 1
     assert path.read_text().startswith('"""') and "Command" in path.read_text()

@@ -29,7 +29,8 @@ def reward(lively, batch, texts):
 
 
 def rated(examples, ratings):
-    return replace(examples, columns={"rating": ratings, "group": np.arange(len(ratings), dtype=np.float32)})
+    given = {"rating": ratings, "group": np.arange(len(ratings), dtype=np.float32)}
+    return replace(examples, columns={**examples.columns, **given})
 
 
 @pytest.fixture(scope="module")
