@@ -122,7 +122,7 @@ def main() -> None:
         def ours(tokens: int) -> tuple[float, np.ndarray]:
             scorer = replace(reward, batch=replace(batch, batch_tokens=tokens))
             began = time.perf_counter()
-            scores = scorer.predict(scorer.parameters, examples)[:, 0]
+            scores = scorer.predict(scorer.parameters, scorer.shared(examples, sources))[:, 0]
             return time.perf_counter() - began, scores
 
         def theirs(tokens: int) -> tuple[float, np.ndarray]:

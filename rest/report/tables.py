@@ -172,8 +172,8 @@ def console(rows: list[Row], split: str = "test") -> Table:
     """The same table for a terminal of about 110 columns: intervals under their numbers."""
     rows = of_split(rows, split)
     shown = present(rows)
-    if any(column.key == "first_reward_mean" for column in shown):  # there is no room for both; the report has all
-        shown = [column for column in shown if column.key != "reward_greedy_mean"]
+    if any(column.key == "first_reward_mean" for column in shown):  # there is no room for more; the report has all
+        shown = [column for column in shown if column.key not in ("reward_greedy_mean", "distinct_per_source")]
     caption = "\n".join(escape(note) for note in signatures(rows))
     table = Table(
         title=f"{split} split",

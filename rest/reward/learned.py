@@ -41,6 +41,7 @@ from rest.stage import read_json, write_json
 
 SEEN = "seen.npy"  # hashes of the sources that a saved reward was trained on
 LIKELIHOODS = 3  # mean log p, mean p and lowest log p of a hypothesis' tokens
+WIDER = 4  # times the target positions of a row, where hypotheses share their source's
 LIKELIHOOD = "likelihood"  # the folder of the policy whose likelihood the heads of a saved reward read
 GIVEN = ("given_log_prob", "given_source_length", "given_target_length")  # columns for the head, where there are any
 
@@ -249,12 +250,24 @@ class LearnedReward:
 
     def members(self, sources: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:
         """Raw scores of the heads, float32 [n, K]."""
-        return self.predict(self.parameters, self.examples(sources, hypotheses))
+        return self.predict(self.parameters, self.shared(self.examples(sources, hypotheses), sources))
+
+    def shared(self, examples: Examples, sources: Sequence[str]) -> Examples:
+        """The same pairs, where the hypotheses of one source are to share its encoding."""
+        texts = list(dict.fromkeys(sources))
+        if isinstance(self.base, Encoder) or len(texts) == len(sources):
+            return examples
+        place = {text: k for k, text in enumerate(texts)}
+        source_of = np.fromiter((place[text] for text in sources), np.int64, len(sources))
+        firsts = np.unique(source_of, return_index=True)[1]
+        return dataclasses.replace(examples, sources=[examples.sources[k] for k in firsts], source_of=source_of)
 
     def _map(self, function: Any, parameters: Any, examples: Examples) -> np.ndarray:
         """A jitted function of packed batches, by pair [n, ...]."""
-        parts, mesh = [], data_mesh()
-        for part in evaluation_batches(examples, self.batch, pad_id=self.base.tokenizer.pad_id):
+        parts, mesh, batch = [], data_mesh(), self.batch
+        if examples.source_of is not None:
+            batch = dataclasses.replace(batch, target_tokens=WIDER * batch.target_tokens)
+        for part in evaluation_batches(examples, batch, pad_id=self.base.tokenizer.pad_id):
             real = part.sequence_ids >= 0
             values = np.asarray(function(self.graph, parameters, divide(part, mesh)))
             parts.append((part.sequence_ids[real], values[real]))

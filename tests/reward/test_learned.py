@@ -38,6 +38,13 @@ def scores(reward, texts):
     return reward(*texts, None)
 
 
+def test_a_source_that_its_hypotheses_share_changes_no_score(reward, texts):
+    hypotheses = texts[1][:9]
+    sources = [texts[0][k % 3] for k in range(9)]
+    alone = [reward([x], [y], None)[0] for x, y in zip(sources, hypotheses, strict=True)]
+    np.testing.assert_allclose(reward(sources, hypotheses, None), alone, atol=1e-5)
+
+
 def test_scores_are_one_number_a_hypothesis_and_differ(scores, texts):
     assert scores.dtype == np.float32 and scores.shape == (len(texts[0]),)
     assert len(np.unique(scores[:-1].round(4))) > 15
