@@ -81,17 +81,18 @@ np.savez(
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> dict[int, dict[str, np.ndarray]]:
-    """What the script gave on one device and on two."""
-    found = {}
-    for devices in (1, 2):
-        folder = tmp_path_factory.mktemp(f"devices{devices}")
+    """What the script gave on one device and on two, side by side."""
+    folders = {devices: tmp_path_factory.mktemp(f"devices{devices}") for devices in (1, 2)}
+    running = {}
+    for devices, folder in folders.items():
         flags = f"--xla_force_host_platform_device_count={devices}"
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-c", SCRIPT, str(folder)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        found[devices] = dict(np.load(folder / "result.npz"))
-    return found
+        running[devices] = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    for process in running.values():
+        _, problem = process.communicate()
+        assert process.returncode == 0, problem
+    return {devices: dict(np.load(folder / "result.npz")) for devices, folder in folders.items()}
 
 
 def test_training_on_two_devices_gives_the_parameters_of_one(results):
