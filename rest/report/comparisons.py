@@ -63,7 +63,7 @@ def sentences(found: list[dict[str, Any]]) -> list[str]:
             fell = " and ".join(TITLES[name] for name in result["fell"])
             said.append(
                 f"Warning: {label_of(result['new'])} against {label_of(result['old'])}: the reward rose while {fell} "
-                "got worse, beyond their paired intervals: the policy exploits the reward. "
+                "got worse, beyond their paired intervals: look whether the policy exploits the reward. "
                 "The rows below gained most reward and lost most of the rest."
             )
     return [
