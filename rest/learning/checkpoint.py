@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
 
 from rest.errors import UserError
 from rest.learning.mesh import data_mesh, replicate
+
+
+def identity_of(parameters: Any, known: str) -> str:
+    """Sha256 of what is known of a network and of every parameter with its name."""
+    digest = hashlib.sha256(known.encode())
+    for path, leaf in jax.tree.leaves_with_path(parameters):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 class State(NamedTuple):

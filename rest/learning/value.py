@@ -7,7 +7,6 @@ none of them: what it learns does not move the policy.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -19,6 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from rest.data.batches import Batch, BatchSettings, Examples, gather_tokens, minibatches
+from rest.learning.checkpoint import identity_of
 from rest.learning.mesh import data_mesh, divide
 from rest.model.transformer import Linear, Transformer
 from rest.policy.policy import Policy, hidden_states
@@ -63,11 +63,7 @@ class Value:
     @cached_property
     def identity(self) -> str:
         """Hash of the parameters."""
-        digest = hashlib.sha256()
-        for path, leaf in jax.tree.leaves_with_path(self.parameters):
-            digest.update(jax.tree_util.keystr(path).encode())
-            digest.update(np.ascontiguousarray(leaf).tobytes())
-        return digest.hexdigest()
+        return identity_of(self.parameters, "")
 
     def of(self, examples: Examples, batch: BatchSettings, pad_id: int) -> list[np.ndarray]:
         """The value before each target token, float32 [tokens], of every pair."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from jaxtyping import Array
 from rest.data.batches import Batch, BatchSettings, Examples, evaluation_batches, gather_tokens
 from rest.data.tokenizer import Tokenizer, load_tokenizer
 from rest.errors import UserError
-from rest.learning.checkpoint import load_parameters, save_parameters
+from rest.learning.checkpoint import identity_of, load_parameters, save_parameters
 from rest.learning.losses import Loss, PolicyLoss, Tokens
 from rest.learning.mesh import data_mesh, divide
 from rest.model.huggingface import HuggingFaceModel
@@ -57,12 +56,8 @@ class Policy:
     @cached_property
     def identity(self) -> str:
         """Hash of the network's settings, its parameters and the tokenizer."""
-        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.settings), sort_keys=True).encode())
-        digest.update(self.tokenizer.identity.encode())
-        for path, leaf in jax.tree.leaves_with_path(self.parameters):
-            digest.update(jax.tree_util.keystr(path).encode())
-            digest.update(np.ascontiguousarray(leaf).tobytes())
-        return digest.hexdigest()
+        settings = json.dumps(dataclasses.asdict(self.settings), sort_keys=True)
+        return identity_of(self.parameters, settings + self.tokenizer.identity)
 
     def encode_sources(self, sources: Sequence[str]) -> list[np.ndarray]:
         """Token ids of each source, ending in EOS."""

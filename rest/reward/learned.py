@@ -12,7 +12,6 @@ al. 2022), so that training starts from a reward that is useful already.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -28,6 +27,7 @@ from jaxtyping import Array, Bool, Float
 from rest.data.batches import Batch, BatchSettings, Examples, evaluation_batches
 from rest.data.corpus import count_words
 from rest.errors import UserError
+from rest.learning.checkpoint import identity_of
 from rest.learning.losses import Loss, SquaredError
 from rest.learning.mesh import data_mesh, divide
 from rest.learning.preferences import BradleyTerry
@@ -221,10 +221,7 @@ class LearnedReward:
         known: tuple[Any, ...] = (self.base.tokenizer.identity, self.base.settings, cut, self.caution)
         if self.likelihood is not None:
             known += (self.likelihood.policy.identity,)
-        digest = hashlib.sha256(repr(known).encode())
-        for leaf in jax.tree.leaves(self.parameters):
-            digest.update(np.ascontiguousarray(leaf).tobytes())
-        return digest.hexdigest()
+        return identity_of(self.parameters, repr(known))
 
     def examples(self, sources: Sequence[str], hypotheses: Sequence[str]) -> Examples:
         """Ids as the network reads them, cut to what a row of a batch holds, and the columns that its heads read."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -16,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from rest.data.batches import padded_batches
 from rest.data.tokenizer import Tokenizer
 from rest.errors import UserError
+from rest.learning.checkpoint import identity_of
 from rest.learning.mesh import data_mesh, divide
 
 
@@ -37,11 +37,7 @@ class Scorer:
     @cached_property
     def identity(self) -> str:
         """Hash of the settings, the parameters and the tokenizer."""
-        digest = hashlib.sha256(repr((self.settings, self.tokenizer.identity)).encode())
-        for path, leaf in jax.tree.leaves_with_path(self.parameters):
-            digest.update(jax.tree_util.keystr(path).encode())
-            digest.update(np.ascontiguousarray(leaf).tobytes())
-        return digest.hexdigest()
+        return identity_of(self.parameters, repr((self.settings, self.tokenizer.identity)))
 
     def __call__(self, rows: Sequence[Sequence[int]], batch_tokens: int) -> np.ndarray:
         """Scores of rows of ids, float32 [n], computed `batch_tokens` positions at once."""
