@@ -12,43 +12,28 @@ Expect   experiments/LOG.md has what was measured, results/synthetic_overoptimis
 """
 
 from dataclasses import replace
+from pathlib import Path
 
-from rest.baselines.bc import BCSettings
-from rest.data.batches import BatchSettings
 from rest.data.corpus import SyntheticCorpus
 from rest.data.synthetic import SyntheticLanguage
-from rest.data.tokenizer import SentencePieceSettings
 from rest.evaluation.evaluate import EvaluationSettings
-from rest.experiment import Experiment
+from rest.experiment import Experiment, import_file
 from rest.grow import GrowSettings
 from rest.improve import ImproveSettings
 from rest.learning.train import Schedule, TrainSettings
-from rest.model.transformer import TransformerSettings
 from rest.policy.beam import BeamSettings
-from rest.policy.sampler import SamplingSettings
 from rest.reward.fit import Refresh, RewardSettings
 from rest.reward.guards import Guards
 from rest.reward.raters import SimulatedRater
 from rest.thresholds import PerSourcePercentile
 
-batch = BatchSettings(batch_tokens=1024, source_tokens=80, target_tokens=64)
-sampling = SamplingSettings(temperature=0.8, max_target_tokens=48)
+demo: Experiment = import_file(Path(__file__).with_name("synthetic.py")).experiment
+batch, sampling = demo.batch, demo.grow.sampling
 
-biased = Experiment(
+biased = replace(
+    demo,
     corpus=SyntheticCorpus(
         SyntheticLanguage(train=6000, dev=240, test=150, nouns=20, verbs=10, adjectives=8, adverbs=4)
-    ),
-    tokenizer=SentencePieceSettings(vocabulary_size=512),
-    model=TransformerSettings(width=128, heads=4, feed_forward=256, encoder_layers=2, decoder_layers=2, dropout=0.1),
-    batch=batch,
-    bc=BCSettings(
-        train=TrainSettings(
-            max_steps=800,
-            evaluate_every=100,
-            patience=3,
-            average=3,
-            schedule=Schedule(3e-3, 200, "inverse_sqrt"),
-        )
     ),
     reward=RewardSettings(
         rater=SimulatedRater(length_bias=0.6),
