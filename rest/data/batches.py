@@ -121,7 +121,7 @@ def plan_rows(examples: Examples, settings: BatchSettings, seed: int) -> Plan:
         window = window[np.argsort(-np.maximum(source_sums, target_sums)[window], kind="stable")]
         packed = _pack(window, source_sums, target_sums, settings)
         rows.extend(np.concatenate([units[unit] for unit in row]) for row in packed)
-    max_pairs = max((len(row) for row in rows), default=1)
+    max_pairs = room(max((len(row) for row in rows), default=1))  # few programs to compile, whatever the examples
     positions = max(1, len(rows) * settings.target_tokens)
     return Plan(rows, max_pairs, 1.0 - float(target_lengths.sum()) / positions)
 

@@ -48,8 +48,7 @@ class Policy:
     def on(self, device: jax.Device) -> Policy:
         """The same policy with its parameters on one device of this process."""
         local = jax.tree.map(
-            lambda leaf: leaf if leaf.devices() == {device} else jax.device_put(leaf.addressable_data(0), device),
-            jax.tree.map(jnp.asarray, self.parameters),
+            lambda leaf: jax.device_put(jnp.asarray(leaf).addressable_data(0), device), self.parameters
         )
         return self.with_parameters(local)
 

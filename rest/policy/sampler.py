@@ -176,7 +176,10 @@ class _Worker:
             width = queue.cross[0].keys.shape[2]
             ring = longest if last else min(longest, -(-width * 3 // 16) * 8 + 8)
             if slots is None:
-                slots = empty_slots(graph, parameters, queue.cross, size, ring, longest)
+                # put where the queue is, as slots that come back are: else every program is compiled for both
+                slots = jax.device_put(
+                    empty_slots(graph, parameters, queue.cross, size, ring, longest), queue.cross[0].keys.device
+                )
             elif slots.cross[0].keys.shape[2] < width:
                 slots = widen(slots, width, ring)
             slots, now = go(slots, queue, jnp.int32(size))
