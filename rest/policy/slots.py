@@ -6,6 +6,7 @@ hands out the rows that end.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,10 +21,12 @@ from rest.model.transformer import BLOCKED, Keys
 BLOCK = 64  # entries of the vocabulary that are searched together
 
 
-class Law(NamedTuple):
-    """What tokens are drawn from: the softmax at a temperature, cut to the likeliest."""
+@partial(jax.tree_util.register_dataclass, data_fields=["temperature"], meta_fields=["top_k", "top_p"])
+@dataclass(frozen=True)
+class Law:
+    """What tokens are drawn from: the softmax at a temperature, cut to the likeliest. Temperatures share a program."""
 
-    temperature: float
+    temperature: Any  # float, or what stands for it while a program is traced
     top_k: int
     top_p: float
 
@@ -142,7 +145,7 @@ def _begin(slots: Slots, queue: Queue, head: Array) -> tuple[Slots, Array]:
     return filled, head + (slot < size).sum()
 
 
-@partial(jax.jit, static_argnames=("graph", "law", "eos"), donate_argnames=("slots",))
+@partial(jax.jit, static_argnames=("graph", "eos"), donate_argnames=("slots",))
 def advance(
     graph: Any, parameters: Any, law: Law, eos: int, slots: Slots, queue: Queue, going: Int[Array, ""]
 ) -> tuple[Slots, Ended]:
