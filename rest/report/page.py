@@ -24,7 +24,8 @@ from rest.report.rewards import reward_tables, reward_warnings
 from rest.report.sections import Section, head, items, markdown_lines, table
 from rest.report.tables import Row
 
-SAMPLES_OPEN = 6  # sample translations in view; the others fold away
+SAMPLES_OPEN = 6  # sample translations in view at first
+STANDS = {"above": "▲", "below": "▼"}  # how an interval lies to BC's
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Run:
     grows: dict[int, dict[str, Any]]  # grow-*/manifest.json
     rewards: dict[int, np.ndarray]  # g -> float32 [rows], the stored rewards of grow-g
     fits: dict[int, dict[str, Any]]  # g -> result in reward/stage.json, of g = 1, and in reward-g/stage.json
+    spent: dict[str, dict[str, Any]]  # stage -> its result, where that has the seconds it took
     sections: list[Section]  # further evidence, where there is some
 
 
@@ -89,6 +91,7 @@ def _read(run: Path) -> Run:
             for steps, folder in _folders(run, pattern)
             if (folder / "stage.json").is_file()
         },
+        spent=_spent(run),
         sections=[
             section for read in (comparisons.section, human.section, best_of_n.section) if (section := read(run))
         ],
@@ -143,6 +146,19 @@ def _stage(folder: Path) -> dict[str, Any]:
         if not isinstance(result.get(field), int):
             raise UserError(f"{path}: the field {field!r} must be an int")
     return result
+
+
+def _spent(run: Path) -> dict[str, dict[str, Any]]:
+    """The results of the stages that tell their seconds: BC, each Grow with its Improves, other baselines."""
+    within = ("reward", "grow", "value", "improve")
+
+    def place(name: str) -> tuple[int, ...]:
+        kind, *numbers = name.split("-")
+        g, *i = [int(number) for number in numbers if number.isdigit()] or [1]
+        return (1, g, within.index(kind), *i) if kind in within else (0 if kind == "bc" else 2, g)
+
+    results = {path.parent.name: _result(path.parent) for path in run.glob("[!.]*/stage.json")}
+    return {name: results[name] for name in sorted(results, key=place) if results[name].get("wall_s") is not None}
 
 
 def _folders(run: Path, pattern: str) -> list[tuple[tuple[int, ...], Path]]:
@@ -205,6 +221,8 @@ def _markdown(run: Run) -> str:
         parts += ["## What each Improve kept", markdown_lines(tables.improve_lines(run.stages))]
     if len(grown := tables.grow_lines(run.grows)) > 1:
         parts.append(markdown_lines(grown))
+    if len(spent := tables.spent_lines(run.spent)) > 1:
+        parts += ["Where time and samples went:", markdown_lines(spent)]
     if judged := reward_tables(run.fits, run.rows, run.split):
         parts += ["## The reward", *(f"- {text(line)}" for line in reward_warnings(run.fits))]
         parts += [part for caption, lines in judged for part in (text(caption), markdown_lines(lines))]
@@ -247,19 +265,24 @@ def _html(run: Run) -> str:
         body += ["<h2>What each Improve kept</h2>", table(tables.improve_lines(run.stages), "stages")]
     if len(grown := tables.grow_lines(run.grows)) > 1:
         body += ["<h3>What each Grow made</h3>", table(grown, "grown")]
+    if len(spent := tables.spent_lines(run.spent)) > 1:
+        body += ["<h3>Where time and samples went</h3>", table(spent, "grown")]
     if judged := reward_tables(run.fits, run.rows, run.split):
         body += ["<h2>The reward</h2>", items(reward_warnings(run.fits))]
         body += [f"<p>{escape(caption)}</p>{table(lines, 'grown')}" for caption, lines in judged]
     if run.samples:
-        cards = [_sample(sample) for sample in run.samples]
-        body += ["<h2>Sample translations</h2>", *cards[:SAMPLES_OPEN]]
-        if len(cards) > SAMPLES_OPEN:
-            body.append(_details(f"{len(cards) - SAMPLES_OPEN} more", "".join(cards[SAMPLES_OPEN:])))
+        body += ["<h2>Sample translations</h2>", _browser(run.samples)]
     if run.settings:
         pairs = tables.setting_lines(run.settings)
         body += ["<h2>Settings</h2>", _details(f"{len(pairs) - 1} settings", table(pairs, "settings"))]
     body += ["<h2>How this was made</h2>", *(f"<p>{escape(line)}</p>" for line in _origin(run))]
-    return PAGE.format(title=escape(run.name), style=STYLE, body="\n".join(filter(None, body)))
+    here = Path(__file__)
+    return PAGE.format(
+        title=escape(run.name),
+        style=here.with_suffix(".css").read_text(encoding="utf-8"),
+        body="\n".join(filter(None, body)),
+        script=here.with_suffix(".js").read_text(encoding="utf-8"),
+    )
 
 
 def _figures(run: Run) -> Iterable[str]:
@@ -267,9 +290,11 @@ def _figures(run: Run) -> Iterable[str]:
     steps = "Filled points are Improve steps, hollow ones side branches; dashed lines are the other policies."
     bars = "Bars and bands are 95% intervals."
     kept = "Dev reward during each Improve; the dot is the checkpoint that was kept."
+    against = "Reward of samples against how far a policy is from BC, and against the length of its greedy outputs."
     drawn = [
         (plots.reward_steps(run.rows, run.split), "reward", f"Reward of samples by step. {steps} {bars}"),
         (plots.held_out_steps(run.rows, run.split), "held-out", "Metrics not trained on, at the same steps."),
+        (plots.reward_against(run.rows, run.split), "against", against),
         (plots.dev_rewards(run.stages), "dev", kept),
     ]
     for g, rewards in run.rewards.items():
@@ -290,20 +315,57 @@ def _figures(run: Run) -> Iterable[str]:
 
 
 def _results(rows: list[Row], columns: tuple[tables.Column, ...]) -> str:
-    """The results table: intervals under their numbers, the policy the run ends with marked."""
+    """The results table: intervals under their numbers, the best in bold, the policy the run ends with marked."""
     shown, last = tables.present(rows, columns), tables.last_rest(rows, rows[0]["split"])
+    bc = next((row for row in rows if row["policy"] == "bc"), None)
+    best = {column: tables.best(rows, column) for column in shown}
     lines = [f"<tr>{head(['policy', *(column.title for column in shown)])}</tr></thead><tbody>"]
     for row in rows:
         cells = [tables.cell(row, column) for column in shown]
         if any(value for value, _ in cells):
-            texts = "".join(f"<td>{value}{ends and f'<small>{ends}</small>'}</td>" for value, ends in cells)
+            texts = ""
+            for column, (value, ends) in zip(shown, cells, strict=True):
+                text = f"<b>{value}</b>" if value and value == best[column] else value
+                stands = tables.compare(row, bc, column) if bc and column.interval else None
+                if stands in STANDS:
+                    text += f'<i class="stands" role="img" aria-label="{stands} BC">{STANDS[stands]}</i>'
+                texts += f"<td>{text}{ends and f'<small>{ends}</small>'}</td>"
             mark = ' class="last"' if row is last else ""
             lines.append(f'<tr{mark}><th scope="row">{escape(tables.label(row))}</th>{texts}</tr>')
-    return f'<div class="wide"><table><thead>{"".join(lines)}</tbody></table></div>'
+    said = ["Bold: the best of a column.", "▲ ▼: the interval lies above, or below, that of BC."]
+    return f'<div class="wide"><table><thead>{"".join(lines)}</tbody></table></div>' + items([" ".join(said)], "notes")
 
 
-def _sample(sample: dict[str, Any]) -> str:
+def _browser(samples: list[dict[str, Any]]) -> str:
+    """The sample translations, and what searches, sorts and filters them where scripts run."""
+    policies = dict.fromkeys(str(output["policy"]) for sample in samples for output in sample["outputs"])
+    orders = {
+        "as drawn": "place 1",
+        "most reward gained first": "gain -1",
+        "most reward lost first": "gain 1",
+        "lowest reward first": "reward 1",
+        "longest source first": "length -1",
+    }
+    form = (
+        '<form hidden role="search"><label>Search<input type="search" name="search"></label>'
+        f"<label>Order{_select('order', orders)}</label>"
+        f"<label>Policy{_select('policy', {'all': ''} | {name: name for name in policies})}</label>"
+        '<button type="button" name="more"></button><output aria-live="polite"></output></form>'
+    )
+    cards = "".join(_sample(sample, place) for place, sample in enumerate(samples))
+    return f'<div class="samples" data-few="{SAMPLES_OPEN}">{form}{cards}</div>'
+
+
+def _select(name: str, options: dict[str, str]) -> str:
+    texts = "".join(f'<option value="{escape(value)}">{escape(title)}</option>' for title, value in options.items())
+    return f'<select name="{name}">{texts}</select>'
+
+
+def _sample(sample: dict[str, Any], place: int) -> str:
     """One source with its reference above, the policies' outputs side by side below."""
+    rewards = [float(output.get("reward") or 0.0) for output in sample["outputs"]] or [0.0]
+    keys = {"place": place, "gain": rewards[-1] - rewards[0], "reward": rewards[-1], "length": len(sample["source"])}
+    data = " ".join(f'data-{key}="{value:.6g}"' for key, value in keys.items())
     above = f'<dt>source</dt><dd dir="auto">{escape(str(sample["source"]))}</dd>'
     if sample.get("reference"):
         above += f'<dt>reference</dt><dd dir="auto">{escape(str(sample["reference"]))}</dd>'
@@ -311,13 +373,14 @@ def _sample(sample: dict[str, Any]) -> str:
     for output in sample["outputs"]:
         found = [(name, output[name]) for name in ("reward", "gold") if output.get(name) is not None]
         scores = "".join(f"<span>{name} <b>{tables.plain(float(value))}</b></span>" for name, value in found)
+        policy = escape(str(output["policy"]))
         meter = max(0.0, min(1.0, float(output.get("reward") or 0.0)))
         cards.append(
-            f'<div class="output"><h4>{escape(str(output["policy"]))}</h4>'
+            f'<div class="output" data-policy="{policy}"><h4>{policy}</h4>'
             f'<p dir="auto">{escape(str(output["hypothesis"]))}</p>'
             f'<div class="meter"><i style="width:{meter:.1%}"></i></div><p class="scores">{scores}</p></div>'
         )
-    return f'<article><dl>{above}</dl><div class="outputs">{"".join(cards)}</div></article>'
+    return f'<article {data}><dl>{above}</dl><div class="outputs">{"".join(cards)}</div></article>'
 
 
 def _details(summary: str, content: str) -> str:
@@ -335,70 +398,8 @@ PAGE = """<!doctype html>
 </head>
 <body><main>
 {body}
-</main></body>
+</main>
+<script>{script}</script>
+</body>
 </html>
-"""
-
-STYLE = """
-:root { --paper: #fbfaf7; --card: #fff; --ink: #23262b; --soft: #666d76; --line: #e2e0d9; --accent: #00659f;
-  --tint: #eaf3f9; --serif: Charter, "Bitstream Charter", Georgia, serif }
-@media (prefers-color-scheme: dark) {
-  :root { --paper: #16181b; --card: #1e2125; --ink: #e4e3df; --soft: #9aa1aa; --line: #33383e;
-    --accent: #6db8e8; --tint: #1c2b36 }
-}
-* { box-sizing: border-box }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, sans-serif }
-main { max-width: 62rem; margin: 0 auto; padding: 2.5rem 1.25rem 5rem }
-h1, h2, h3 { font-family: var(--serif); line-height: 1.2; font-weight: 600; text-wrap: balance }
-h1 { font-size: 2.3rem; margin: 0 0 1.5rem; overflow-wrap: anywhere }
-h2 { font-size: 1.45rem; margin: 3rem 0 .9rem }
-h3 { font-size: 1.1rem; margin: 1.6rem 0 .6rem }
-p, li { max-width: 48rem; overflow-wrap: anywhere }
-.kicker { margin: 0; color: var(--soft); font-size: .8rem; letter-spacing: .09em; text-transform: uppercase }
-.verdict { border-left: 4px solid var(--accent); background: var(--tint); padding: 1.1rem 1.4rem;
-  border-radius: 0 8px 8px 0 }
-.lead { margin: 0; font: 600 1.2rem/1.45 var(--serif) }
-.verdict ul { margin: .7rem 0 0; padding-left: 1.1rem }
-.verdict li { margin: .3rem 0 }
-.wide { overflow-x: auto }
-table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; width: 100% }
-th, td { padding: .45rem .55rem; text-align: right; vertical-align: top;
-  border-bottom: 1px solid var(--line) }
-th:first-child, .settings :is(th, td), .stages :is(th, td):last-child { text-align: left }
-thead th { color: var(--soft); font-weight: 500; vertical-align: bottom; border-bottom-width: 2px }
-tbody th { font-weight: 600; white-space: nowrap }
-td small { display: block; color: var(--soft); font-size: .75rem; white-space: nowrap }
-tr.last { background: var(--tint) }
-tr.last th { color: var(--accent) }
-.settings, .grown { width: auto }
-.settings tbody :is(th, td) { font: .8rem/1.4 ui-monospace, monospace; overflow-wrap: anywhere;
-  white-space: normal }
-.notes { color: var(--soft); font-size: .78rem; padding-left: 0; list-style: none }
-figure { margin: 0 0 1.8rem }
-figure svg { display: block; width: 100%; height: auto; background: #fff; border: 1px solid var(--line);
-  border-radius: 8px; padding: .8rem }
-figcaption { color: var(--soft); font-size: .85rem; margin-top: .45rem; max-width: 48rem }
-article { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 1rem 1.2rem;
-  margin: 0 0 1rem }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem .9rem; margin: 0 0 .9rem }
-dt { color: var(--soft); font-size: .85rem; line-height: 1.8 }
-dd { margin: 0; overflow-wrap: anywhere }
-.outputs { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: .9rem }
-.output { border-top: 2px solid var(--line); padding-top: .5rem; display: flex; flex-direction: column }
-.output h4 { margin: 0; font-size: .85rem; color: var(--accent) }
-.output p { margin: .2rem 0 .5rem; flex: 1 }
-.output .scores { display: flex; gap: 1rem; flex: none; margin: .3rem 0 0; color: var(--soft);
-  font-size: .8rem }
-.output .scores b { color: var(--ink); font-variant-numeric: tabular-nums }
-.meter { height: 4px; background: var(--line); border-radius: 2px }
-.meter i { display: block; height: 100%; background: var(--accent); border-radius: 2px }
-summary { cursor: pointer; color: var(--accent); padding: .3rem 0 }
-@media (max-width: 40rem) {
-  main { padding: 1.5rem .9rem 3rem }
-  h1 { font-size: 1.8rem }
-  dl { grid-template-columns: 1fr }
-  figure { overflow-x: auto }
-  figure svg { min-width: 34rem; padding: .2rem }
-}
-@media print { .wide { overflow: visible } article, figure { break-inside: avoid } }
 """

@@ -24,6 +24,7 @@ BLUE, ORANGE, GREEN, PURPLE, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#CC79
 COLOURS = {"rest": BLUE, "bc": GREY, "bc_continued": ORANGE, "ppo": GREEN, "reference": PURPLE}
 REWARD = COLUMNS[0]
 HELD_OUT = tuple(column for column in COLUMNS if column.key in ("gold_mean", "bleu", "chrf"))
+AGAINST = tuple(column for key in ("kl_to_bc", "length_ratio") for column in COLUMNS if column.key == key)
 WIDTH = 8.4  # inches, the width of the page's column
 STYLE = {
     "font.size": 9.5,
@@ -56,6 +57,41 @@ def reward_steps(rows: list[Row], split: str = "test") -> Figure | None:
 def held_out_steps(rows: list[Row], split: str = "test") -> Figure | None:
     """Gold, BLEU and chrF against the same steps, as many side by side as were measured; None if none was."""
     return _step_figure(rows, split, HELD_OUT, height=2.9)
+
+
+def reward_against(rows: list[Row], split: str = "test") -> Figure | None:
+    """Mean reward of samples against the KL to BC and the length ratio, ReST's chain joined; None without ReST."""
+    rows = [row for row in of_split(rows, split) if (row.get("decode") or "sample") == "sample"]
+    rows = [row for row in rows if number(row, REWARD.key) is not None and row["policy"] != "reference"]
+    shown = [column for column in AGAINST if all(number(row, column.key) is not None for row in rows)]
+    if not shown or not any(row["policy"] == "rest" for row in rows):
+        return None
+    chain = [row for row in rows if row["policy"] == "rest" and row["improve"] > 0]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 3.1), layout="constrained")
+        for axes, column in zip(figure.subplots(1, len(shown), squeeze=False, sharey=True)[0], shown, strict=True):
+
+            def place(row: Row, column: Column = column) -> tuple[float, float]:
+                x, y = number(row, column.key), number(row, REWARD.key)
+                assert x is not None and y is not None  # only rows with both are here
+                return x, y
+
+            axes.plot(*np.array([place(row) for row in chain]).reshape(-1, 2).T, color=BLUE, linewidth=1.2)
+            names: dict[tuple[float, float], list[str]] = {}  # a policy that kept its start lies on it
+            for row in rows:
+                colour, branch = COLOURS.get(row["policy"], INK), row["policy"] == "rest" and row["improve"] == 0
+                x, y = place(row)
+                names.setdefault((x, y), []).append(label(row))
+                if ends := interval(row, REWARD.interval):
+                    axes.vlines(x, *ends, color=colour, linewidth=1.2, alpha=0.5)
+                axes.plot(x, y, "o", color=colour, markersize=5.5, markerfacecolor="white" if branch else colour)
+            for at, policies in names.items():
+                axes.annotate(", ".join(policies), at, (6, 3), textcoords="offset points", color=INK, fontsize=8)
+            axes.xaxis.set_major_locator(MaxNLocator(5))
+            axes.set_xlabel(column.title)
+            axes.margins(x=0.2)
+        figure.supylabel(REWARD.title, fontsize=9.5)
+    return figure
 
 
 def dev_rewards(stages: list[dict[str, Any]]) -> Figure | None:

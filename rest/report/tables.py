@@ -6,6 +6,7 @@ import html
 import json
 import math
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,15 +39,16 @@ class Column:
     key: str  # in "metrics", or in the row itself
     digits: int
     interval: str | None = None  # in "metrics": [lo, hi]
+    best: Callable[[Iterable[float]], float] | None = None  # max or min; None where neither end is the better one
 
 
 COLUMNS = (
-    Column("reward (samples)", "reward", "reward_mean", 3, "reward_ci95"),
-    Column("first reward (samples)", "first\nreward", "first_reward_mean", 3, "first_reward_ci95"),
-    Column("reward (greedy)", "greedy", "reward_greedy_mean", 3),
-    Column("gold", "gold", "gold_mean", 3, "gold_ci95"),
-    Column("BLEU", "BLEU", "bleu", 1, "bleu_ci95"),
-    Column("chrF", "chrF", "chrf", 1, "chrf_ci95"),
+    Column("reward (samples)", "reward", "reward_mean", 3, "reward_ci95", max),
+    Column("first reward (samples)", "first\nreward", "first_reward_mean", 3, "first_reward_ci95", max),
+    Column("reward (greedy)", "greedy", "reward_greedy_mean", 3, best=max),
+    Column("gold", "gold", "gold_mean", 3, "gold_ci95", max),
+    Column("BLEU", "BLEU", "bleu", 1, "bleu_ci95", max),
+    Column("chrF", "chrF", "chrf", 1, "chrf_ci95", max),
     Column("length ratio", "length\nratio", "length_ratio", 2),
     Column("distinct per source", "dist-\ninct", "distinct_per_source", 1),
     Column("KL to BC (nats)", "KL to\nBC", "kl_to_bc", 1),
@@ -56,16 +58,16 @@ COLUMNS = (
 )
 REWARDS = ("reward_mean", "first_reward_mean")  # what training saw; all else is evidence beside it
 DECODING_COLUMNS = (
-    Column("reward, greedy", "greedy", "reward_greedy_mean", 3, "reward_greedy_ci95"),
-    Column("gold, greedy", "gold", "gold_greedy_mean", 3, "gold_greedy_ci95"),
-    Column("reward, beam", "beam", "reward_beam_mean", 3, "reward_beam_ci95"),
-    Column("gold, beam", "gold\nbeam", "gold_beam_mean", 3, "gold_beam_ci95"),
-    Column("BLEU, beam", "BLEU\nbeam", "bleu_beam", 1, "bleu_beam_ci95"),
-    Column("chrF, beam", "chrF\nbeam", "chrf_beam", 1, "chrf_beam_ci95"),
+    Column("reward, greedy", "greedy", "reward_greedy_mean", 3, "reward_greedy_ci95", max),
+    Column("gold, greedy", "gold", "gold_greedy_mean", 3, "gold_greedy_ci95", max),
+    Column("reward, beam", "beam", "reward_beam_mean", 3, "reward_beam_ci95", max),
+    Column("gold, beam", "gold\nbeam", "gold_beam_mean", 3, "gold_beam_ci95", max),
+    Column("BLEU, beam", "BLEU\nbeam", "bleu_beam", 1, "bleu_beam_ci95", max),
+    Column("chrF, beam", "chrF\nbeam", "chrf_beam", 1, "chrf_beam_ci95", max),
 )
 
 TEXT_COLUMNS = (
-    Column("TER, greedy (less is better)", "TER", "ter", 1, "ter_ci95"),
+    Column("TER, greedy (less is better)", "TER", "ter", 1, "ter_ci95", min),
     Column("copies", "copies", "copy_rate", 3),
     Column("empty", "empty", "empty_rate", 3),
     Column("repeated trigrams", "repeats", "repeated_trigrams", 3),
@@ -138,6 +140,15 @@ def cell(row: Row, column: Column) -> tuple[str, str]:
     if not float(text.replace(",", "")):
         text = text.removeprefix("-")  # an estimate just below zero
     return text, f"{ends[0]:.{column.digits}f}–{ends[1]:.{column.digits}f}" if ends else ""
+
+
+def best(rows: list[Row], column: Column) -> str:
+    """The best number of a column as its cells write it; empty where none is the better one."""
+    found = [value for row in rows if (value := number(row, column.key)) is not None]
+    if column.best is None or not found:
+        return ""
+    chosen = column.best(found)
+    return next(cell(row, column)[0] for row in rows if number(row, column.key) == chosen)
 
 
 def signatures(rows: list[Row]) -> list[str]:
@@ -368,6 +379,16 @@ def grow_lines(grows: dict[int, dict[str, Any]]) -> list[list[str]]:
         means = [part.get("mean") if isinstance(part, dict) else None for part in parts]
         if any(mean is not None for mean in means):
             lines.append([f"G{g}", *map(plain, means)])
+    return lines
+
+
+def spent_lines(spent: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """Seconds, samples and gradient steps of each stage, its head first."""
+    total = sum(result["wall_s"] for result in spent.values())
+    lines = [["stage", "seconds", "share", "samples drawn", "gradient steps"]]
+    for stage, result in spent.items():
+        cells = [plain(result.get(key)) for key in ("samples", "gradient_steps")]
+        lines.append([stage, f"{result['wall_s']:,.0f}", f"{result['wall_s'] / max(total, 1e-9):.0%}", *cells])
     return lines
 
 
