@@ -4,6 +4,7 @@ import difflib
 import errno
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ rest: offline Reinforced Self-Training
   rest best-of-n FILE[:variant] --out DIR --samples 64    what the best of N samples is worth, for every N
   rest human-eval export DIR --policies improve-1-1 --sheet S --key K    a blind sheet for raters
   rest human-eval import DIR --sheets S1 S2 --key K      what the filled sheets say
-  rest report DIR                               the table, report.md and report.html of a run
+  rest report DIR                               the table, report.md and report.html of a run; --live 30 follows it
   rest translate DIR < sources > translations   with the last policy of a run, or a stage's
   rest export DIR --out FOLDER                  the same policy for Hugging Face `transformers` and CTranslate2
   rest inspect DIR                              counts, rewards, best and worst rows of a scored dataset
@@ -90,6 +91,8 @@ class _BestOfNFlags(_OutFlags):
 class _ReportFlags:
     run: tyro.conf.Positional[Path]
     """The run's folder."""
+    live: float | None = None
+    """Write the report again every so many seconds while the run goes on, as a page that loads itself again."""
 
 
 @dataclass(frozen=True)
@@ -225,8 +228,27 @@ def _report(arguments: Sequence[str]) -> None:
     flags = tyro.cli(_ReportFlags, args=arguments, prog="rest report")
     if not flags.run.is_dir():
         raise UserError(f"{flags.run}: no such folder")
+    if flags.live is not None:
+        _follow(flags.run, flags.live)
     summarise(flags.run)
     _show(flags.run)
+
+
+def _follow(run: Path, seconds: float) -> None:
+    """Write the report every so many seconds, until Ctrl-C."""
+    from rest.report.page import write_report
+    from rest.report.summary import summarise
+
+    if not seconds > 0:
+        raise UserError(f"live must be above 0 seconds, not {seconds:g}")
+    if not (run / "experiment.json").exists():
+        raise UserError(f"{run} is no run's folder: it has no experiment.json")
+    print(f"{run / 'report.html'} follows the run until Ctrl-C, once a policy has been evaluated", file=sys.stderr)
+    while True:
+        if (run / "evaluation" / "bc" / "stage.json").exists():
+            summarise(run)
+            write_report(run, refresh=seconds)
+        time.sleep(seconds)
 
 
 def _translate(arguments: Sequence[str]) -> None:

@@ -134,6 +134,29 @@ def translated(monkeypatch: pytest.MonkeyPatch, text: bytes, *arguments: object)
     return out.buffer.getvalue().decode()  # type: ignore[attr-defined]
 
 
+def test_the_report_follows_a_run_until_it_is_stopped(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, slept = tmp_path / "live", list[float]()
+    shutil.copytree(finished, out)
+    (out / "report.html").unlink()
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    with pytest.raises(SystemExit) as stopped:
+        main(["report", str(out), "--live", "7"])
+    assert stopped.value.code == 130 and slept == [7, 7]
+    assert 'http-equiv="refresh" content="7"' in (out / "report.html").read_text(encoding="utf-8")
+    for folder, seconds, said in ((out, "0", "live must be above 0"), (tmp_path, "7", "is no run's folder")):
+        with pytest.raises(SystemExit, match="1"):
+            main(["report", str(folder), "--live", seconds])
+        assert said in capsys.readouterr().err
+
+
 def test_translate_gives_a_line_for_a_line(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sources = b"nu bapo geki migo gido\n\nrapini ni gasi luso\n"
     last = translated(monkeypatch, sources, finished, "--max-target-tokens", 16)

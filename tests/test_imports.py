@@ -23,7 +23,8 @@ ROWS = """
 4 grow evaluation/{outputs,evaluate,compare,best_of_n,mbr,decoding,human}
 5 columns improve baselines/{bc,rollout,ppo}
 6 experiment
-7 inputs algorithm report/{tables,plots,sections,best_of_n,comparisons,human,rewards,page,summary,judging,translate}
+7 inputs algorithm report/{tables,plots,sections,best_of_n,comparisons,human,rewards,under_way,page,summary}
+7 report/{judging,translate}
 8 __main__
 """
 

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from rest.errors import UserError
-from rest.report import best_of_n, comparisons, human, plots, tables
+from rest.report import best_of_n, comparisons, human, plots, tables, under_way
 from rest.report.rewards import reward_tables, reward_warnings
 from rest.report.sections import Section, head, items, markdown_lines, table
 from rest.report.tables import Row
@@ -45,15 +45,16 @@ class Run:
     sections: list[Section]  # further evidence, where there is some
 
 
-def write_report(run: Path) -> Path:
+def write_report(run: Path, refresh: float | None = None) -> Path:
     """Writes report.html and report.md into the run folder and returns the first one's path.
 
+    With `refresh` the page loads itself again after so many seconds.
     Only summary.json must exist. Raises UserError naming the file and what is wrong in it.
     """
     content = _read(run)
     (run / "report.md").write_text(_markdown(content), encoding="utf-8")
     page = run / "report.html"
-    page.write_text(_html(content), encoding="utf-8")
+    page.write_text(_html(content, refresh), encoding="utf-8")
     return page
 
 
@@ -93,7 +94,9 @@ def _read(run: Path) -> Run:
         },
         spent=_spent(run),
         sections=[
-            section for read in (comparisons.section, human.section, best_of_n.section) if (section := read(run))
+            section
+            for read in (under_way.section, comparisons.section, human.section, best_of_n.section)
+            if (section := read(run))
         ],
     )
 
@@ -244,7 +247,7 @@ def _markdown(run: Run) -> str:
 # HTML
 
 
-def _html(run: Run) -> str:
+def _html(run: Run, refresh: float | None = None) -> str:
     rows = tables.of_split(run.rows, run.split)
     lead, *others = tables.verdict(run.rows, run.split)
     body = [
@@ -279,6 +282,7 @@ def _html(run: Run) -> str:
     here = Path(__file__)
     return PAGE.format(
         title=escape(run.name),
+        refresh=f'\n<meta http-equiv="refresh" content="{refresh:g}">' if refresh else "",
         style=here.with_suffix(".css").read_text(encoding="utf-8"),
         body="\n".join(filter(None, body)),
         script=here.with_suffix(".js").read_text(encoding="utf-8"),
@@ -392,7 +396,7 @@ PAGE = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
+<meta name="color-scheme" content="light dark">{refresh}
 <title>{title}</title>
 <style>{style}</style>
 </head>

@@ -145,6 +145,17 @@ def test_the_page_stands_by_itself(run: Path) -> None:
     assert len(ids) == len(set(ids))
 
 
+def test_a_run_that_goes_on_says_where_it_is_and_loads_itself_again(run: Path) -> None:
+    assert "Under way" not in write_report(run).read_text(encoding="utf-8")
+    lines = ['{"step": 1000, "time": 0.0, "dev/score": 0.5}', '{"step": 1010, "time": 86400.0, "loss": 2.25}', '{"st']
+    write(run / ".improve-1-2.partial" / "metrics.jsonl", "\n".join(lines))
+    text = write_report(run, refresh=30.0).read_text(encoding="utf-8")
+    parse(text)
+    assert '<meta http-equiv="refresh" content="30">' in text
+    cells = re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", text[text.index("Under way") :])[4:8]
+    assert cells == ["improve-1-2", "1,010", "1970-01-02 00:00:00", "dev/score 0.500, loss 2.250"]
+
+
 def test_markdown_tables_are_regular(run: Path) -> None:
     write_report(run)
     blocks = re.findall(r"(?:^\|.*\n)+", (run / "report.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
