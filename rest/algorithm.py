@@ -310,12 +310,14 @@ class Run(Inputs):
     def decode(self, name: str, policy: Policy, decoding: DecodingSettings) -> dict[str, Any]:
         """The same metrics of one hypothesis a source, found in another way, in evaluation/decode/."""
         e, reward, test = self.experiment, self.reward(), self.corpus.test
-        decoder = decoding.decoder(e.evaluation.beam, e.evaluation.sampling)
-        settings = self._settings(policy=policy.identity, reward=reward.settings, decoder=decoder)
+        decoder, tokenize = decoding.decoder(e.evaluation.beam, e.evaluation.sampling), e.evaluation.bleu_tokenizer
+        settings = self._settings(
+            policy=policy.identity, reward=reward.settings, decoder=decoder, bleu_tokenizer=tokenize
+        )
         with open_stage(self.out / "evaluation" / "decode" / f"{name}.{decoding.name}", settings) as stage:
             if not stage.finished:
                 texts = decoder(policy, test, lambda *rows: reward(*rows).reward, e.seed)
-                metrics, outputs = evaluate_decoding(texts, test, reward, self.corpus.gold, e.seed)
+                metrics, outputs = evaluate_decoding(texts, test, reward, self.corpus.gold, e.seed, tokenize)
                 outputs.write(stage.folder / "outputs.parquet")
                 say(f"{name}, {decoding.name}: test reward {metrics['reward_mean']:.4f}")
                 stage.finish({"metrics": metrics, "decode": decoding.decode, "n": decoding.draws})

@@ -210,7 +210,7 @@ def hash_text(*splits: Split) -> str:
     """Sha256 of the text of splits."""
     digest = hashlib.sha256()
     for split in splits:
-        for side in (split.sources, split.references or []):
+        for side in (split.sources, split.references or [], *split.more_references):
             digest.update("\n".join(side).encode() + b"\0")
     return digest.hexdigest()
 

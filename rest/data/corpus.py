@@ -8,7 +8,7 @@ import unicodedata
 import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ class Split:
     ids: np.ndarray  # int64 [n], unique in the split and stable: the position in the input before cleaning
     sources: list[str]
     references: list[str] | None  # None: source text without human translations
+    more_references: list[list[str]] = field(default_factory=list)  # further references of a test set, each a list [n]
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -35,7 +36,8 @@ class Split:
         """The rows of this split, in the given order."""
         rows = np.arange(len(self))[rows]
         references = None if self.references is None else [self.references[r] for r in rows]
-        return Split(self.name, self.ids[rows], [self.sources[r] for r in rows], references)
+        more = [[lines[r] for r in rows] for lines in self.more_references]
+        return Split(self.name, self.ids[rows], [self.sources[r] for r in rows], references, more)
 
 
 @dataclass(frozen=True)
@@ -126,21 +128,31 @@ class TextFiles:
     max_train: int | None = None  # take only the first lines; the line counts must agree to the end of the files
     max_dev: int | None = None  # the same for dev
     max_test: int | None = None  # the same for test
+    more_test_references: tuple[
+        Path, ...
+    ] = ()  # further translations of the test sources, which BLEU, chrF and TER use
 
     def __post_init__(self) -> None:
         for name in ("max_train", "max_dev", "max_test"):
             limit = getattr(self, name)
             if limit is not None and limit < 1:
                 raise UserError(f"{name} must be at least 1, not {limit}")
+        if self.more_test_references and self.test_reference is None:
+            raise UserError("more_test_references come beside test_reference, which is not given")
 
     def load(self, cleaning: Cleaning) -> Corpus:
-        """Read and clean the six files. A missing, damaged or mismatched file is a UserError."""
-        return _corpus(
+        """Read and clean the files. A missing, damaged or mismatched file is a UserError."""
+        more = []
+        for path in self.more_test_references:  # no line of a test set is ever dropped, so these are in step
+            further, _ = _clean(_text_rows("test", self.test_source, path, self.max_test), cleaning, set())
+            more.append(further.references or [])
+        corpus = _corpus(
             _text_rows("train", self.train_source, self.train_reference, self.max_train),
             _text_rows("dev", self.dev_source, self.dev_reference, self.max_dev),
             _text_rows("test", self.test_source, self.test_reference, self.max_test),
             cleaning,
         )
+        return replace(corpus, test=replace(corpus.test, more_references=more))
 
 
 @dataclass(frozen=True)

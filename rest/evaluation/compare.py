@@ -51,13 +51,14 @@ def compare_stages(evaluation: Path, new: str, old: str, seed: int) -> None:
     settings = {side: read_json(path / "stage.json")["settings"] for side, path in (("new", ours), ("old", theirs))}
     with open_stage(evaluation / f"{new}-against-{old}", settings) as stage:
         if not stage.finished:
-            result = compare(Evaluated.read(ours), Evaluated.read(theirs), seed_for(seed, "compare"))
+            tokenize = settings["new"]["evaluation"]["bleu_tokenizer"]
+            result = compare(Evaluated.read(ours), Evaluated.read(theirs), seed_for(seed, "compare"), tokenize)
             stage.finish(result | {"new": new, "old": old})
         if fell := stage.result["fell"]:
             say(f"{new}: warning: against {old} the reward rose while these got worse: {', '.join(fell)}")
 
 
-def compare(new: Evaluated, old: Evaluated, seed: int) -> dict[str, Any]:
+def compare(new: Evaluated, old: Evaluated, seed: int, tokenize: str = "13a") -> dict[str, Any]:
     """`tests`: new minus old of every metric, paired. `fell`: the alarm, [] for none. `rows`: what the alarm is about.
 
     Reward and gold are those of samples; BLEU, chrF and TER those of greedy outputs.
@@ -71,8 +72,9 @@ def compare(new: Evaluated, old: Evaluated, seed: int) -> dict[str, Any]:
     }
     if new.greedy.split.references is not None:
         ours, theirs = ([row[0] for row in side.greedy.texts] for side in (new, old))
-        for name, metric in corpus_metrics().items():
-            tests[name] = paired_corpus(metric, ours, theirs, [new.greedy.split.references], seed)
+        references = [new.greedy.split.references, *new.greedy.split.more_references]
+        for name, metric in corpus_metrics(tokenize).items():
+            tests[name] = paired_corpus(metric, ours, theirs, references, seed)
     fell = fallen(tests)
     return {
         "tests": {name: test.record() for name, test in tests.items()},

@@ -85,9 +85,12 @@ class DecodingSettings:
 
 
 def evaluate_decoding(
-    texts: list[str], split: Split, reward: Reward, gold: Gold | None, seed: int
+    texts: list[str], split: Split, reward: Reward, gold: Gold | None, seed: int, tokenize: str
 ) -> tuple[dict[str, Any], Outputs]:
-    """Metrics of one hypothesis a source, under the names that a summary's row has, and the outputs."""
+    """Metrics of one hypothesis a source, under the names that a summary's row has, and the outputs.
+
+    `tokenize` is sacreBLEU's name of what BLEU parts sentences by.
+    """
     outputs = Outputs(split, [[y] for y in texts], score(reward, gold, split, [[y] for y in texts], chrf=True))
     metrics: dict[str, Any] = {}
     for name in [name for name in ("reward", "gold") if name in outputs.scores]:
@@ -95,7 +98,7 @@ def evaluate_decoding(
         metrics[f"{name}_mean"] = float(values.mean(dtype=np.float64))
         metrics[f"{name}_ci95"] = list(bootstrap_ci(values, seed_for(seed, "bootstrap")))
     if split.references is not None:
-        metrics |= corpus_scores(texts, split.references)
+        metrics |= corpus_scores(texts, split.references, tokenize=tokenize, more_references=split.more_references)
         metrics["length_ratio"] = length_ratio(texts, split.references)
     metrics |= {"copy_rate": copy_rate(split.sources, texts), "empty_rate": empty_rate(texts)}
     return metrics | {"repeated_trigrams": repeated_ngrams(texts)}, outputs

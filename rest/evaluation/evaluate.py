@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 
@@ -38,6 +39,8 @@ class EvaluationSettings:
     """Sources of the estimate of the KL divergence to BC, one draw at temperature 1 each."""
     shown: int = 12
     """Sources whose outputs the report shows side by side."""
+    bleu_tokenizer: Literal["13a", "zh", "char", "intl", "none"] = "13a"
+    """How BLEU parts a sentence into words, by sacreBLEU's names: zh for Chinese, char for Japanese or Thai."""
 
     def __post_init__(self) -> None:
         for name in ("samples_per_source", "dev_samples_per_source", "kl_sources"):
@@ -123,8 +126,14 @@ def evaluate(
                 first_rewards.ravel(), samples.scores["gold"].ravel()
             )
     if split.references is not None:
-        of_beam = corpus_scores(beam, split.references, resamples=1, names=("bleu", "chrf"))
-        metrics |= corpus_scores(greedy, split.references)
+        judged = partial(
+            corpus_scores,
+            references=split.references,
+            more_references=split.more_references,
+            tokenize=settings.bleu_tokenizer,
+        )
+        of_beam = judged(beam, resamples=1, names=("bleu", "chrf"))
+        metrics |= judged(greedy)
         metrics |= {"bleu_beam": of_beam["bleu"], "chrf_beam": of_beam["chrf"]}
         metrics["length_ratio"] = length_ratio(greedy, split.references)
     metrics |= _variety(split.sources, greedy, drawn)

@@ -66,7 +66,10 @@ class Outputs:
     scores: dict[str, np.ndarray]  # float32 [sources, n]; "reward" is always there
 
     def write(self, path: Path) -> None:
-        """One Parquet file, a row a hypothesis: source_id, sample_index, source, reference, hypothesis, scores."""
+        """One Parquet file, a row a hypothesis: source_id, sample_index, source, reference, hypothesis, scores.
+
+        And more_references, a list, where the split has them.
+        """
         n = len(self.texts[0])
         references: Sequence[str | None] = self.split.references or [None] * len(self.split)
         columns = {
@@ -77,6 +80,10 @@ class Outputs:
             "hypothesis": [y for row in self.texts for y in row],
             **{name: values.astype(np.float32).ravel() for name, values in self.scores.items()},
         }
+        if self.split.more_references:
+            columns["more_references"] = [
+                list(row) for row in zip(*self.split.more_references, strict=True) for _ in range(n)
+            ]
         pq.write_table(pa.table(columns), path, compression="zstd")
 
     @classmethod
@@ -94,11 +101,13 @@ class Outputs:
             raise UserError(f"{path} is damaged: {len(table)} rows are not {n} a source")
         texts, every = columns["hypothesis"].to_pylist(), slice(None, None, n)
         references = columns["reference"].to_pylist()[every]
+        more = columns.pop("more_references", pa.array([])).to_pylist()[every]
         split = Split(
             path.parent.name,
             columns["source_id"].to_numpy()[every],
             columns["source"].to_pylist()[every],
             None if references[0] is None else references,
+            [list(lines) for lines in zip(*more, strict=True)],
         )
         scores = {name: columns[name].to_numpy().reshape(-1, n) for name in columns if name not in fixed}
         return cls(split, [texts[k : k + n] for k in range(0, len(texts), n)], scores)

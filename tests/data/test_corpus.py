@@ -6,6 +6,7 @@ import gzip
 import os
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,19 @@ def test_splits_may_lack_references(tmp_path: Path) -> None:
     assert corpus.train.sources == ["ein Hund", "zwei Hunde"]
     assert corpus.dev.references == ["four birds"]
     assert corpus.test.references is None
+
+
+def test_a_test_set_may_have_further_references(tmp_path: Path) -> None:
+    more = write(tmp_path / "more.txt", b"5  fish\n6 bears\n"), write(tmp_path / "short.txt", b"5 fish\n")
+    settings = text_files(tmp_path, more_test_references=(more[0],))
+    test = settings.load(Cleaning()).test
+    assert test.references == ["five fish", "six bears"] and test.more_references == [["5 fish", "6 bears"]]
+    assert test.take([1]).more_references == [["6 bears"]]
+    assert replace(settings, max_test=1).load(Cleaning()).test.more_references == [["5 fish"]]
+    expected = f"{settings.test_source} has 2 lines, but {more[1]} has 1"
+    assert refused(replace(settings, more_test_references=more)) == expected
+    with pytest.raises(UserError, match="come beside test_reference"):
+        replace(settings, test_reference=None)
 
 
 def test_limits_take_the_first_lines(tmp_path: Path) -> None:

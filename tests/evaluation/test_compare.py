@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -49,6 +52,21 @@ def test_the_alarm(new: Evaluated, fell: list[str]) -> None:
     result = compare(new, BC, seed=0)
     assert result["fell"] == fell and bool(result["rows"]) == bool(fell)
     assert set(result["tests"]) == {"reward", "gold", "bleu", "chrf", "ter"}
+
+
+def test_further_references_are_kept_with_the_outputs_and_used(tmp_path: Path) -> None:
+    new = policy(0.2, 0.2, 0.1)
+    said = [row[0] for row in new.greedy.texts]
+    split = replace(SPLIT, more_references=[said, REFERENCES])
+    sides = []
+    for name, side in (("new", new), ("old", BC)):
+        replace(side.greedy, split=split).write(tmp_path / f"{name}.parquet")
+        greedy = Outputs.read(tmp_path / f"{name}.parquet")
+        assert greedy.split.more_references == [said, REFERENCES] and set(greedy.scores) == set(side.greedy.scores)
+        sides.append(Evaluated(side.samples, greedy))
+    found, plain = compare(*sides, seed=0)["tests"], compare(new, BC, seed=0)["tests"]
+    assert found["bleu"]["difference"] > plain["bleu"]["difference"] + 5
+    assert found["reward"] == plain["reward"]
 
 
 def test_small_wobbles_are_no_alarm() -> None:

@@ -92,6 +92,16 @@ def test_the_metrics_are_those_of_the_outputs(evaluation, lively, dev):
     assert {"bleu", "bleu_signature", "bleu_beam", "chrf", "chrf_signature", "chrf_beam"} < set(metrics)
 
 
+def test_further_references_and_the_tokenizer_of_bleu_are_used(evaluation, lively, policy, dev, batch):
+    greedy = translate(lively, dev.sources, replace(SETTINGS.beam, beams=1))
+    two = replace(dev, more_references=[greedy])
+    settings = replace(SETTINGS, bleu_tokenizer="char")
+    found = evaluate(lively, two, REWARD, settings, bc=policy, batch=batch, gold=gold, seed=0).metrics
+    assert evaluation.metrics["bleu"] < 50 and found["bleu"] == pytest.approx(100) and found["ter"] == 0
+    assert "nrefs:2|" in found["bleu_signature"] and "tok:char|" in found["bleu_signature"]
+    assert found["reward_mean"] == evaluation.metrics["reward_mean"]
+
+
 def test_the_reward_is_compared_with_gold_and_with_what_it_was_at_first(evaluation, lively, policy, dev, batch):
     drawn = sample(lively, dev.sources, dev.ids, 2, SAMPLING, seed=seed_for(0, f"sample {dev.name}"))
     texts = [text for of_source in drawn.texts for text in of_source]
