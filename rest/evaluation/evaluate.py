@@ -39,6 +39,10 @@ class EvaluationSettings:
     """Sources of the estimate of the KL divergence to BC, one draw at temperature 1 each."""
     shown: int = 12
     """Sources whose outputs the report shows side by side."""
+    judge: Any = None  # Reward
+    """A separate reward, which nothing trains on: samples are scored by it before and after."""
+    judge_limit: float = 0.5
+    """The share of samples that the judge scores above this is measured too."""
     bleu_tokenizer: Literal["13a", "zh", "char", "intl", "none"] = "13a"
     """How BLEU parts a sentence into words, by sacreBLEU's names: zh for Chinese, char for Japanese or Thai."""
 
@@ -113,6 +117,13 @@ def evaluate(
     if first_rewards is not None:
         metrics["first_reward_mean"] = mean(first_rewards)
         metrics["first_reward_ci95"] = interval(first_rewards)
+    if settings.judge is not None:
+        judged = score(settings.judge, None, split, drawn)["reward"]
+        for name, values in {
+            "judge": judged,
+            "judge_above": (judged > settings.judge_limit).astype(np.float32),
+        }.items():
+            metrics |= {f"{name}_mean": mean(values), f"{name}_ci95": interval(values)}
     if gold is not None:
         metrics |= {
             "gold_mean": mean(samples.scores["gold"]),
@@ -126,14 +137,14 @@ def evaluate(
                 first_rewards.ravel(), samples.scores["gold"].ravel()
             )
     if split.references is not None:
-        judged = partial(
+        on_text = partial(
             corpus_scores,
             references=split.references,
             more_references=split.more_references,
             tokenize=settings.bleu_tokenizer,
         )
-        of_beam = judged(beam, resamples=1, names=("bleu", "chrf"))
-        metrics |= judged(greedy)
+        of_beam = on_text(beam, resamples=1, names=("bleu", "chrf"))
+        metrics |= on_text(greedy)
         metrics |= {"bleu_beam": of_beam["bleu"], "chrf_beam": of_beam["chrf"]}
         metrics["length_ratio"] = length_ratio(greedy, split.references)
     metrics |= _variety(split.sources, greedy, drawn)

@@ -47,6 +47,8 @@ COLUMNS = (
     Column("first reward (samples)", "first\nreward", "first_reward_mean", 3, "first_reward_ci95", max),
     Column("reward (greedy)", "greedy", "reward_greedy_mean", 3, best=max),
     Column("gold", "gold", "gold_mean", 3, "gold_ci95", max),
+    Column("separate judge (samples)", "judge", "judge_mean", 3, "judge_ci95"),
+    Column("share above the judge's limit", "above\nlimit", "judge_above_mean", 3, "judge_above_ci95"),
     Column("BLEU", "BLEU", "bleu", 1, "bleu_ci95", max),
     Column("chrF", "chrF", "chrf", 1, "chrf_ci95", max),
     Column("length ratio", "length\nratio", "length_ratio", 2),
@@ -183,7 +185,9 @@ def console(rows: list[Row], split: str = "test") -> Table:
     """The same table for a terminal of about 110 columns: intervals under their numbers."""
     rows = of_split(rows, split)
     shown = present(rows)
-    if any(column.key == "first_reward_mean" for column in shown):  # there is no room for more; the report has all
+    # there is no room for all; the report has them
+    shown = [column for column in shown if column.key not in ("judge_mean", "judge_above_mean")]
+    if any(column.key == "first_reward_mean" for column in shown):
         shown = [column for column in shown if column.key not in ("reward_greedy_mean", "distinct_per_source")]
     caption = "\n".join(escape(note) for note in signatures(rows))
     table = Table(

@@ -102,6 +102,22 @@ def test_further_references_and_the_tokenizer_of_bleu_are_used(evaluation, livel
     assert found["reward_mean"] == evaluation.metrics["reward_mean"]
 
 
+def test_a_separate_judge_scores_the_samples(evaluation, lively, policy, dev, batch):
+    def letters(sources, hypotheses, references):
+        return np.array([min(1.0, len(y) / 60) for y in hypotheses], np.float32)
+
+    settings = replace(SETTINGS, judge=Reward(letters), judge_limit=0.4)
+    found = evaluate(lively, dev, REWARD, settings, bc=policy, batch=batch, gold=gold, seed=0).metrics
+    drawn = sample(lively, dev.sources, dev.ids, 2, SAMPLING, seed=seed_for(0, f"sample {dev.name}"))
+    lengths = [len(text) for texts in drawn.texts for text in texts]
+    assert found["judge_mean"] == pytest.approx(np.mean([min(1, length / 60) for length in lengths]))
+    assert 0 < found["judge_above_mean"] < 1
+    assert found["judge_above_mean"] == pytest.approx(np.mean([length > 24 for length in lengths]))
+    low, high = found["judge_above_ci95"]
+    assert low < found["judge_above_mean"] < high
+    assert found.items() >= evaluation.metrics.items()
+
+
 def test_the_reward_is_compared_with_gold_and_with_what_it_was_at_first(evaluation, lively, policy, dev, batch):
     drawn = sample(lively, dev.sources, dev.ids, 2, SAMPLING, seed=seed_for(0, f"sample {dev.name}"))
     texts = [text for of_source in drawn.texts for text in of_source]
