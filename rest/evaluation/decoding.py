@@ -85,7 +85,7 @@ class DecodingSettings:
 
 
 def evaluate_decoding(
-    texts: list[str], split: Split, reward: Reward, gold: Gold | None, seed: int, tokenize: str
+    texts: list[str], split: Split, reward: Reward, gold: Gold | None, seed: int, tokenize: str = "13a"
 ) -> tuple[dict[str, Any], Outputs]:
     """Metrics of one hypothesis a source, under the names that a summary's row has, and the outputs.
 
