@@ -6,8 +6,8 @@ Shows    The whole loop on real text. Nobody has rated it, so sentence chrF agai
 Command  rest run experiments/multi30k_de_en.py:quick --out runs/multi30k-quick --corpus.directory DIRECTORY
          rest run experiments/multi30k_de_en.py --out runs/multi30k --corpus.directory DIRECTORY
 Data     DIRECTORY holds train, val and test_2016_flickr, each as .de.gz and .en.gz (Elliott et al. 2016, task 1).
-Hardware 2 CPU cores: `quick` takes 23 minutes, the full one some 2 hours to the end of its first Grow step
-         (`--grow-steps 1`); with the second, which has not been run yet, half an hour more.
+Hardware 2 CPU cores: `quick` takes 23 minutes, the full one took two and a half hours to the end of its
+         first Grow step (`--grow-steps 1`), some of it paused or beside other programs; the second has not been run.
 Expect   experiments/LOG.md has what was measured. `quick` stops behavioural cloning at a step limit, before its dev
          loss stops falling: look at bc_continued beside it.
 """

@@ -11,9 +11,9 @@ function valueOf(cell) {
   return number ? Number(number[0].replace("%", "").replace("∞", "Infinity")) : text;
 }
 
-function compare(a, b) {
+function compare(a, b, way) {
   if (a === "" || b === "") return (a === "") - (b === ""); // what is empty comes last, either way round
-  return typeof a === "number" && typeof b === "number" ? a - b : collator.compare(String(a), String(b));
+  return way * (typeof a === "number" && typeof b === "number" ? a - b : collator.compare(String(a), String(b)));
 }
 
 function sortable(table) {
@@ -30,7 +30,7 @@ function sortable(table) {
       heads.forEach((other) => other.removeAttribute("aria-sort"));
       head.ariaSort = way < 0 ? "descending" : "ascending";
       const rows = [...body.rows].map((row) => [valueOf(row.cells[column]), row]);
-      rows.sort(([a], [b]) => (a === "" || b === "" ? compare(a, b) : way * compare(a, b)));
+      rows.sort(([a], [b]) => compare(a, b, way));
       body.append(...rows.map(([, row]) => row));
     });
   });

@@ -336,8 +336,8 @@ def _results(rows: list[Row], columns: tuple[tables.Column, ...]) -> str:
                 texts += f"<td>{text}{ends and f'<small>{ends}</small>'}</td>"
             mark = ' class="last"' if row is last else ""
             lines.append(f'<tr{mark}><th scope="row">{escape(tables.label(row))}</th>{texts}</tr>')
-    said = ["Bold: the best of a column.", "▲ ▼: the interval lies above, or below, that of BC."]
-    return f'<div class="wide"><table><thead>{"".join(lines)}</tbody></table></div>' + items([" ".join(said)], "notes")
+    note = items(["Bold: the best of a column. ▲ ▼: the interval lies above, or below, that of BC."], "notes")
+    return f'<div class="wide"><table><thead>{"".join(lines)}</tbody></table></div>{note}'
 
 
 def _browser(samples: list[dict[str, Any]]) -> str:
