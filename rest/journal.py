@@ -1,18 +1,32 @@
-"""Following a run: metrics.jsonl, TensorBoard events and a progress bar."""
+"""Following a run: metrics.jsonl, TensorBoard events, Weights & Biases where it is asked for, and a progress bar."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import SupportsFloat
+from typing import Any, SupportsFloat
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 from tensorboardX import SummaryWriter
+
+from rest.errors import UserError
 
 console = Console(stderr=True)
 
@@ -25,6 +39,7 @@ class Journal:
 
     def __init__(self, folder: Path, from_step: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self._online = _weights_and_biases(folder) if os.environ.get("WANDB_PROJECT") else None
         path = folder / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= from_step]
@@ -39,6 +54,8 @@ class Journal:
         self._file.flush()
         for name, value in numbers.items():
             self._events.add_scalar(name, value, step)
+        if self._online:
+            self._online.log(numbers, step=step)
 
     def __enter__(self) -> Journal:
         return self
@@ -48,6 +65,25 @@ class Journal:
     ) -> None:
         self._file.close()
         self._events.close()
+        if self._online:
+            self._online.finish(exit_code=int(kind is not None))
+
+
+def _weights_and_biases(folder: Path) -> Any:
+    """A W&B run of this stage in the group of its run's folder; a stage that resumes goes on with its own."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("WANDB_PROJECT is set, but wandb is not installed: pip install 'rest[wandb]'") from error
+    group, stage = folder.resolve().parent.name, folder.name.removeprefix(".").removesuffix(".partial")
+    return wandb.init(
+        id=hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16],
+        resume="allow",
+        group=group,
+        name=f"{group}/{stage}",
+        dir=folder,
+        settings=wandb.Settings(console="off", silent=True),
+    )
 
 
 def say(text: str) -> None:
@@ -67,13 +103,23 @@ class Bar:
         self._progress.update(self._task, completed=done, note=note)
 
 
+class Rate(ProgressColumn):
+    """How many of what is counted are done a second, lately."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:,.3g}/s")
+
+
 @contextmanager
 def progress(description: str, total: int | None) -> Iterator[Bar]:
-    """A progress bar on standard error; silent when that is not a terminal."""
+    """A line on standard error with what is done, rate, time, time left and a note; silent but on a terminal."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        Rate(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -148,6 +149,15 @@ def open_stage(folder: Path, settings: dict[str, Any], *, shared: bool = False) 
         yield Stage(folder, finished=False, settings=settings, lock=lock)
     finally:
         lock.release(force=True)
+
+
+def share(made: Path, wanted: Path) -> None:
+    """Copy a complete stage into another run's folder, whole or not at all; nothing where one of them is not, or is."""
+    if made.exists() and not wanted.exists():
+        wanted.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=wanted.parent) as temporary:
+            shutil.copytree(made, Path(temporary) / "stage")
+            os.replace(Path(temporary) / "stage", wanted)
 
 
 def discard(folder: Path) -> None:

@@ -64,6 +64,8 @@ class Flags:
     """N."""
     at_once: tuple[int, ...] = (64, 128, 256)
     """Rows at once that each system may choose from."""
+    ours_at_once: tuple[int, ...] = ()
+    """The same for ours alone, where less is to be tried."""
     rounds: int = 3
     max_target_tokens: int = 56
     scale: float = 1.0
@@ -209,7 +211,7 @@ def measure(
     best, first = {}, {}
     for system in asks:
         tried = {}
-        for batch in flags.at_once:
+        for batch in (flags.ours_at_once or flags.at_once) if system == OURS else flags.at_once:
             if system == OURS:  # the first call compiles
                 first[batch] = once(system, batch)["seconds"]
             answer = once(system, batch)

@@ -10,7 +10,6 @@ import argparse
 import dataclasses
 import os
 import platform
-import shutil
 import subprocess
 import tempfile
 from importlib.metadata import version
@@ -32,7 +31,7 @@ from rest.reward.fit import RewardSettings, fit, rank_correlation, rate
 from rest.reward.learned import LearnedReward
 from rest.reward.rated import Rated
 from rest.reward.raters import SimulatedRater
-from rest.stage import describe, open_stage, read_json, seed_for, write_json
+from rest.stage import describe, open_stage, read_json, seed_for, share, write_json
 
 matplotlib.use("agg")
 from matplotlib import pyplot
@@ -58,15 +57,6 @@ def run_variant(name: str, out: Path) -> None:
         rest(run)
     summarise(run.out)
     write_report(run.out)
-
-
-def share(made: Path, wanted: Path) -> None:
-    """Copy a complete stage of another run; whole or not at all."""
-    if made.exists() and not wanted.exists():
-        wanted.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=wanted.parent) as temporary:
-            shutil.copytree(made, Path(temporary) / "stage")
-            os.replace(Path(temporary) / "stage", wanted)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
 from rest import journal
+from rest.errors import UserError
 from rest.journal import Journal, progress
 
 
@@ -102,6 +103,25 @@ def test_the_file_is_closed_when_a_stage_fails(tmp_path):
     with pytest.raises(ValueError, match="closed file"):
         log.record(2, {"loss": 2.0})
     assert [line["step"] for line in lines(tmp_path)] == [1]
+
+
+def test_weights_and_biases_is_asked_for_by_its_variable(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_PROJECT", "rest")
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(
+        UserError, match=r"WANDB_PROJECT is set, but wandb is not installed: pip install 'rest\[wandb\]'"
+    ):
+        Journal(tmp_path)
+
+
+def test_weights_and_biases_gets_the_same_numbers(monkeypatch, tmp_path):
+    pytest.importorskip("wandb", reason="the extra wandb is not installed")
+    monkeypatch.setenv("WANDB_PROJECT", "rest")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    written(tmp_path / "demo" / ".bc.partial", range(1, 4))
+    (log,) = (tmp_path / "demo" / ".bc.partial" / "wandb").glob("offline-run-*/*.wandb")
+    data = log.read_bytes()
+    assert b"demo/bc" in data and data.count(b"loss") >= 3
 
 
 def shown(terminal: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:

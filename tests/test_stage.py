@@ -21,6 +21,7 @@ from rest.stage import (
     open_stage,
     read_json,
     seed_for,
+    share,
     write_json,
 )
 
@@ -144,6 +145,23 @@ def test_a_half_made_stage_that_holds_nothing_yet_does_not_bind(tmp_path):
     begin(tmp_path / "bc", {"seed": 2})  # this one writes
     with pytest.raises(UserError, match=r"\.bc\.partial was made with other settings: seed was 2, is now 3"):
         make(tmp_path / "bc", {"seed": 3}, {})
+
+
+def test_a_complete_stage_is_shared_whole_and_nothing_is_overwritten(tmp_path):
+    made, wanted = tmp_path / "a" / "bc", tmp_path / "b" / "bc"
+    share(made, wanted)
+    assert not wanted.exists()
+    with open_stage(made, {"rate": 1}) as stage:
+        (stage.folder / "weights").write_text("1 2 3")
+        stage.finish({"steps": 5})
+    share(made, wanted)
+    with open_stage(wanted, {"rate": 1}) as stage:
+        assert stage.finished and stage.result == {"steps": 5}
+    (wanted / "weights").write_text("4 5 6")
+    share(made, wanted)
+    assert (wanted / "weights").read_text() == "4 5 6" and [p.name for p in wanted.parent.iterdir() if p.is_dir()] == [
+        "bc"
+    ]
 
 
 def test_discarding_takes_a_folder_that_may_be_gone_already(tmp_path):

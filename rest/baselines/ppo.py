@@ -302,8 +302,7 @@ def learn_from(
 ) -> tuple[Examples, dict[str, float]]:
     """The rollout as pairs with what the updates need of each token, and what there is to report."""
     mask, paid = jnp.asarray(rollout.mask), settings.rollout
-    log_ratios = jnp.asarray(rollout.log_probs - rollout.anchor_log_probs)  # 0 on padding, as are all estimates there
-    divergences = np.asarray(paid.estimator(log_ratios))
+    divergences = rollout.divergences
     scores = np.asarray(rollout.columns["reward"], np.float32)
     tokens = token_rewards(scores, rollout.finished, rollout.lengths, divergences, paid, coefficient)
     old = np.zeros(rollout.mask.shape, np.float32) if values is None else side_by_side(values, rollout.mask)

@@ -7,11 +7,13 @@ teacher-forced pass without dropout, which the update differentiates.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float32
@@ -20,7 +22,7 @@ from rest.data.batches import Batch, BatchSettings, Examples, gather_tokens, min
 from rest.data.corpus import Split
 from rest.errors import UserError
 from rest.grow import GrowSettings, score
-from rest.learning.divergence import K1, K2, K3, Adaptive, Fixed
+from rest.learning.divergence import K1, K2, K3, Adaptive, Exact, Fixed, exact
 from rest.learning.mesh import data_mesh, divide
 from rest.policy.policy import Policy, hidden_states
 from rest.policy.sampler import SamplingSettings, sample
@@ -38,8 +40,8 @@ class RolloutSettings:
     """N."""
     sampling: SamplingSettings = field(default_factory=lambda: SamplingSettings(temperature=1.0))
     """The law of the rollouts: a temperature, without top_k and top_p."""
-    estimator: K1 | K2 | K3 = field(default_factory=K1)
-    """Of the divergence to the anchor, nats a token."""
+    estimator: K1 | K2 | K3 | Exact = field(default_factory=K1)
+    """Of the divergence to the anchor, nats a token: from the token drawn, or exact over the whole vocabulary."""
     coefficient: Fixed | Adaptive = field(default_factory=Fixed)
     """How much of the estimate is taken off the reward, at each token."""
     missing_eos_penalty: float = 0.0
@@ -79,6 +81,7 @@ class Rollout:
     mask: np.ndarray  # bool [n, T]
     log_probs: np.ndarray  # float32 [n, T], of the policy that drew
     anchor_log_probs: np.ndarray  # float32 [n, T]
+    divergences: np.ndarray  # float32 [n, T], to the anchor by `estimator`; 0 on padding
     sampler_gap: float  # the largest difference to what the sampler says of its own draws, nats a token
 
     @property
@@ -105,12 +108,45 @@ def _log_probs(graph: Any, parameters: Any, batch: Batch, temperature: float) ->
     return network.scores(hidden_states(network, batch, None), batch.target, temperature=temperature).log_probs
 
 
+@partial(jax.jit, static_argnames=("graph", "temperature"))
+def _divergences(graph: Any, parameters: Any, anchor: Any, batch: Batch, temperature: float) -> Array:
+    networks = [nnx.merge(graph, each) for each in (parameters, anchor)]
+    states = [hidden_states(network, batch, None).swapaxes(0, 1) for network in networks]  # [T, B, D]
+
+    def at(position: list[Array]) -> Array:  # one at a time: [B, V] is all that exists of the vocabulary
+        logits = [network.logits(x) for network, x in zip(networks, position, strict=True)]
+        return exact(*(jax.nn.log_softmax(x / temperature) for x in logits))
+
+    return jax.lax.map(at, states).swapaxes(0, 1)
+
+
+def _of_tokens(
+    examples: Examples, batch: BatchSettings, pad_id: int, measure: Callable[[Batch], Array]
+) -> list[np.ndarray]:
+    """A number for every target token, float32 [tokens], from a function of batches [B, T]."""
+    mesh = data_mesh()
+    parts = [jax.tree.map(lambda leaf: leaf[0], part) for part in minibatches(examples, batch, pad_id=pad_id, seed=0)]
+    return gather_tokens([(part, np.asarray(measure(divide(part, mesh)))) for part in parts], len(examples))
+
+
 def law_log_probs(policy: Policy, examples: Examples, batch: BatchSettings, temperature: float) -> list[np.ndarray]:
     """Log-probability of every target token under the policy's law at a temperature, float32 [tokens], nats."""
-    mesh, pad_id = data_mesh(), policy.tokenizer.pad_id
-    parts = [jax.tree.map(lambda leaf: leaf[0], part) for part in minibatches(examples, batch, pad_id=pad_id, seed=0)]
-    found = [np.asarray(_log_probs(policy.graph, policy.parameters, divide(p, mesh), temperature)) for p in parts]
-    return gather_tokens(zip(parts, found, strict=True), len(examples))
+
+    def measure(part: Batch) -> Array:
+        return _log_probs(policy.graph, policy.parameters, part, temperature)
+
+    return _of_tokens(examples, batch, policy.tokenizer.pad_id, measure)
+
+
+def law_divergences(
+    policy: Policy, anchor: Policy, examples: Examples, batch: BatchSettings, temperature: float
+) -> list[np.ndarray]:
+    """KL(policy ‖ anchor) of the next token before every target token, at a temperature, float32 [tokens], nats."""
+
+    def measure(part: Batch) -> Array:
+        return _divergences(policy.graph, policy.parameters, anchor.parameters, part, temperature)
+
+    return _of_tokens(examples, batch, policy.tokenizer.pad_id, measure)
 
 
 def sources_of(text: Split, sources: int, number: int, seed: int) -> Split:
@@ -149,7 +185,11 @@ def roll_out(
         side_by_side(law_log_probs(who, examples, batch, sampling.temperature), mask) for who in (policy, anchor)
     )
     gap = np.abs(of_policy - side_by_side(columns["behaviour_log_probs"], mask)).max()
-    return Rollout(columns, examples, lengths, mask, of_policy, of_anchor, float(gap))
+    if isinstance(settings.estimator, Exact):
+        divergences = side_by_side(law_divergences(policy, anchor, examples, batch, sampling.temperature), mask)
+    else:
+        divergences = np.asarray(settings.estimator(jnp.asarray(of_policy - of_anchor)))  # of 0 on padding it is 0
+    return Rollout(columns, examples, lengths, mask, of_policy, of_anchor, divergences, float(gap))
 
 
 def token_rewards(

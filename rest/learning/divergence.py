@@ -60,6 +60,11 @@ class K3:
         return _clip(jnp.expm1(-d) + d, self.clip)
 
 
+@dataclass(frozen=True)
+class Exact:
+    """`exact` at each token that was drawn: no noise but that of the prefixes, for a pass over the vocabulary more."""
+
+
 def exact(log_probs: Float[Array, "*B V"], anchor_log_probs: Float[Array, "*B V"]) -> Float[Array, "*B"]:
     """KL(π ‖ π_anchor) = Σ π (log π - log π_anchor) over the vocabulary; a token that π never draws adds 0."""
     p = jnp.exp(log_probs)

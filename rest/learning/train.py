@@ -218,7 +218,7 @@ def train(
                     f"{description}: the loss of step {step} is {loss} in the batch with rows {_rows(micro)}; "
                     f"the last checkpoint, of step {history[-1][0]}, is kept"
                 )
-            bar.update(step, f"loss {loss:.3f}")
+            bar.update(step, f"loss {loss:.3f}, dev {history[-1][1]:.4g}")
             if step % 10 == 0:
                 journal.record(step, {**metrics, "learning_rate": settings.schedule(step)})
             if step % settings.evaluate_every == 0 or step == settings.max_steps:

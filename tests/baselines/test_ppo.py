@@ -173,7 +173,7 @@ def hand(finish=("eos", "eos", "eos", "length")):
     log_probs = np.where(mask, np.float32(-1.0), np.float32(0.0))
     columns = {"reward": np.asarray([0.1, 0.2, 0.3, 0.4], np.float32), "finish": list(finish)}
     examples = Examples([[5]] * 4, [[6] * n for n in lengths])
-    return Rollout(columns, examples, lengths, mask, log_probs, 2 * log_probs, 0.0)
+    return Rollout(columns, examples, lengths, mask, log_probs, 2 * log_probs, -log_probs, 0.0)
 
 
 def test_what_a_rollout_teaches_by_hand():

@@ -11,7 +11,7 @@ import pytest
 from rest.baselines.rollout import RolloutSettings, law_log_probs, roll_out, side_by_side, sources_of, token_rewards
 from rest.data.batches import Examples, minibatches
 from rest.errors import UserError
-from rest.learning.divergence import K1
+from rest.learning.divergence import K1, K3, Exact
 from rest.policy.sampler import SamplingSettings
 from rest.reward.reward import Reward
 
@@ -55,6 +55,23 @@ def test_the_law_is_that_of_the_plain_network(rollout, lively, corpus, teacher_f
     logits = teacher_forced(lively, corpus.train.sources[0], tokens) / 0.8
     wanted = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     np.testing.assert_allclose(rollout.log_probs[0, : len(tokens)], wanted[np.arange(len(tokens)), tokens], atol=1e-4)
+
+
+def test_divergences_are_estimates_of_the_tokens_drawn_or_exact(
+    rolled, rollout, lively, policy, corpus, teacher_forced
+):
+    log_ratios = rollout.log_probs - rollout.anchor_log_probs
+    np.testing.assert_array_equal(rollout.divergences, log_ratios)
+    np.testing.assert_allclose(rolled(estimator=K3()).divergences, np.expm1(-log_ratios) + log_ratios, atol=1e-5)
+    found, wanted = rolled(estimator=Exact()), np.zeros_like(log_ratios)
+    np.testing.assert_array_equal(found.log_probs, rollout.log_probs)  # the same draws
+    for k, tokens in enumerate(rollout.columns["tokens"]):
+        source = corpus.train.sources[k // SETTINGS.samples_per_source]
+        laws = [teacher_forced(who, source, tokens) / 0.8 for who in (lively, policy)]
+        own, other = (law - np.log(np.exp(law).sum(-1, keepdims=True)) for law in laws)
+        wanted[k, : len(tokens)] = (np.exp(own) * (own - other)).sum(-1)
+    np.testing.assert_allclose(found.divergences, wanted, atol=1e-4)
+    assert (found.divergences[rollout.mask] > 0).all() and not (rollout.divergences[rollout.mask] > 0).all()
 
 
 def test_masks_come_from_lengths_and_eos_is_a_token_like_others(rollout, lively, batch):

@@ -1,0 +1,252 @@
+"""ReST beside PPO: tuning trials, the paper's table 1, a sweep of the divergence's weight, and a reward that is hacked.
+
+    python scripts/compare_online.py --out runs/table-1
+    python scripts/compare_online.py --out runs/table-1 --parts table --seeds 1
+
+Everything is in experiments/synthetic_table_1.py. Each line of a table is a run's folder; what is complete is not made
+again, and several of these commands may work on different parts or seeds at once. From all that is complete it writes
+experiments/results/table_1.json and .png.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from rest.algorithm import Run, rest
+from rest.experiment import Experiment, import_file
+from rest.journal import say
+from rest.report.summary import summarise
+from rest.stage import describe, read_json, share, write_json
+
+matplotlib.use("agg")
+from matplotlib import pyplot
+
+ROOT = Path(__file__).resolve().parent.parent
+FILE = ROOT / "experiments" / "synthetic_table_1.py"
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "sacrebleu", "sentencepiece")
+TUNING_SEED = 100
+METRICS = {
+    "reward_mean": "reward",
+    "gold_mean": "gold",
+    "reward_greedy_mean": "greedy reward",
+    "gold_greedy_mean": "greedy gold",
+    "bleu": "BLEU",
+    "kl_to_bc": "KL to BC",
+    "length_ratio": "length",
+    "distinct_per_source": "distinct",
+}
+Part = Literal["trials", "table", "sweep", "hacking"]
+
+
+@dataclass(frozen=True)
+class Flags:
+    out: Path
+    """Folder of the runs."""
+    parts: tuple[Part, ...] = ("trials", "table", "sweep", "hacking")
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of the table; the sweep and the hacked reward have the first of them, the trials a seed of their own."""
+
+
+def run_of(experiment: Experiment, seed: int, folder: Path, like: Path | None = None) -> Run:
+    """A run with BC and the reward of another, where those are there."""
+    if like is not None:
+        for stage in ("bc", "reward", "evaluation/bc"):
+            share(like / stage, folder / stage)
+    return Run(replace(experiment, seed=seed), folder)
+
+
+def trial(run: Run) -> dict[str, Any]:
+    """How good a policy gets on dev, and what it took."""
+    policy = run.bc()
+    if run.experiment.ppo.rollouts:
+        run.ppo()
+        stages = trained = [run.out / "ppo"]
+    else:
+        for g in range(1, run.experiment.grow_steps + 1):
+            dataset = run.grow(g, policy, run.reward())
+            for i in range(1, run.experiment.improve.rule.steps + 1):
+                policy = run.improve(g, i, policy, dataset, run.reward())
+        trained = run.improves()
+        stages = [*trained, *run.out.glob("grow-*")]
+    best = max(score for folder in trained for _, score in result_of(folder)["dev_reward"])
+    return {"dev_reward": best, **counted([result_of(folder) for folder in stages])}
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    return read_json(folder / "stage.json")["result"]
+
+
+def counted(results: list[dict[str, Any]]) -> dict[str, float]:
+    """What stages took in all."""
+    return {key: sum(result.get(key, 0) for result in results) for key in ("samples", "gradient_steps", "wall_s")}
+
+
+def only_last(run: Run) -> None:
+    """The last policy of ReST or of PPO, beside BC."""
+    policy = run.bc()
+    run.evaluate("bc", policy)
+    if run.experiment.ppo.rollouts:
+        run.evaluate("ppo", run.ppo())
+        return
+    dataset, steps = run.grow(1, policy, run.reward()), run.experiment.improve.rule.steps
+    for i in range(1, steps + 1):
+        policy = run.improve(1, i, policy, dataset, run.reward())
+    run.evaluate(f"improve-1-{steps}", policy)
+
+
+def make(flags: Flags, module: Any) -> None:
+    """All runs that are asked for and not complete."""
+    if "trials" in flags.parts:
+        base = run_of(module.base, TUNING_SEED, flags.out / "trials" / "base")
+        with base.recorded():
+            base.bc(), base.reward()
+        for name, experiment in (module.rest_trials | module.ppo_trials).items():
+            folder = flags.out / "trials" / plain(name)
+            run, target = run_of(experiment, TUNING_SEED, folder, base.out), folder / "trial.json"
+            with run.recorded():
+                if not target.exists():
+                    write_json(target, trial(run))
+            say(f"trial {name}: {read_json(target)}")
+    if "table" in flags.parts:
+        for seed in flags.seeds:
+            first = flags.out / "table" / f"{seed}-experiment"
+            for name, how in (("experiment", rest), ("deep", only_last), ("longer", only_last)):
+                run = run_of(getattr(module, name), seed, flags.out / "table" / f"{seed}-{name}", first)
+                finish(run, how)
+    for part, experiments in (("sweep", module.sweep), ("hacking", module.hacking)):
+        if part in flags.parts:
+            first = flags.out / part / plain(next(iter(experiments)))
+            if part == "sweep":
+                first = flags.out / "table" / f"{flags.seeds[0]}-experiment"
+            for name, experiment in experiments.items():
+                finish(run_of(experiment, flags.seeds[0], flags.out / part / plain(name), first), only_last)
+
+
+def finish(run: Run, how: Callable[[Run], None]) -> None:
+    with run.recorded():
+        how(run)
+    summarise(run.out)
+
+
+def plain(name: object) -> str:
+    """A folder's name."""
+    return "".join(c if c.isalnum() or c == "." else "-" for c in str(name))
+
+
+def rows(flags: Flags, module: Any) -> dict[str, Any]:
+    """What is complete: of each part the lines by name, and of a line the metrics by seed."""
+    found: dict[str, Any] = {"trials": {}, "table": {}, "sweep": {}, "hacking": {}}
+    for name in module.rest_trials | module.ppo_trials:
+        path = flags.out / "trials" / plain(name) / "trial.json"
+        if path.exists():
+            found["trials"][name] = read_json(path)
+    for seed, line, row in table_rows(flags.out / "table"):
+        found["table"].setdefault(line, {})[seed] = row
+    for part in ("sweep", "hacking"):
+        for name in getattr(module, part):
+            path = flags.out / part / plain(name) / "summary.json"
+            if path.exists():
+                by_policy = {row["policy"]: row for row in read_json(path)}
+                found[part].setdefault("BC", by_policy["bc"])
+                found[part][str(name)] = by_policy["ppo"]
+    return found
+
+
+def table_rows(folder: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(seed, line, row) of table 1."""
+    for path in sorted(folder.glob("*/summary.json")):
+        seed, name = path.parent.name.split("-")
+        for row in read_json(path):
+            place = (row["policy"], row["grow"], row["improve"])
+            if name == "experiment" and place[0] != "rest":
+                line = {"bc": "BC", "bc_continued": "BC continued", "ppo": "PPO, as many samples"}[place[0]]
+            elif name == "longer" and place[0] == "ppo":
+                line = "PPO, 1.5 times as many"
+            elif place in {("rest", 1, 0), ("rest", 2, 3)} or (name == "deep" and place == ("rest", 1, 4)):
+                line = f"ReST, G = {place[1]}, I = {place[2]}"
+            else:
+                continue
+            yield seed, line, row
+
+
+def shown(title: str, lines: dict[str, list[dict[str, Any]]]) -> Table:
+    """Means over seeds."""
+    table = Table(title=title)
+    for head in ("", "seeds", *METRICS.values(), "samples", "steps", "seconds"):
+        table.add_column(head, justify="left" if not head else "right")
+    for name, seeds in lines.items():
+        means = [np.mean([row["metrics"][metric] for row in seeds]) for metric in METRICS]
+        costs = [np.mean([row[key] for row in seeds]) for key in ("samples_drawn", "gradient_steps", "wall_s")]
+        table.add_row(name, str(len(seeds)), *(f"{x:.3f}" for x in means), *(f"{x:.0f}" for x in costs))
+    return table
+
+
+def plot(found: dict[str, Any], path: Path) -> None:
+    """The sweep: reward, gold and divergence against its weight. The hacked reward: proxy, gold, divergence, length."""
+    figure, (above, below) = pyplot.subplots(2, 4, figsize=(14, 7), layout="constrained")
+    metrics = ("reward_mean", "gold_mean", "kl_to_bc", "length_ratio")
+    titles = ("reward", "gold", "KL to BC, nats a sentence", "words over reference words")
+    swept = {float(name): row["metrics"] for name, row in found["sweep"].items() if name != "BC"}
+    for axis, metric, title in zip(above, metrics, titles, strict=True):
+        places = range(len(swept))
+        axis.plot(places, [row[metric] for row in swept.values()], marker="o")
+        if "BC" in found["sweep"]:
+            axis.axhline(found["sweep"]["BC"]["metrics"][metric], color="gray", linestyle="--", label="BC")
+        axis.set(
+            title=title, xticks=list(places), xticklabels=[f"{w:g}" for w in swept], xlabel="weight of the divergence"
+        )
+    for axis, metric, title in zip(below, metrics, titles, strict=True):
+        lines = found["hacking"]
+        axis.barh([*lines][::-1], [row["metrics"][metric] for row in lines.values()][::-1], color="C1")
+        values = [row["metrics"][metric] for row in lines.values()]
+        if values and min(values) > 0.3:  # differences are small beside the values
+            axis.set_xlim(min(values) - 0.1, max(values) + 0.05)
+        axis.set(title=f"{title}, length-biased" if metric == "reward_mean" else title)
+    for axis in (*above, *below):
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    for axis in below[1:]:
+        axis.set_yticklabels([])
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    flags = tyro.cli(Flags, description=__doc__)
+    module = import_file(FILE)
+    make(flags, module)
+    found = rows(flags, module)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+    record = {
+        "command": "python scripts/compare_online.py --out DIR",
+        "commit": commit.stdout.strip(),
+        "machine": {"processors": os.cpu_count(), "python": platform.python_version()},
+        "packages": {package: version(package) for package in PACKAGES},
+        "settings": describe(module.experiment),
+        **found,
+    }
+    results = ROOT / "experiments" / "results"
+    write_json(results / "table_1.json", record)
+    plot(found, results / "table_1.png")
+    console = Console(width=180)
+    for name, tried in found["trials"].items():
+        console.print(f"{name}: {tried}", highlight=False, markup=False)
+    console.print(shown("Table 1", {name: list(seeds.values()) for name, seeds in found["table"].items()}))
+    for part in ("sweep", "hacking"):
+        console.print(shown(part, {name: [row] for name, row in found[part].items()}))
+
+
+if __name__ == "__main__":
+    main()
