@@ -53,12 +53,14 @@ low_rank = improving(train=replace(base.improve.train, trainable=Trainable(lora=
 # As much as two busy cores compare in minutes
 small = replace(
     base,
-    corpus=SyntheticCorpus(SyntheticLanguage(train=2000, dev=60, test=150, nouns=12, verbs=6, adjectives=4, adverbs=2)),
+    corpus=SyntheticCorpus(
+        SyntheticLanguage(train=2000, dev=120, test=250, nouns=12, verbs=6, adjectives=4, adverbs=2)
+    ),
     model=TransformerSettings(width=64, heads=2, feed_forward=128, encoder_layers=1, decoder_layers=1, dropout=0.1),
     bc=replace(
         base.bc,
         train=TrainSettings(
-            max_steps=500, evaluate_every=100, patience=2, schedule=Schedule(4e-3, 100, "inverse_sqrt")
+            max_steps=3000, evaluate_every=100, patience=3, average=3, schedule=Schedule(4e-3, 100, "inverse_sqrt")
         ),
     ),
     reward=replace(
@@ -70,7 +72,7 @@ small = replace(
     improve=replace(
         base.improve,
         train=TrainSettings(max_steps=40, evaluate_every=20, patience=9, schedule=Schedule(6e-4, 5)),
-        value=TrainSettings(max_steps=120, evaluate_every=40, patience=2, schedule=Schedule(5e-4, 20)),
+        value=TrainSettings(max_steps=800, evaluate_every=80, patience=3, schedule=Schedule(1e-3, 20)),
     ),
     evaluation=replace(base.evaluation, dev_samples_per_source=2, kl_sources=150),
 )

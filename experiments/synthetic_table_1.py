@@ -15,8 +15,6 @@ from pathlib import Path
 
 from rest.baselines.ppo import PPOSettings
 from rest.baselines.rollout import RolloutSettings
-from rest.data.corpus import SyntheticCorpus
-from rest.data.synthetic import SyntheticLanguage
 from rest.evaluation.evaluate import EvaluationSettings
 from rest.experiment import Experiment, import_file
 from rest.learning.divergence import Fixed
@@ -33,22 +31,13 @@ sampling = small.grow.sampling
 # One Grow step draws 4,000 samples, G = 2 draws 8,000, as do 50 rollouts of 160.
 base = replace(
     small,
-    corpus=SyntheticCorpus(
-        SyntheticLanguage(train=2000, dev=120, test=200, nouns=12, verbs=6, adjectives=4, adverbs=2)
-    ),
-    bc=replace(
-        small.bc,
-        train=TrainSettings(
-            max_steps=3000, evaluate_every=100, patience=3, average=3, schedule=Schedule(4e-3, 100, "inverse_sqrt")
-        ),
-    ),
     grow_steps=2,
     evaluation=EvaluationSettings(
         samples_per_source=4,
         sampling=sampling,
         beam=BeamSettings(beams=2, max_target_tokens=48),
         dev_samples_per_source=3,
-        kl_sources=200,
+        kl_sources=250,
         shown=6,
     ),
 )
