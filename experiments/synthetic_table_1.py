@@ -13,11 +13,12 @@ Expect   experiments/LOG.md has what was measured.
 from dataclasses import replace
 from pathlib import Path
 
-from rest.baselines.ppo import PPOSettings
+from rest.baselines.ppo import CriticSettings, PPOSettings
 from rest.baselines.rollout import RolloutSettings
 from rest.evaluation.evaluate import EvaluationSettings
 from rest.experiment import Experiment, import_file
 from rest.learning.divergence import Fixed
+from rest.learning.losses import GOLD
 from rest.learning.returns import LeaveOneOut
 from rest.learning.train import Schedule, TrainSettings
 from rest.model.lora import LoRA, Trainable
@@ -62,7 +63,7 @@ def online(
     return replace(base, grow_steps=0, ppo=ppo)
 
 
-# Six trials each, on a seed of their own, judged by the reward on dev
+# Eight trials each, on a seed of their own, judged by the reward on dev
 rest_trials = {
     "rate 6e-4, 40 steps, above 50 75 87.5 %": improving(6e-4, 40, (50.0, 75.0, 87.5)),
     "rate 1.2e-3, 40 steps, above 50 75 87.5 %": improving(1.2e-3, 40, (50.0, 75.0, 87.5)),
@@ -72,21 +73,25 @@ rest_trials = {
     "rate 1.2e-3, 120 steps, above 75 80 87.5 %, samples only": improving(
         1.2e-3, 120, (75.0, 80.0, 87.5), human_pairs="never"
     ),
+    "rate 6e-4, 120 steps, above 50 75 87.5 %, GOLD": improving(6e-4, 120, (50.0, 75.0, 87.5), loss=GOLD()),
+    "rate 3e-4, 240 steps, above 50 75 87.5 %": improving(3e-4, 240, (50.0, 75.0, 87.5)),
 }
 ppo_trials = {
     "rate 3e-4, weight 0.05, human pairs 0.1": online(3e-4, 0.05, pretraining=0.1),
     "rate 1e-3, weight 0.05, human pairs 0.1": online(1e-3, 0.05, pretraining=0.1),
     "rate 1e-3, weight 0.01": online(1e-3, 0.01),
     "rate 1e-3, weight 0.01, 4 epochs": online(1e-3, 0.01, epochs=4),
-    "rate 2e-3, weight 0.01, 4 epochs": online(2e-3, 0.01, epochs=4),
-    "rate 1e-3, weight 0.01, 4 epochs, RLOO": online(1e-3, 0.01, epochs=4, advantage=LeaveOneOut()),
+    "rate 3e-4, weight 0.01, 4 epochs": online(3e-4, 0.01, epochs=4),
+    "rate 3e-4, weight 0.01, 4 epochs, RLOO": online(3e-4, 0.01, epochs=4, advantage=LeaveOneOut()),
+    "rate 3e-4, weight 0.01, 8 epochs, RLOO": online(3e-4, 0.01, epochs=8, advantage=LeaveOneOut()),
+    "rate 3e-4, weight 0.01, 4 epochs, critic's rate 1e-3": online(
+        3e-4, 0.01, epochs=4, critic=CriticSettings(schedule=Schedule(1e-3))
+    ),
 }
 
-# What is compared
-rest_settings, ppo_settings = (
-    rest_trials["rate 6e-4, 40 steps, above 50 75 87.5 %"],
-    ppo_trials["rate 1e-3, weight 0.01"],
-)
+# What is compared: the best of each eight, and the best NLL and RLOO
+rest_settings = rest_trials["rate 6e-4, 120 steps, above 50 75 87.5 %, GOLD"]
+ppo_settings = ppo_trials["rate 3e-4, weight 0.01, 4 epochs"]
 experiment = replace(rest_settings, ppo=ppo_settings.ppo)
 deep = replace(
     rest_settings,
@@ -94,6 +99,8 @@ deep = replace(
     improve=replace(rest_settings.improve, rule=PerSourcePercentile((50.0, 62.5, 75.0, 87.5)), unfiltered=False),
 )
 longer = replace(ppo_settings, ppo=replace(ppo_settings.ppo, rollouts=75))
+nll = rest_trials["rate 3e-4, 240 steps, above 50 75 87.5 %"]
+rloo = ppo_trials["rate 3e-4, weight 0.01, 4 epochs, RLOO"]
 
 
 def weighted(coefficient: float, **changes) -> Experiment:

@@ -28,6 +28,7 @@ from rich.table import Table
 from rest.algorithm import Run, rest
 from rest.experiment import Experiment, import_file
 from rest.journal import say
+from rest.policy.policy import Policy
 from rest.report.summary import summarise
 from rest.stage import describe, read_json, share, write_json
 
@@ -47,6 +48,19 @@ METRICS = {
     "kl_to_bc": "KL to BC",
     "length_ratio": "length",
     "distinct_per_source": "distinct",
+}
+OTHERS = {  # than the whole run of both: variant, and the line of its last policy
+    "deep": "ReST, G = 1, I = 4",
+    "nll": "ReST with NLL, G = 2, I = 3",
+    "longer": "PPO, 1.5 times as many",
+    "rloo": "RLOO, as many samples",
+}
+LINES = {
+    ("bc", 0, 0): "BC",
+    ("bc_continued", 0, 0): "BC continued",
+    ("rest", 1, 0): "ReST, G = 1, I = 0",
+    ("rest", 2, 3): "ReST, G = 2, I = 3",
+    ("ppo", 0, 0): "PPO, as many samples",
 }
 Part = Literal["trials", "table", "sweep", "hacking"]
 
@@ -75,10 +89,7 @@ def trial(run: Run) -> dict[str, Any]:
         run.ppo()
         stages = trained = [run.out / "ppo"]
     else:
-        for g in range(1, run.experiment.grow_steps + 1):
-            dataset = run.grow(g, policy, run.reward())
-            for i in range(1, run.experiment.improve.rule.steps + 1):
-                policy = run.improve(g, i, policy, dataset, run.reward())
+        last_of(run, policy)
         trained = run.improves()
         stages = [*trained, *run.out.glob("grow-*")]
     best = max(score for folder in trained for _, score in result_of(folder)["dev_reward"])
@@ -101,10 +112,17 @@ def only_last(run: Run) -> None:
     if run.experiment.ppo.rollouts:
         run.evaluate("ppo", run.ppo())
         return
-    dataset, steps = run.grow(1, policy, run.reward()), run.experiment.improve.rule.steps
-    for i in range(1, steps + 1):
-        policy = run.improve(1, i, policy, dataset, run.reward())
-    run.evaluate(f"improve-1-{steps}", policy)
+    last = last_of(run, policy)
+    run.evaluate(run.improves()[-1].name, last)
+
+
+def last_of(run: Run, policy: Policy) -> Policy:
+    """The policy after all Improve steps."""
+    for g in range(1, run.experiment.grow_steps + 1):
+        dataset = run.grow(g, policy, run.reward())
+        for i in range(1, run.experiment.improve.rule.steps + 1):
+            policy = run.improve(g, i, policy, dataset, run.reward())
+    return policy
 
 
 def make(flags: Flags, module: Any) -> None:
@@ -123,7 +141,7 @@ def make(flags: Flags, module: Any) -> None:
     if "table" in flags.parts:
         for seed in flags.seeds:
             first = flags.out / "table" / f"{seed}-experiment"
-            for name, how in (("experiment", rest), ("deep", only_last), ("longer", only_last)):
+            for name, how in {"experiment": rest, **dict.fromkeys(OTHERS, only_last)}.items():
                 run = run_of(getattr(module, name), seed, flags.out / "table" / f"{seed}-{name}", first)
                 finish(run, how)
     for part, experiments in (("sweep", module.sweep), ("hacking", module.hacking)):
@@ -153,8 +171,9 @@ def rows(flags: Flags, module: Any) -> dict[str, Any]:
         path = flags.out / "trials" / plain(name) / "trial.json"
         if path.exists():
             found["trials"][name] = read_json(path)
+    found["table"] = {line: {} for line in (*LINES.values(), *OTHERS.values())}
     for seed, line, row in table_rows(flags.out / "table"):
-        found["table"].setdefault(line, {})[seed] = row
+        found["table"][line][seed] = row
     for part in ("sweep", "hacking"):
         for name in getattr(module, part):
             path = flags.out / part / plain(name) / "summary.json"
@@ -169,17 +188,14 @@ def table_rows(folder: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """(seed, line, row) of table 1."""
     for path in sorted(folder.glob("*/summary.json")):
         seed, name = path.parent.name.split("-")
-        for row in read_json(path):
+        rows = read_json(path)
+        if name in OTHERS:
+            yield seed, OTHERS[name], rows[-1]
+            continue
+        for row in rows:
             place = (row["policy"], row["grow"], row["improve"])
-            if name == "experiment" and place[0] != "rest":
-                line = {"bc": "BC", "bc_continued": "BC continued", "ppo": "PPO, as many samples"}[place[0]]
-            elif name == "longer" and place[0] == "ppo":
-                line = "PPO, 1.5 times as many"
-            elif place in {("rest", 1, 0), ("rest", 2, 3)} or (name == "deep" and place == ("rest", 1, 4)):
-                line = f"ReST, G = {place[1]}, I = {place[2]}"
-            else:
-                continue
-            yield seed, line, row
+            if place in LINES:
+                yield seed, LINES[place], row
 
 
 def shown(title: str, lines: dict[str, list[dict[str, Any]]]) -> Table:
@@ -243,7 +259,7 @@ def main() -> None:
     console = Console(width=180)
     for name, tried in found["trials"].items():
         console.print(f"{name}: {tried}", highlight=False, markup=False)
-    console.print(shown("Table 1", {name: list(seeds.values()) for name, seeds in found["table"].items()}))
+    console.print(shown("Table 1", {name: list(seeds.values()) for name, seeds in found["table"].items() if seeds}))
     for part in ("sweep", "hacking"):
         console.print(shown(part, {name: [row] for name, row in found[part].items()}))
 

@@ -1,7 +1,7 @@
 """Keeps a run's numbers for the record: python scripts/record_result.py RUN NAME "COMMAND" [AGREEMENT.json ...].
 
-Writes experiments/results/NAME.json: the command, the commit, versions, the settings, every row of summary.json, and
-what `rest reward evaluate --out AGREEMENT.json` measured.
+Writes experiments/results/NAME.json: the command, the commit, versions, the settings, every row of summary.json, the
+curves of `rest best-of-n`, and what `rest reward evaluate --out AGREEMENT.json` measured.
 Run it in a clean checkout of the commit that made the run.
 """
 
@@ -26,6 +26,18 @@ def without_paths(settings: object) -> object:
     return Path(settings).name if isinstance(settings, str) and settings.startswith("/") else settings
 
 
+def thinned(curves: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, list[float]]]:
+    """Of each curve [mean, low, high] at some N: all of them are thousands of numbers."""
+    return {
+        metric: {
+            str(n): [round(curve[key][n - 1], 5) for key in ("mean", "lo", "hi")]
+            for n in (1, 2, 4, 8, 10, 16, 32, 64, 128, 256)
+            if n <= len(curve["mean"])
+        }
+        for metric, curve in curves.items()
+    }
+
+
 def main(run: Path, name: str, command: str, *agreements: str) -> None:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
     record = {
@@ -41,6 +53,10 @@ def main(run: Path, name: str, command: str, *agreements: str) -> None:
             path.name: json.loads((path / "stage.json").read_text())["result"] for path in sorted(run.glob("reward-*"))
         },
     }
+    for path in sorted(run.glob("evaluation/best-of-*/*/stage.json")):
+        curves = json.loads(path.read_text())["result"]
+        of_policies = record.setdefault(path.parent.parent.name, {})
+        of_policies[path.parent.name] = {kind: thinned(found) for kind, found in curves.items()}
     if (run / "summary.json").exists():
         record["rows"] = json.loads((run / "summary.json").read_text())
     if agreements:
