@@ -2,8 +2,8 @@
 
 Shows    What Improve filters, where it starts and what it minimises, and nothing else, makes the published methods.
 Command  rest run experiments/synthetic_presets.py:raft --out runs/raft
-Hardware 2 CPU cores: about as long as synthetic.py; `small` is for scripts/compare_losses.py
-Expect   scripts/compare_losses.py compares the losses; experiments/LOG.md has what was measured.
+Hardware 2 CPU cores: about as long as synthetic.py; `small` is for scripts/compare_improve.py
+Expect   scripts/compare_improve.py compares them; experiments/LOG.md has what was measured.
 """
 
 from dataclasses import replace
