@@ -8,7 +8,7 @@ Shows    Behavioural cloning on one half of the training text; six answers to ea
 Command  rest run experiments/instructgpt.py --out runs/instructgpt
          without the pretraining mix: ... --ppo.pretraining 0; without the KL penalty: ...:unchained
 Hardware 2 CPU cores
-Expect   experiments/LOG.md has what was measured; PPO's rate and epochs are what the trials of synthetic_table_1.py found.
+Expect   experiments/LOG.md has what was measured; PPO's rate and epochs are those of synthetic_table_1.py's trials.
 """
 
 from dataclasses import replace
