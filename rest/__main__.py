@@ -260,11 +260,13 @@ def _translate(arguments: Sequence[str]) -> None:
 
 def _export(arguments: Sequence[str]) -> None:
     from rest.inputs import last_policy
+    from rest.journal import say
     from rest.model.huggingface import write_marian
 
     flags = tyro.cli(_ExportFlags, args=arguments, prog="rest export")
     policy = last_policy(flags.folder)
     write_marian(flags.out, policy.settings, policy.tokenizer, policy.parameters)
+    say(f"{flags.out}: a Marian model, for transformers and CTranslate2")
 
 
 def _inspect(arguments: Sequence[str]) -> None:

@@ -123,6 +123,8 @@ class Run(Inputs):
                     seed=e.seed,
                     description="bc_continued",
                 )
+                if trained.best_step == 0:
+                    say("bc_continued: no checkpoint scored above BC, which is kept")
                 _finish(stage, policy, began, {"gradient_steps": trained.steps, "best_step": trained.best_step})
             return name, Policy.load(stage.folder / "policy")
 

@@ -89,7 +89,8 @@ def measure(flags: Flags, advantage: str, trained: str) -> dict[str, float]:
     living: list[float] = []
 
     def look(parameters: Any) -> dict[str, float]:
-        living.append(sum(leaf.nbytes for leaf in jax.live_arrays()) / MEGABYTE)
+        buffers = {leaf.addressable_data(0).unsafe_buffer_pointer(): leaf.nbytes for leaf in jax.live_arrays()}
+        living.append(sum(buffers.values()) / MEGABYTE)  # several arrays may be the same memory
         return {"score": 0.0}
 
     with tempfile.TemporaryDirectory() as folder:
@@ -109,6 +110,7 @@ def main() -> None:
             command = [sys.executable, __file__, "--width", str(flags.width), "--layers", str(flags.layers)]
             line = subprocess.run([*command, "--line", advantage, trained], capture_output=True, text=True, check=True)
             found[f"{advantage}, {trained}"] = json.loads(line.stdout)
+            print(f"{advantage}, {trained}: {found[f'{advantage}, {trained}']}", file=sys.stderr)
     table = Table(title=f"{flags.layers} + {flags.layers} layers x {flags.width}: megabytes")
     for head in ("", "the policy alone", "arrays between updates", "peak"):
         table.add_column(head, justify="right" if head else "left")

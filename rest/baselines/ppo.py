@@ -182,15 +182,16 @@ def ppo(
     """
     if jax.process_count() > 1:
         raise UserError(f"ppo: runs in one process, not {jax.process_count()}")
-    mesh, pad_id, anchor, value = data_mesh(), policy.tokenizer.pad_id, policy, Value.start(policy)
+    mesh, pad_id, anchor = data_mesh(), policy.tokenizer.pad_id, policy
+    value = Value.start(policy) if settings.has_critic else None
     paid, n = settings.rollout, settings.rollout.sources * settings.rollout.samples_per_source
     objective = PolicyUpdate(policy.graph, settings.surrogate, paid.sampling.temperature, settings.pretraining)
-    critic_objective = CriticUpdate(value.graph, settings.critic.loss)
     trained, kept_still = settings.trainable.split(policy.parameters, seed_for(seed, "ppo additions"))
     networks: Any = {"policy": jax.tree.map(jnp.copy, trained)}
     adams, parts = {"policy": settings.adam}, {"policy": settings.trainable, "critic": Trainable()}
-    if settings.has_critic:
+    if value is not None:
         networks["critic"], adams["critic"] = value.parameters, settings.critic.adam
+        critic_objective = CriticUpdate(value.graph, settings.critic.loss)
     optimizers: Any = {who: adam.direction().init(networks[who]) for who, adam in adams.items()}
     networks, optimizers = replicate(networks, mesh), replicate(optimizers, mesh)
     frozen = {"policy": replicate(kept_still, mesh), "critic": {}}
@@ -253,7 +254,7 @@ def ppo(
             if paid.keep_every and (number - 1) % paid.keep_every == 0:
                 write_shard(folder / "rollouts", *_shard(settings, number), rollout.columns)
             foreseen = None
-            if settings.has_critic:
+            if value is not None:
                 foreseen = value.with_parameters(networks["critic"]).of(rollout.examples, batch, pad_id)
             learned, metrics = learn_from(rollout, foreseen, settings, done["coefficient"])
             learned = join(learned, human, settings, np.random.default_rng(seed_for(seed, "ppo human pairs", number)))
@@ -264,7 +265,7 @@ def ppo(
                 shuffle = seed_for(seed, "ppo batches", number, epoch)
                 for batches in minibatches(learned, batch, pad_id=pad_id, seed=shuffle, accumulate=settings.accumulate):
                     shared, key = divide(batches, mesh, axis=1), jax.random.fold_in(root, number)
-                    if settings.has_critic:  # also when the policy has stopped: its targets stay what they are
+                    if value is not None:  # also when the policy has stopped: its targets stay what they are
                         of_critic.append(step("critic", critic_objective, settings.critic.schedule, shared, key))
                     if moves:
                         of_policy.append(step("policy", objective, settings.schedule, shared, key))

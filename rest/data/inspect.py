@@ -25,6 +25,7 @@ from rest.errors import UserError
 
 BINS = 20
 BAR = 30  # characters
+REPEATED = 64  # times that a text among the best may be there, and as many different ones are still found
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
@@ -51,14 +52,21 @@ def describe(
     if dataset.manifest.flagged and chosen is None:
         parts.append(_flags(dataset))
     if rows and len(reward):
-        parts.append(_rows(dataset, f"Best {rows}", places[_lowest(-reward, rows)]))
-        parts.append(_rows(dataset, f"Worst {rows}", places[_lowest(reward, rows)]))
+        for title, score in (("Best", -reward), ("Worst", reward)):
+            shown = _different(_lowest(score, REPEATED * rows), columns["source_id"], reward)[:rows]
+            parts.append(_rows(dataset, f"{title} {rows}", places[shown]))
         if len(disputed := _disputed(columns, rows)):
             title = "Most disputed: sources whose samples' rewards differ most, the best and the worst of each"
             parts.append(_rows(dataset, title, places[disputed]))
     if duplicates:
         parts.append(_duplicates(dataset, chosen, rows))
     return Group(*parts)
+
+
+def _different(rows: np.ndarray, source_id: np.ndarray, reward: np.ndarray) -> np.ndarray:
+    """Of rows of one source with one reward, the same text most likely, the first; those that are left, in order."""
+    _, first = np.unique(np.stack([source_id[rows], reward[rows]]), axis=1, return_index=True)
+    return rows[np.sort(first)]
 
 
 def _lengths(dataset: ScoredDataset, chosen: np.ndarray | None) -> np.ndarray:

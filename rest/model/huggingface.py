@@ -264,6 +264,9 @@ def write_marian(folder: Path, settings: TransformerSettings, tokenizer: Tokeniz
     generation = {"bad_words_ids": [[theirs.pad_id]], "forced_eos_token_id": theirs.eos_id, "max_length": 512}
     write_json(folder / "generation_config.json", ids | generation)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(
+        (folder / "generation_config.json").stat().st_mode
+    )  # it is written for its owner alone
     write_json(folder / "config.json", _marian_config(settings, theirs.vocabulary_size) | ids)
 
 

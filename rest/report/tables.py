@@ -189,7 +189,8 @@ def console(rows: list[Row], split: str = "test") -> Table:
     shown = [column for column in shown if column.key not in ("judge_mean", "judge_above_mean")]
     if any(column.key == "first_reward_mean" for column in shown):
         shown = [column for column in shown if column.key not in ("reward_greedy_mean", "distinct_per_source")]
-    caption = "\n".join(escape(note) for note in signatures(rows))
+    keys = {column.key for column in shown}
+    caption = "\n".join(escape(note) for note in signatures(rows) if note.split(":")[0].lower() in keys)
     table = Table(
         title=f"{split} split",
         title_justify="left",

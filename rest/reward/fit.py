@@ -311,7 +311,8 @@ def fit(
         report["pearson_gold"] = correlation(predicted, exact)
         report["spearman_gold"] = rank_correlation(predicted, exact)
         report["rater_pearson_gold"] = correlation(ratings, exact)
-    say("reward: " + ", ".join(f"{k} {v}" for k, v in report.items()))
+    shown = {k: f"{v:.3f}" if isinstance(v, float) else v for k, v in report.items() if k != "range"}
+    say("reward: " + ", ".join(f"{k} {v}" for k, v in shown.items()))
     if before:
         fresh = rows[rated.steps[rows] == rated.steps.max()]
         if len(fresh):

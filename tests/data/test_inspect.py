@@ -72,6 +72,12 @@ def test_more_rows_than_there_are_and_none_at_all(tmp_path):
     assert "rows             0" in shown(small(tmp_path / "empty", [], []))
 
 
+def test_a_text_that_was_drawn_often_is_shown_once(tmp_path):
+    text = shown(small(tmp_path, [0.9, 0.9, 0.9, 0.2], ["good", "good", "good", "bad"]), rows=2)
+    best = text.split("Best 2")[1].split("Worst 2")[0]
+    assert best.count("good") == 1 and "bad" in best
+
+
 @given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=1), st.integers(1, 8))
 def test_the_lowest_are_those_of_a_stable_sort(values, k):
     array = np.array(values, np.float32)
