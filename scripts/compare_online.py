@@ -227,9 +227,6 @@ def plot(found: dict[str, Any], path: Path) -> None:
     for axis, metric, title in zip(below, metrics, titles, strict=True):
         lines = found["hacking"]
         axis.barh([*lines][::-1], [row["metrics"][metric] for row in lines.values()][::-1], color="C1")
-        values = [row["metrics"][metric] for row in lines.values()]
-        if values and min(values) > 0.3:  # differences are small beside the values
-            axis.set_xlim(min(values) - 0.1, max(values) + 0.05)
         axis.set(title=f"{title}, length-biased" if metric == "reward_mean" else title)
     for axis in (*above, *below):
         axis.spines[["top", "right"]].set_visible(False)
