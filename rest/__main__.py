@@ -271,11 +271,13 @@ def _export(arguments: Sequence[str]) -> None:
 
 def _inspect(arguments: Sequence[str]) -> None:
     from rest.data.inspect import describe, export
+    from rest.data.store import ScoredDataset  # and nothing that imports JAX, which takes seconds
     from rest.data.where import rows_where
-    from rest.grow import open_dataset
 
     flags = tyro.cli(_InspectFlags, args=arguments, prog="rest inspect")
-    dataset = open_dataset(flags.folder)
+    if not flags.folder.exists():
+        raise UserError(f"{flags.folder}: no such grow step; make it with `rest grow`")
+    dataset = ScoredDataset.open(flags.folder)
     if flags.verify:
         dataset.verify()
     of_source = None if flags.source_id is None else f"source_id = {flags.source_id}"
