@@ -75,12 +75,13 @@ def _weights_and_biases(folder: Path) -> Any:
         import wandb
     except ImportError as error:
         raise UserError("WANDB_PROJECT is set, but wandb is not installed: pip install 'rest[wandb]'") from error
-    group, stage = folder.resolve().parent.name, folder.name.removeprefix(".").removesuffix(".partial")
+    path = folder.resolve()
+    run, *stage = path.parts[-3:] if path.parent.name.endswith(".partial") else path.parts[-2:]  # Grow's is one deeper
     return wandb.init(
-        id=hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16],
+        id=hashlib.sha256(str(path).encode()).hexdigest()[:16],
         resume="allow",
-        group=group,
-        name=f"{group}/{stage}",
+        group=run,
+        name="/".join([run, *(part.removeprefix(".").removesuffix(".partial") for part in stage)]),
         dir=folder,
         settings=wandb.Settings(console="off", silent=True),
     )

@@ -118,10 +118,11 @@ def test_weights_and_biases_gets_the_same_numbers(monkeypatch, tmp_path):
     pytest.importorskip("wandb", reason="the extra wandb is not installed")
     monkeypatch.setenv("WANDB_PROJECT", "rest")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    written(tmp_path / "demo" / ".bc.partial", range(1, 4))
-    (log,) = (tmp_path / "demo" / ".bc.partial" / "wandb").glob("offline-run-*/*.wandb")
-    data = log.read_bytes()
-    assert b"demo/bc" in data and data.count(b"loss") >= 3
+    for stage, name in ((".bc.partial", b"demo/bc"), (".grow-1.partial/journal", b"demo/grow-1/journal")):
+        written(tmp_path / "demo" / stage, range(1, 4))
+        (log,) = (tmp_path / "demo" / stage / "wandb").glob("offline-run-*/*.wandb")
+        data = log.read_bytes()
+        assert name in data and data.count(b"loss") >= 3
 
 
 def shown(terminal: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:

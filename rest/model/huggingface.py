@@ -264,9 +264,8 @@ def write_marian(folder: Path, settings: TransformerSettings, tokenizer: Tokeniz
     generation = {"bad_words_ids": [[theirs.pad_id]], "forced_eos_token_id": theirs.eos_id, "max_length": 512}
     write_json(folder / "generation_config.json", ids | generation)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "model.safetensors").chmod(
-        (folder / "generation_config.json").stat().st_mode
-    )  # it is written for its owner alone
+    mode = (folder / "generation_config.json").stat().st_mode
+    (folder / "model.safetensors").chmod(mode)  # save_file writes it for its owner alone
     write_json(folder / "config.json", _marian_config(settings, theirs.vocabulary_size) | ids)
 
 
