@@ -50,7 +50,7 @@ experiment = replace(
         pretraining=0.1,
         pretraining_pairs=64,
     ),
-    evaluation=replace(demo.evaluation, judge=Reward(SentenceChrF()), judge_limit=0.7),
+    evaluation=replace(demo.evaluation, judge=Reward(SentenceChrF(), scale=(0.0, 100.0)), judge_limit=0.7),
 )
 unchained = replace(
     experiment,
