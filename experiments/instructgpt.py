@@ -8,7 +8,7 @@ Shows    Behavioural cloning on one half of the training text; six answers to ea
 Command  rest run experiments/instructgpt.py --out runs/instructgpt
          without the pretraining mix: ... --ppo.pretraining 0; without the KL penalty: ...:unchained
 Hardware 2 CPU cores
-Expect   experiments/LOG.md has what was measured; PPO's rate and epochs are those of synthetic_table_1.py's trials.
+Expect   Samples gain a little by the judge, greedy outputs lose: PPO's rate is still too high (experiments/LOG.md).
 """
 
 from dataclasses import replace
