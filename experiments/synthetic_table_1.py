@@ -15,7 +15,6 @@ from pathlib import Path
 
 from rest.baselines.ppo import CriticSettings, PPOSettings
 from rest.baselines.rollout import RolloutSettings
-from rest.evaluation.evaluate import EvaluationSettings
 from rest.experiment import Experiment, import_file
 from rest.learning.divergence import Fixed
 from rest.learning.losses import GOLD
@@ -33,9 +32,8 @@ sampling = small.grow.sampling
 base = replace(
     small,
     grow_steps=2,
-    evaluation=EvaluationSettings(
-        samples_per_source=4,
-        sampling=sampling,
+    evaluation=replace(
+        small.evaluation,
         beam=BeamSettings(beams=2, max_target_tokens=48),
         dev_samples_per_source=3,
         kl_sources=250,
