@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import tyro
 from rich.console import Console
 
+from rest.allocator import keep_freed_memory
 from rest.errors import UserError
 
 if TYPE_CHECKING:
@@ -375,6 +376,7 @@ def _console() -> Console:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one subcommand; a user's mistake is one sentence on standard error and exit status 1."""
+    keep_freed_memory()  # before JAX is imported and has threads
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help") or arguments[1:] in (["-h"], ["--help"]):
         print(USAGE, end="")

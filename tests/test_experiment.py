@@ -21,7 +21,11 @@ def test_a_file_may_hold_variants() -> None:
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_every_experiment_of_the_project_can_be_read_and_recorded(path: Path) -> None:
     experiment = load_experiment(str(path))
-    if path.stem not in ("multi30k_de_en", "mqm_en_de_reward"):  # their directories are not given yet
+    if path.stem not in (
+        "multi30k_de_en",
+        "multi30k_table_1",
+        "mqm_en_de_reward",
+    ):  # their directories are not given yet
         recorded = json.loads(json.dumps(describe(experiment)))
         assert recorded["type"] == "rest.experiment.Experiment"
         assert recorded["grow_steps"] + recorded["ppo"]["rollouts"] >= 1

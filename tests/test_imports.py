@@ -12,10 +12,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A file imports only lower rows and, in its own row, files named before it.
 ROWS = """
-0 errors journal stage thresholds evaluation/{statistics,significance,text_metrics}
+0 allocator errors journal stage thresholds evaluation/{statistics,significance,text_metrics}
 0 learning/{mesh,returns,divergence,losses,preferences,surrogate}
 1 data/{tokenizer,synthetic,corpus,ratings,rating_files,shards,store,where,batches,inspect}
-2 model/{positions,transformer,lora,folder,xlmr,huggingface} learning/{checkpoint,train}
+2 model/{positions,normaliser,transformer,lora,folder,xlmr,huggingface} learning/{checkpoint,train}
 3 policy/{policy,slots,sampler,beam} learning/value
 3 reward/{language,guards,reward,calibration,composition,reference_based,trivial}
 3 reward/{encoder,learned,scorer,metricx,cometkiwi}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -208,7 +209,8 @@ def ppo(
         f"advantage {settings.advantage}, divergence {paid.estimator}, coefficient {paid.coefficient}"
     )
 
-    with Journal(folder, number if kept else -1) as journal, progress("ppo", settings.rollouts) as bar:
+    after, rollouts = number if kept else -1, settings.rollouts
+    with closing(checkpoints), Journal(folder, after) as journal, progress("ppo", rollouts) as bar:
 
         def actor() -> Any:
             return settings.trainable.join(networks["policy"], frozen["policy"])
@@ -280,7 +282,6 @@ def ppo(
 
         best = max(done["history"], key=lambda entry: (entry[1], entry[0]))[0]
         chosen = settings.trainable.join(checkpoints.parameters(best, networks)["policy"], frozen["policy"])
-    checkpoints.close()
     if paid.keep_every and settings.rollouts:
         identities = {"policy": anchor.identity, "reward": reward.identity, "tokenizer": policy.tokenizer.identity}
         write_manifest(

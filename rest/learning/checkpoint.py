@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +34,10 @@ class State(NamedTuple):
 
 
 class Checkpoints:
-    """The latest checkpoints of a training and the best one; a step is whole or absent."""
+    """The latest checkpoints of a training and the best one; a step is whole or absent.
+
+    They are written while training goes on; whoever asks for one waits until it is whole.
+    """
 
     def __init__(self, folder: Path, keep_latest: int = 1) -> None:
         best = preserve.BestN(
@@ -44,13 +48,13 @@ class Checkpoints:
             folder.absolute(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy,
-                enable_async_checkpointing=False,
                 best_fn=lambda metrics: metrics["score"],
             ),
         )
 
     def steps(self) -> list[int]:
         """Steps that are kept, rising."""
+        self._manager.wait_until_finished()
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: State, score: float) -> None:
@@ -59,13 +63,14 @@ class Checkpoints:
             args=ocp.args.Composite(
                 parameters=ocp.args.StandardSave(state.parameters),
                 optimizer=ocp.args.StandardSave(state.optimizer),
-                progress=ocp.args.JsonSave(state.progress),
+                progress=ocp.args.JsonSave(copy.deepcopy(state.progress)),  # the caller goes on changing it
             ),
             metrics={"score": score},
         )
 
     def restore(self, step: int, like: State) -> State:
         """The state at a step, with the shapes, types and devices of `like`."""
+        self._manager.wait_until_finished()
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -78,6 +83,7 @@ class Checkpoints:
 
     def parameters(self, step: int, like: Any) -> Any:
         """Only the parameters at a step."""
+        self._manager.wait_until_finished()
         args = ocp.args.Composite(parameters=ocp.args.StandardRestore(_abstract(like)))
         return self._manager.restore(step, args=args)["parameters"]
 

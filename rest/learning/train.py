@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from rest.learning.checkpoint import Checkpoints, State
 from rest.learning.losses import Loss
 from rest.learning.mesh import data_mesh, divide, replicate
 from rest.model.lora import Trainable
+from rest.model.transformer import rematerialised
 
 
 @runtime_checkable
@@ -91,6 +93,9 @@ class TrainSettings:
     """Stop after so many evaluations in a row without a new best."""
     accumulate: int = 1
     """Micro-batches an update."""
+    remat: bool = False
+    """Keep only what goes from layer to layer, and compute the rest again in the backward pass: less memory, slower.
+    On CPU, where XLA orders operations for speed, it saves a tenth of the memory at most."""
     average: int = 1
     """Average the parameters of so many last evaluations at the end; kept only if that scores better."""
     schedule: Schedule = field(default_factory=Schedule)
@@ -169,6 +174,8 @@ def train(
     """
     mesh = data_mesh()
     adam, trainable = settings.adam, settings.trainable
+    if settings.remat:
+        objective = rematerialised(objective, parameters)
     checkpoints = Checkpoints(folder / "checkpoints", keep_latest=settings.average)
     trained, frozen = trainable.split(parameters, seed)
     frozen = replicate(frozen, mesh)  # shared with whoever gave the parameters, unlike what is trained
@@ -183,7 +190,8 @@ def train(
     history = [(int(at), float(score)) for at, score in history]
     root = jax.random.key(seed)
 
-    with Journal(folder, step if kept else -1) as journal, progress(description, settings.max_steps) as bar:
+    title, at_most = description, settings.max_steps
+    with closing(checkpoints), Journal(folder, step if kept else -1) as journal, progress(title, at_most) as bar:
 
         def look() -> None:
             values = evaluate(trainable.join(trained, frozen))
@@ -196,6 +204,18 @@ def train(
             checkpoints.save(step, State(trained, optimizer, saved), history[-1][1])
             say(f"{description}: step {step}, " + ", ".join(f"{n} {v:.4g}" for n, v in values.items()))
 
+        def settle(at: int, micro: list[Batch], metrics: dict[str, jax.Array]) -> None:
+            loss = float(metrics["loss"])
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"{description}: the loss of step {at} is {loss} in the batch with rows {_rows(micro)}; "
+                    f"the last checkpoint, of step {history[-1][0]}, is kept"
+                )
+            bar.update(at, f"loss {loss:.3f}, dev {history[-1][1]:.4g}")
+            if at % 10 == 0:
+                journal.record(at, {**metrics, "learning_rate": settings.schedule(at)})
+
+        waiting: tuple[int, list[Batch], dict[str, jax.Array]] | None = None
         if not history:
             look()
         while step < settings.max_steps and not _stalled(history, settings.patience):
@@ -212,16 +232,12 @@ def train(
                 jnp.float32(settings.schedule(step)),
                 jax.random.fold_in(root, step),
             )
-            loss = float(metrics["loss"])
-            if not math.isfinite(loss):
-                raise UserError(
-                    f"{description}: the loss of step {step} is {loss} in the batch with rows {_rows(micro)}; "
-                    f"the last checkpoint, of step {history[-1][0]}, is kept"
-                )
-            bar.update(step, f"loss {loss:.3f}, dev {history[-1][1]:.4g}")
-            if step % 10 == 0:
-                journal.record(step, {**metrics, "learning_rate": settings.schedule(step)})
+            if waiting:  # the device has the next update already
+                settle(*waiting)
+            waiting = step, micro, metrics
             if step % settings.evaluate_every == 0 or step == settings.max_steps:
+                settle(*waiting)
+                waiting = None
                 look()
 
         best_step, score = max(history, key=lambda entry: (entry[1], entry[0]))
@@ -233,7 +249,6 @@ def train(
             say(f"{description}: average of steps {last} scores {averaged:.4g}, the best step {score:.4g}")
             if averaged > score:
                 best, score, best_step = mean, averaged, step
-    checkpoints.close()
     stopped: Literal["converged", "step limit"] = "converged" if _stalled(history, settings.patience) else "step limit"
     return Trained(trainable.join(best, frozen), best_step, score, step, stopped, history)
 

@@ -7,6 +7,7 @@ feed-forward layers, relative positions, no biases, an output layer of its own.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from rest.errors import UserError
+from rest.model.normaliser import normaliser
 from rest.model.positions import RelativePositions, ahead, sinusoids
 
 BLOCKED = -1e9  # logit of an id that must never be produced; finite, so that 0 x BLOCKED is not NaN
@@ -230,11 +232,30 @@ class Block(nnx.Module):
         return self.residual(x, self.feed_forward_norm, self.feed_forward, third)
 
 
+def layer(network: Any, block: Block) -> Callable[..., Array]:
+    """The block, whose activations are computed again in the backward pass where the network has `remat`."""
+    if not network.remat:
+        return block
+    return lambda x, attend, attend_source, key: jax.checkpoint(lambda x, key: block(x, attend, attend_source, key))(
+        x, key
+    )
+
+
+def rematerialised(objective: Any, parameters: Any) -> Any:
+    """The objective, a dataclass with a `graph`, with `remat` in every stack of layers of its network."""
+    network = nnx.merge(objective.graph, {name: part for name, part in parameters.items() if name != "duals"})
+    for _, node in nnx.iter_graph(network):
+        if hasattr(node, "remat"):
+            node.remat = True
+    return dataclasses.replace(objective, graph=nnx.split(network)[0])
+
+
 class Transformer(nnx.Module):
     """Encoder-decoder. Masks are bool, True = may be seen; ids `blocked` are never produced."""
 
     def __init__(self, settings: TransformerSettings, vocabulary_size: int, *, pad_id: int, rngs: nnx.Rngs) -> None:
         self.settings, self.vocabulary_size, self.pad_id = settings, vocabulary_size, pad_id
+        self.remat = False
         padded = -(-vocabulary_size // 64) * 64  # the sampler searches blocks of 64
         scale = settings.width**-0.5
         self.embedding = nnx.Param(jax.random.normal(rngs.params(), (padded, settings.width)) * scale)
@@ -278,7 +299,7 @@ class Transformer(nnx.Module):
         x = self.embed(ids, positions, embedding_key)
         bias = None if self.encoder_positions is None else self.encoder_positions(ahead(positions))
         for block, layer_key in zip(self.encoder, layer_keys, strict=True):
-            x = block(x, attending(block.attention, mask, bias=bias), None, layer_key)
+            x = layer(self, block)(x, attending(block.attention, mask, bias=bias), None, layer_key)
         return x if self.encoder_norm is None else self.encoder_norm(x)
 
     def decode(
@@ -295,7 +316,7 @@ class Transformer(nnx.Module):
         x = self.embed(ids, positions, embedding_key)
         bias = None if self.decoder_positions is None else self.decoder_positions(ahead(positions))
         for block, layer_key in zip(self.decoder, layer_keys, strict=True):
-            x = block(
+            x = layer(self, block)(
                 x,
                 attending(block.attention, mask, bias=bias),
                 attending(block.cross, source_mask, encoded),
@@ -382,33 +403,26 @@ class Transformer(nnx.Module):
         temperature: float = 1.0,
         entropy: bool = False,
     ) -> Scores:
-        """Log-probabilities of the labels at a temperature, a slice of the time axis (about `chunk` tokens) at once.
+        """Log-probabilities of the labels at a temperature.
 
-        The logits of a slice are computed again in the backward pass, so that [B, T, V] never exists.
+        Only the normaliser needs the logits of all the vocabulary; that of a label and their mean are products with
+        one row of the output layer and with the mean of its rows.
         """
         batch, steps, _ = hidden.shape
+        hidden, weights = self.output_layer(hidden)
+        bias = self.blocked_bias()
         slices = max(1, min(steps, batch * steps // chunk))
         while steps % slices:
             slices -= 1
-        hidden, weights = self.output_layer(hidden)
-        bias = self.blocked_bias()
-        allowed = bias > BLOCKED / 2
-        count = self.vocabulary_size - 1
-
-        @jax.checkpoint
-        def score(part: tuple[Array, Array]) -> Scores:
-            states, wanted = part  # [B, c, D], [B, c]
-            logits = (states @ weights.T).astype(jnp.float32) + bias[None, None]
-            if temperature != 1:
-                logits = logits / temperature
-            total = jax.nn.logsumexp(logits, axis=-1)
-            label = jnp.take_along_axis(logits, wanted[..., None], axis=-1)[..., 0]
-            mean = jnp.where(allowed[None, None], logits, 0.0).sum(-1) / count
-            entropies = total - (jnp.exp(logits - total[..., None]) * logits).sum(-1) if entropy else None
-            return Scores(label - total, mean - total, entropies)
-
-        def cut(x: Array) -> Array:
-            return x.reshape(batch, slices, steps // slices, *x.shape[2:]).swapaxes(0, 1)
-
-        parts = jax.lax.map(score, (cut(hidden), cut(labels)))
-        return jax.tree.map(lambda part: part.swapaxes(0, 1).reshape(batch, steps), parts)
+        cut = hidden.reshape(batch, slices, steps // slices, -1).swapaxes(0, 1)
+        slices_first = cut.reshape(slices, batch * steps // slices, -1)
+        total, entropies = (
+            part.reshape(slices, batch, -1).swapaxes(0, 1).reshape(batch, steps)
+            for part in normaliser(slices_first, weights, bias, temperature, entropy)
+        )
+        states = hidden.astype(jnp.float32)
+        label = jnp.einsum("btd,btd->bt", states, weights[labels].astype(jnp.float32)) + bias[labels]
+        allowed = (bias > BLOCKED / 2) / (self.vocabulary_size - 1)
+        mean = states @ (allowed @ weights.astype(jnp.float32)) + jnp.where(allowed > 0, bias, 0.0) @ allowed
+        label, mean = label / temperature, mean / temperature
+        return Scores(label - total, mean - total, entropies if entropy else None)

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from rest.data.tokenizer import HuggingFaceTokenizer, Tokenizer
 from rest.errors import UserError
 from rest.model.folder import Config, Keys, blueprint, fill, read_tensors, refuse_left
-from rest.model.transformer import Block, Norm, TransformerSettings, attending, dropout, split_key
+from rest.model.transformer import Block, Norm, TransformerSettings, attending, dropout, layer, split_key
 
 POST_NORM = {  # our word for a part of a layer, and theirs
     "attention": "attention",
@@ -96,6 +96,7 @@ class XLMR(nnx.Module):
 
     def __init__(self, settings: XLMRSettings, *, rngs: nnx.Rngs) -> None:
         self.settings, block = settings, settings.block
+        self.remat = False
 
         def table(rows: int) -> nnx.Param:
             return nnx.Param(jax.random.normal(rngs.params(), (rows, settings.width)) * 0.02)
@@ -128,8 +129,8 @@ class XLMR(nnx.Module):
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         states = [dropout(x.astype(self.settings.dtype), self.settings.dropout, embedding_key)]
-        for layer, layer_key in zip(self.layers, layer_keys, strict=True):
-            states.append(layer(states[-1], attending(layer.attention, mask), None, layer_key))
+        for block, layer_key in zip(self.layers, layer_keys, strict=True):
+            states.append(layer(self, block)(states[-1], attending(block.attention, mask), None, layer_key))
         if self.norm is not None:
             states[-1] = self.norm(states[-1])
         return states

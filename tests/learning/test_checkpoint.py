@@ -73,6 +73,19 @@ def test_parameters_optimizer_and_progress_come_back_in_another_process_too(tmp_
     again.close()
 
 
+def test_what_is_saved_is_the_moment_of_the_call_though_it_is_written_later(tmp_path):
+    change = jax.jit(lambda w: w + 1, donate_argnums=0)
+    weights, progress = jnp.zeros(4_000_000), {"history": [1]}
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, State({"w": weights}, {"m": jnp.ones(1)}, progress), 0.5)
+    for _ in range(5):
+        weights = change(weights)  # in the buffer that was saved, if nothing keeps it
+    progress["history"].append(2)
+    restored = checkpoints.restore(1, State({"w": weights}, {"m": jnp.ones(1)}, {}))
+    checkpoints.close()
+    assert not np.asarray(restored.parameters["w"]).any() and restored.progress == {"history": [1]}
+
+
 @pytest.mark.parametrize(
     ("scores", "latest", "kept"),
     [

@@ -12,9 +12,10 @@ from flax import nnx
 
 from rest.data.batches import Batch, BatchSettings, Examples, evaluation_batches
 from rest.errors import UserError
+from rest.learning.losses import NLL
 from rest.model.positions import distance_buckets, sinusoids
-from rest.model.transformer import Scores, Transformer, TransformerSettings, dropout
-from rest.policy.policy import hidden_states
+from rest.model.transformer import Scores, Transformer, TransformerSettings, dropout, rematerialised
+from rest.policy.policy import PolicyObjective, hidden_states
 
 VOCABULARY, PAD = 70, 0  # not a multiple of 64: the last block is filled up
 SMALL = TransformerSettings(width=16, heads=2, feed_forward=24, encoder_layers=1, decoder_layers=2)
@@ -195,6 +196,33 @@ def test_the_chunk_does_not_change_the_gradient():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), gradient(2), gradient(512))
 
 
+@pytest.mark.parametrize(("temperature", "entropy"), [(1.0, False), (3.0, False), (0.7, True)])
+def test_the_gradient_of_scores_is_that_of_a_direct_log_softmax(temperature, entropy):
+    net = network()
+    graph, state = nnx.split(net)
+    parameters = nnx.to_pure_dict(state)
+    random = np.random.default_rng(3)
+    states = jnp.asarray(random.standard_normal((2, 8, 16), np.float32))
+    labels = jnp.asarray(random.integers(1, VOCABULARY, (2, 8)))
+    given = [jnp.asarray(random.standard_normal((2, 8), np.float32)) for _ in range(3)]
+
+    def joined(*of_token):
+        return sum((weight * part).sum() for weight, part in zip(given, of_token, strict=False))
+
+    def ours(parameters, states):
+        found = nnx.merge(graph, parameters).scores(states, labels, 4, temperature=temperature, entropy=entropy)
+        return joined(found.log_probs, found.mean_log_probs, *([found.entropies] if entropy else []))
+
+    def direct(parameters, states):
+        law = jax.nn.log_softmax(logits_of(nnx.merge(graph, parameters), states) / temperature, axis=-1)
+        label = jnp.take_along_axis(law, labels[..., None], -1)[..., 0]
+        entropies = -(jnp.exp(law) * law)[..., 1:VOCABULARY].sum(-1)
+        return joined(label, law[..., 1:VOCABULARY].mean(-1), *([entropies] if entropy else []))
+
+    found, expected = (jax.jit(jax.grad(f, argnums=(0, 1)))(parameters, states) for f in (ours, direct))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, expected)
+
+
 def test_padding_positions_give_no_gradient_that_is_not_a_number():
     graph, state = nnx.split(network())
     batch = packed(pairs([(5, 4)]), rows=2)  # the second row is all padding
@@ -285,3 +313,18 @@ def test_relative_positions_by_hand():
 def test_a_width_that_the_heads_do_not_divide_is_refused():
     with pytest.raises(UserError, match="width 18 must be a multiple of twice the heads, 4"):
         network(dataclasses.replace(SMALL, width=18, heads=4))
+
+
+def test_computing_activations_again_gives_the_same_gradient():
+    deep = dataclasses.replace(SMALL, encoder_layers=2, dropout=0.1)
+    graph, state = nnx.split(network(deep))
+    parameters, batch = nnx.to_pure_dict(state), packed(pairs([(5, 4), (3, 6)]))
+    plain = PolicyObjective(graph, NLL())
+
+    def gradient(objective):
+        return jax.grad(lambda parameters: objective(parameters, batch, jax.random.key(0)).sum)
+
+    first, second = gradient(plain), gradient(rematerialised(plain, parameters))
+    assert [str(jax.make_jaxpr(f)(parameters)).count("remat2[") for f in (first, second)] == [0, 4]  # a layer each
+    found, wanted = jax.jit(second)(parameters), jax.jit(first)(parameters)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, wanted)
