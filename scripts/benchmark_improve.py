@@ -5,9 +5,10 @@
 
 Both train a random network with AdamW, dropout and label smoothing in float32 on two threads. `pairs` are the files'
 own; `rows of D_g` have `hypotheses` targets a source: its reference's pieces, some dropped or doubled. PyTorch gets
-batches of like lengths, padded to their longest. Each takes the best of its batch sizes, then they take turns; what
-counts is target tokens that are not padding, and the median of the rounds. The bound is the rate of matrix products
-measured in the same run over the FLOPs of a token's forward and backward pass. Nothing else should be running.
+batches of like lengths, padded to their longest, and keeps freed memory as ours does where it is quicker so. Each
+takes the best of its batch sizes, then they take turns; what counts is target tokens that are not padding, and the
+median of the rounds. The bound is the rate of matrix products measured in the same run over the FLOPs of a token's
+forward and backward pass. Nothing else should be running.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from rest.allocator import keep_freed_memory
 from rest.data.batches import BatchSettings, Examples, fitting, training_batches
 from rest.data.tokenizer import SentencePieceSettings
 from rest.learning.losses import NLL
@@ -42,6 +44,12 @@ from rest.policy.policy import Policy, PolicyObjective
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS, PEER = "rest", "PyTorch"
+KEEPING = {  # what rest.allocator does, by environment variables
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,7 @@ class Ours:
         """Compile, and keep what the next call goes on with."""
         batches, plan = training_batches(self.examples, settings, pad_id=self.policy.tokenizer.pad_id, seed=0)
         parameters = replicate(jax.tree.map(jnp.copy, self.policy.parameters), self.mesh)
-        state = [parameters, replicate(Adam().direction().init(parameters), self.mesh), batches, plan.padding]
+        state = [parameters, replicate(Adam().direction().init(parameters), self.mesh), batches, plan.padding, 0.0]
         self.ready[settings] = state
         self.step(state)
 
@@ -105,11 +113,12 @@ class Ours:
         return objective, Adam(), Trainable(), state[0], {}, state[1], stacked, rate, jax.random.key(0)
 
     def step(self, state: list[Any]) -> int:
-        """One update; target tokens in it."""
+        """One update; target tokens in it. As `train` does, it waits for the update before."""
         batch = next(state[2])
         stacked = divide(jax.tree.map(lambda leaf: leaf[None], batch), self.mesh, axis=1)
         state[0], state[1], metrics = update(*self.arguments(state, stacked))
-        float(metrics["loss"])
+        state[4], waiting = metrics["loss"], state[4]
+        float(waiting)
         return int((batch.target_segments > 0).sum())
 
     def run(self, settings: BatchSettings, seconds: float) -> float:
@@ -119,6 +128,7 @@ class Ours:
         tokens, began = 0, time.perf_counter()
         while time.perf_counter() - began < seconds:
             tokens += self.step(self.ready[settings])
+        float(self.ready[settings][4])
         return tokens / (time.perf_counter() - began)
 
     def temporary_megabytes(self, settings: BatchSettings) -> float:
@@ -132,7 +142,9 @@ class Ours:
 class Peer:
     """The process of benchmark_improve_peers.py, asked by JSON lines."""
 
-    def __init__(self, settings: TransformerSettings, examples: Examples, vocabulary: int, folder: Path) -> None:
+    def __init__(
+        self, settings: TransformerSettings, examples: Examples, vocabulary: int, folder: Path, keeping: bool
+    ) -> None:
         python = ROOT / ".venv-benchmark" / "bin" / "python"
         if not python.exists():
             raise SystemExit("make .venv-benchmark first: bash scripts/setup_benchmark_environment.sh")
@@ -142,7 +154,7 @@ class Peer:
         task = {"settings": asdict(settings), "vocabulary": vocabulary, "pairs": pairs}
         (folder / "task.json").write_text(json.dumps(task))
         command = [str(python), str(ROOT / "scripts" / "benchmark_improve_peers.py"), str(folder / "task.json")]
-        environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "2", **(KEEPING if keeping else {})}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
             env=environment,
@@ -197,7 +209,7 @@ def measure(policy: Policy, examples: Examples, shapes: list[tuple[int, int]], f
         tried += [BatchSettings(n, 64, 64) for n in flags.batch_tokens]
         apart = Ours(policy, Examples([examples.source(i) for i in range(len(examples))], examples.targets))
     with tempfile.TemporaryDirectory() as scratch:
-        peer = Peer(policy.settings, examples, vocabulary, Path(scratch))
+        processes = {k: Peer(policy.settings, examples, vocabulary, Path(scratch), k) for k in (False, True)}
 
         def run(settings: BatchSettings, seconds: float) -> float:
             return (apart if shared and not settings.share_sources else ours).run(settings, seconds)
@@ -206,12 +218,19 @@ def measure(policy: Policy, examples: Examples, shapes: list[tuple[int, int]], f
         for settings, speed in speeds.items():
             print(settings, round(speed), flush=True)
         best = max(speeds, key=lambda settings: speeds[settings])
-        peers = {n: peer.run(n, flags.seconds / 3) for n in flags.batch_tokens}
-        print(PEER, {n: round(speed) for n, speed in peers.items()}, flush=True)
+        peers = {
+            (keeping, n): process.run(n, flags.seconds / 3)
+            for keeping, process in processes.items()
+            for n in flags.batch_tokens
+        }
+        print(f"{PEER}, (keeps freed memory, batch tokens):", {k: round(v) for k, v in peers.items()}, flush=True)
+        keeping, tokens = max(peers, key=lambda k: peers[k])
+        peer = processes[keeping]
+        processes[not keeping].close()
         rounds = []
         for _ in range(flags.rounds):
             rate = matrix_rate(policy.settings.width)
-            turn = run(best, flags.seconds), peer.run(max(peers, key=lambda n: peers[n]), flags.seconds)
+            turn = run(best, flags.seconds), peer.run(tokens, flags.seconds)
             rounds.append((*turn, max(rate, matrix_rate(policy.settings.width))))
         peer.close()
     mine, theirs, rates = (np.asarray(column) for column in zip(*rounds, strict=True))
@@ -223,6 +242,7 @@ def measure(policy: Policy, examples: Examples, shapes: list[tuple[int, int]], f
         "mean_source_tokens": source,
         "mean_target_tokens": target,
         "batch": asdict(best),
+        "batch_of_the_peer": {"batch_tokens": tokens, "keeps_freed_memory": keeping},
         "padding": used.ready[best][3],
         "tokens_per_second": {OURS: float(np.median(mine)), PEER: float(np.median(theirs))},
         "faster_by": float(np.median(mine / theirs)),
@@ -251,6 +271,7 @@ def table(record: dict[str, Any]) -> Table:
 
 
 def main() -> None:
+    keep_freed_memory()
     flags = tyro.cli(Flags, description=__doc__)
     count = 8000
     sides = texts(flags.sources, count), texts(flags.references, count)

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import tyro
 
+from rest.allocator import keep_freed_memory
 from rest.data.batches import BatchSettings
 from rest.data.tokenizer import MarianTokenizer
 from rest.model.huggingface import write_marian
@@ -85,6 +86,7 @@ def peer(folder: Path, threads: int) -> Callable[..., dict[str, Any]]:
 
 
 def main() -> None:
+    keep_freed_memory()
     flags = tyro.cli(Flags, description=__doc__)
     folder = flags.policy / "policy" if (flags.policy / "policy").is_dir() else flags.policy
     policy, texts = Policy.load(folder), evenly(flags.sources, flags.texts)

@@ -9,7 +9,7 @@ methods  ReST and its kin of experiments/synthetic_presets.py, all drawing 8,000
 
 Reward, gold, divergence from BC and distinct samples, beside BC and BC trained on D for as many steps. A cell is
 written to DIR/<seed>/cells as it ends, a method is a run in DIR/methods, and the same command goes on from there; then
-the tables and experiments/results/improve.json are made from all that is complete.
+the tables and experiments/results/NAME.json (--results) are made from all that is complete.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from rest.algorithm import Run, rest
+from rest.allocator import keep_freed_memory
 from rest.baselines.bc import clone
 from rest.data.store import ScoredDataset
 from rest.evaluation.evaluate import evaluate, mean_reward
@@ -138,11 +139,20 @@ def measured(run: Run, policy: Policy) -> dict[str, float]:
     found = evaluate(
         policy, run.corpus.test, run.reward(), settings, bc=run.load("bc"), batch=e.batch, gold=gold, seed=e.seed
     )
-    names = ("reward_mean", "gold_mean", "gold_greedy_mean", "kl_to_bc", "distinct_per_source", "bleu", "length_ratio")
+    names = (
+        "reward_mean",
+        "gold_mean",
+        "gold_greedy_mean",
+        "kl_to_bc",
+        "distinct_per_source",
+        "bleu",
+        "chrf",
+        "length_ratio",
+    )
     return {name: found.metrics[name] for name in names if name in found.metrics}
 
 
-def cells_of(run: Run, wanted: list[str], rules: bool) -> None:
+def cells_of(run: Run, wanted: list[str], rules: list[str]) -> None:
     """All cells of one seed that are not there yet."""
     bc = run.bc()
     dataset = run.grow(1, bc, run.reward())
@@ -151,10 +161,9 @@ def cells_of(run: Run, wanted: list[str], rules: bool) -> None:
         "bc_continued": lambda: continued(run),
         **{name: lambda name=name: chain(run, dataset, name, *LOSSES[name], STEPS) for name in wanted},
     }
-    if rules:
-        loss = run.experiment.improve.loss
-        of_rules = {name: lambda name=name: chain(run, dataset, name, loss, RULES[name], RULE_STEPS) for name in RULES}
-        cells |= {f"rule-{name}": make for name, make in of_rules.items()}
+    loss = run.experiment.improve.loss
+    of_rules = {name: lambda name=name: chain(run, dataset, name, loss, RULES[name], RULE_STEPS) for name in rules}
+    cells |= {f"rule-{name}": make for name, make in of_rules.items()}
     (run.out / "cells").mkdir(exist_ok=True)
     for name, make in cells.items():
         path = run.out / "cells" / f"{name}.json"
@@ -191,6 +200,8 @@ def run_method(experiment: Experiment, folder: Path, like: Path) -> None:
 def table(cells: dict[str, list[dict[str, Any]]], steps: tuple[int, ...]) -> str:
     """Means over seeds, as Markdown; dev chose the checkpoints, test is what is shown."""
     columns = {"reward_mean": "reward", "gold_mean": "gold", "kl_to_bc": "KL to BC", "distinct_per_source": "distinct"}
+    if not all("gold_mean" in step for seeds in cells.values() for cell in seeds for step in cell["steps"].values()):
+        columns = {"reward_mean": "reward", "bleu": "BLEU", "chrf": "chrF", "kl_to_bc": "KL to BC"}
     heads = [f"{head}, I = {i}" for i in steps for head in columns.values()]
     lines = ["| | seeds | " + " | ".join(heads) + " |", "| --- " * (2 + len(heads)) + "|"]
     for name, seeds in cells.items():
@@ -215,19 +226,25 @@ def table_of_methods(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> None:
+    keep_freed_memory()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", help="FILE[:variant]")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--losses", nargs="+", choices=LOSSES, default=list(LOSSES))
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
+    parser.add_argument("--corpus", type=Path, help="directory of the corpus, where it is read from one")
+    parser.add_argument("--results", default="improve", help="name of the file in experiments/results")
     flags = parser.parse_args()
     experiment, first = load_experiment(flags.experiment), flags.out / str(flags.seeds[0])
+    if flags.corpus is not None:
+        experiment = replace(experiment, corpus=replace(experiment.corpus, directory=flags.corpus))
     for seed in flags.seeds if "losses" in flags.parts else flags.seeds[:1]:
         run = Run(replace(experiment, seed=seed), flags.out / str(seed))
         with run.recorded():
             wanted = flags.losses if "losses" in flags.parts else []
-            cells_of(run, wanted, rules="rules" in flags.parts and run.out == first)
+            cells_of(run, wanted, flags.rules if "rules" in flags.parts and run.out == first else [])
     if "methods" in flags.parts:
         for name in METHODS:
             preset = load_experiment(f"{PRESETS}:{name}")
@@ -264,11 +281,12 @@ def main() -> None:
         "cells": found,
         "methods": methods,
     }
-    target = ROOT / "experiments" / "results" / "improve.json"
+    target = ROOT / "experiments" / "results" / f"{flags.results}.json"
     target.write_text(json.dumps(record, indent=1) + "\n")
     print(table({name: cells for name, cells in found.items() if not name.startswith("rule-")}, STEPS))
     print(table({name: cells for name, cells in found.items() if name.startswith("rule-")}, RULE_STEPS))
-    print(table_of_methods(methods))
+    if methods:
+        print(table_of_methods(methods))
     print(f"\n{target.relative_to(ROOT)}")
 
 

@@ -3,9 +3,10 @@
     python scripts/compare_online.py --out runs/table-1
     python scripts/compare_online.py --out runs/table-1 --parts table --seeds 1
 
-Everything is in experiments/synthetic_table_1.py. Each line of a table is a run's folder; what is complete is not made
-again, and several of these commands may work on different parts or seeds at once. From all that is complete it writes
-experiments/results/table_1.json and .png.
+Everything is in experiments/synthetic_table_1.py, or in another file of its form, which need not have all parts. Each
+line of a table is a run's folder; what is complete is not made again, and several of these commands may work on
+different parts or seeds at once. From all that is complete it writes a JSON file of the same name in
+experiments/results, and a plot where there is a sweep.
 """
 
 from __future__ import annotations
@@ -16,16 +17,19 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib
 import numpy as np
 import tyro
+from record_result import without_paths
 from rich.console import Console
 from rich.table import Table
 
 from rest.algorithm import Run, rest
+from rest.allocator import keep_freed_memory
 from rest.experiment import Experiment, import_file
 from rest.journal import say
 from rest.policy.policy import Policy
@@ -36,7 +40,6 @@ matplotlib.use("agg")
 from matplotlib import pyplot
 
 ROOT = Path(__file__).resolve().parent.parent
-FILE = ROOT / "experiments" / "synthetic_table_1.py"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "sacrebleu", "sentencepiece")
 TUNING_SEED = 100
 METRICS = {
@@ -45,6 +48,7 @@ METRICS = {
     "reward_greedy_mean": "greedy reward",
     "gold_greedy_mean": "greedy gold",
     "bleu": "BLEU",
+    "chrf": "chrF",
     "kl_to_bc": "KL to BC",
     "length_ratio": "length",
     "distinct_per_source": "distinct",
@@ -69,7 +73,12 @@ Part = Literal["trials", "table", "sweep", "hacking"]
 class Flags:
     out: Path
     """Folder of the runs."""
+    file: Path = ROOT / "experiments" / "synthetic_table_1.py"
+    """The experiments."""
+    corpus: Path | None = None
+    """Directory of the corpus, where it is read from one."""
     parts: tuple[Part, ...] = ("trials", "table", "sweep", "hacking")
+    """Those of them that the file has."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of the table; the sweep and the hacked reward have the first of them, the trials a seed of their own."""
 
@@ -125,9 +134,19 @@ def last_of(run: Run, policy: Policy) -> Policy:
     return policy
 
 
+def experiments_of(flags: Flags) -> Any:
+    """What the file defines, its experiments reading the corpus from where it is."""
+    module = import_file(flags.file)
+    for name, value in vars(module).items():
+        if isinstance(value, Experiment) and flags.corpus is not None:
+            setattr(module, name, replace(value, corpus=replace(value.corpus, directory=flags.corpus)))
+    return module
+
+
 def make(flags: Flags, module: Any) -> None:
     """All runs that are asked for and not complete."""
-    if "trials" in flags.parts:
+    others = [name for name in OTHERS if hasattr(module, name)]
+    if "trials" in flags.parts and hasattr(module, "ppo_trials"):
         base = run_of(module.base, TUNING_SEED, flags.out / "trials" / "base")
         with base.recorded():
             base.bc(), base.reward()
@@ -141,11 +160,12 @@ def make(flags: Flags, module: Any) -> None:
     if "table" in flags.parts:
         for seed in flags.seeds:
             first = flags.out / "table" / f"{seed}-experiment"
-            for name, how in {"experiment": rest, **dict.fromkeys(OTHERS, only_last)}.items():
+            for name, how in {"experiment": rest, **dict.fromkeys(others, only_last)}.items():
                 run = run_of(getattr(module, name), seed, flags.out / "table" / f"{seed}-{name}", first)
                 finish(run, how)
-    for part, experiments in (("sweep", module.sweep), ("hacking", module.hacking)):
-        if part in flags.parts:
+    for part in ("sweep", "hacking"):
+        experiments = getattr(module, part, {}) if part in flags.parts else {}
+        if experiments:
             first = flags.out / part / plain(next(iter(experiments)))
             if part == "sweep":
                 first = flags.out / "table" / f"{flags.seeds[0]}-experiment"
@@ -167,7 +187,7 @@ def plain(name: object) -> str:
 def rows(flags: Flags, module: Any) -> dict[str, Any]:
     """What is complete: of each part the lines by name, and of a line the metrics by seed."""
     found: dict[str, Any] = {"trials": {}, "table": {}, "sweep": {}, "hacking": {}}
-    for name in module.rest_trials | module.ppo_trials:
+    for name in getattr(module, "rest_trials", {}) | getattr(module, "ppo_trials", {}):
         path = flags.out / "trials" / plain(name) / "trial.json"
         if path.exists():
             found["trials"][name] = read_json(path)
@@ -175,7 +195,7 @@ def rows(flags: Flags, module: Any) -> dict[str, Any]:
     for seed, line, row in table_rows(flags.out / "table"):
         found["table"][line][seed] = row
     for part in ("sweep", "hacking"):
-        for name in getattr(module, part):
+        for name in getattr(module, part, {}):
             path = flags.out / part / plain(name) / "summary.json"
             if path.exists():
                 by_policy = {row["policy"]: row for row in read_json(path)}
@@ -201,10 +221,13 @@ def table_rows(folder: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
 def shown(title: str, lines: dict[str, list[dict[str, Any]]]) -> Table:
     """Means over seeds."""
     table = Table(title=title)
-    for head in ("", "seeds", *METRICS.values(), "samples", "steps", "seconds"):
+    metrics = {
+        key: head for key, head in METRICS.items() if all(key in row["metrics"] for row in chain(*lines.values()))
+    }
+    for head in ("", "seeds", *metrics.values(), "samples", "steps", "seconds"):
         table.add_column(head, justify="left" if not head else "right")
     for name, seeds in lines.items():
-        means = [np.mean([row["metrics"][metric] for row in seeds]) for metric in METRICS]
+        means = [np.mean([row["metrics"][metric] for row in seeds]) for metric in metrics]
         costs = [np.mean([row[key] for row in seeds]) for key in ("samples_drawn", "gradient_steps", "wall_s")]
         table.add_row(name, str(len(seeds)), *(f"{x:.3f}" for x in means), *(f"{x:.0f}" for x in costs))
     return table
@@ -237,27 +260,29 @@ def plot(found: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
+    keep_freed_memory()
     flags = tyro.cli(Flags, description=__doc__)
-    module = import_file(FILE)
+    module = experiments_of(flags)
     make(flags, module)
     found = rows(flags, module)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
     record = {
-        "command": "python scripts/compare_online.py --out DIR",
+        "command": f"python scripts/compare_online.py --file {flags.file.name} --out DIR",
         "commit": commit.stdout.strip(),
         "machine": {"processors": os.cpu_count(), "python": platform.python_version()},
         "packages": {package: version(package) for package in PACKAGES},
-        "settings": describe(module.experiment),
+        "settings": without_paths(describe(module.experiment)),
         **found,
     }
-    results = ROOT / "experiments" / "results"
-    write_json(results / "table_1.json", record)
-    plot(found, results / "table_1.png")
+    target = ROOT / "experiments" / "results" / f"{flags.file.stem}.json"
+    write_json(target, record)
+    if found["sweep"]:
+        plot(found, target.with_suffix(".png"))
     console = Console(width=180)
     for name, tried in found["trials"].items():
         console.print(f"{name}: {tried}", highlight=False, markup=False)
     console.print(shown("Table 1", {name: list(seeds.values()) for name, seeds in found["table"].items() if seeds}))
-    for part in ("sweep", "hacking"):
+    for part in [part for part in ("sweep", "hacking") if found[part]]:
         console.print(shown(part, {name: [row] for name, row in found[part].items()}))
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from scipy import stats
 
 from rest.algorithm import Run, rest
+from rest.allocator import keep_freed_memory
 from rest.experiment import Experiment, load_experiment
 from rest.journal import say
 from rest.policy.policy import Policy
@@ -173,6 +174,7 @@ def plot(variants: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
+    keep_freed_memory()
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--out", type=Path, required=True)
     flags.add_argument("--variants", nargs="*", choices=VARIANTS, default=VARIANTS)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def without_paths(settings: object) -> object:
     """The settings with only the last part of a path: where text lay is nobody's concern."""
     if isinstance(settings, dict):
-        return {key: without_paths(value) for key, value in settings.items()}
+        return {without_paths(key): without_paths(value) for key, value in settings.items()}
     if isinstance(settings, list):
         return [without_paths(value) for value in settings]
     return Path(settings).name if isinstance(settings, str) and settings.startswith("/") else settings
