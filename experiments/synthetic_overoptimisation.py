@@ -8,7 +8,8 @@ Shows    `biased`: people who favour long translations teach the reward to do so
 Command  python scripts/overoptimisation.py --out runs/overoptimisation
          One variant alone: rest run experiments/synthetic_overoptimisation.py:biased --out runs/biased
 Hardware 2 CPU cores: `biased` took 4 minutes of processor time after BC; `quick` has two smaller Grow steps
-Expect   experiments/LOG.md has what was measured, results/synthetic_overoptimisation.png the curves.
+Expect   Gold falls with `biased`, `cautious` and `refreshed`; the others hold it. experiments/LOG.md has the numbers,
+         results/synthetic_overoptimisation.png the curves.
 """
 
 from dataclasses import replace
