@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from record_result import made_with
 
 from rest.algorithm import Run, rest
 from rest.allocator import keep_freed_memory
@@ -265,7 +265,6 @@ def main() -> None:
             methods.setdefault("BC", rows[0])
             methods[f"{name}, its BC continued"] = next(row for row in rows if row["policy"] == "bc_continued")
             methods[name] = rows[-1]
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
     command = (
         f"python scripts/compare_improve.py {flags.experiment} --out DIR --seeds {' '.join(map(str, flags.seeds))}"
     )
@@ -274,13 +273,7 @@ def main() -> None:
         for folder in folders
         if (folder / "value").exists()
     }
-    record = {
-        "command": command,
-        "commit": commit.stdout.strip(),
-        "value": values,
-        "cells": found,
-        "methods": methods,
-    }
+    record = {**made_with(command), "value": values, "cells": found, "methods": methods}
     target = ROOT / "experiments" / "results" / f"{flags.results}.json"
     target.write_text(json.dumps(record, indent=1) + "\n")
     print(table({name: cells for name, cells in found.items() if not name.startswith("rule-")}, STEPS))

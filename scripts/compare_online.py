@@ -11,12 +11,8 @@ experiments/results, and a plot where there is a sweep.
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +20,7 @@ from typing import Any, Literal
 import matplotlib
 import numpy as np
 import tyro
-from record_result import without_paths
+from record_result import made_with, without_paths
 from rich.console import Console
 from rich.table import Table
 
@@ -40,7 +36,6 @@ matplotlib.use("agg")
 from matplotlib import pyplot
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "sacrebleu", "sentencepiece")
 TUNING_SEED = 100
 METRICS = {
     "reward_mean": "reward",
@@ -265,12 +260,8 @@ def main() -> None:
     module = experiments_of(flags)
     make(flags, module)
     found = rows(flags, module)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
     record = {
-        "command": f"python scripts/compare_online.py --file {flags.file.name} --out DIR",
-        "commit": commit.stdout.strip(),
-        "machine": {"processors": os.cpu_count(), "python": platform.python_version()},
-        "packages": {package: version(package) for package in PACKAGES},
+        **made_with(f"python scripts/compare_online.py --file {flags.file.name} --out DIR"),
         "settings": without_paths(describe(module.experiment)),
         **found,
     }

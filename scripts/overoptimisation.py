@@ -8,16 +8,13 @@ complete is not made again. Writes experiments/results/synthetic_overoptimisatio
 
 import argparse
 import dataclasses
-import os
-import platform
-import subprocess
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+from record_result import made_with
 from scipy import stats
 
 from rest.algorithm import Run, rest
@@ -40,7 +37,6 @@ from matplotlib import pyplot
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "experiments" / "synthetic_overoptimisation.py"
 VARIANTS = ("biased", "guarded", "corrected", "refreshed", "cautious", "negatives", "fair")
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "sacrebleu", "sentencepiece")
 
 
 def run_variant(name: str, out: Path) -> None:
@@ -134,7 +130,6 @@ def tie_ceiling(gold: np.ndarray) -> float:
 
 def record(out: Path, limited: dict[str, Any] | None) -> dict[str, Any]:
     """What the complete variants showed."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
     variants = {}
     for name in VARIANTS:
         if (out / name / "summary.json").exists():
@@ -143,10 +138,7 @@ def record(out: Path, limited: dict[str, Any] | None) -> dict[str, Any]:
             settings = {"reward": describe(experiment.reward), "refresh": describe(experiment.refresh)}
             variants[name] = {"settings": settings, "rewards": fits, "rows": read_json(folder / "summary.json")}
     return {
-        "command": "python scripts/overoptimisation.py --out runs/overoptimisation",
-        "commit": commit.stdout.strip(),
-        "machine": {"processors": os.cpu_count(), "python": platform.python_version()},
-        "packages": {package: version(package) for package in PACKAGES},
+        **made_with("python scripts/overoptimisation.py --out runs/overoptimisation"),
         "spearman_with_gold": limited,
         "variants": variants,
     }

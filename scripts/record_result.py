@@ -12,9 +12,21 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "sacrebleu", "sentencepiece")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "sacrebleu", "sentencepiece")
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def made_with(command: str) -> dict[str, Any]:
+    """What a record begins with: how and where its numbers were made."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return {
+        "command": command,
+        "commit": commit.stdout.strip(),
+        "machine": {"processors": os.cpu_count(), "python": platform.python_version()},
+        "packages": {package: version(package) for package in PACKAGES},
+    }
 
 
 def without_paths(settings: object) -> object:
@@ -39,12 +51,8 @@ def thinned(curves: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, li
 
 
 def main(run: Path, name: str, command: str, *agreements: str) -> None:
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
     record = {
-        "command": command,
-        "commit": commit.stdout.strip(),
-        "machine": {"processors": os.cpu_count(), "python": platform.python_version()},
-        "packages": {package: version(package) for package in PACKAGES},
+        **made_with(command),
         "settings": without_paths(json.loads((run / "experiment.json").read_text())),
         "reward": json.loads((run / "reward" / "stage.json").read_text())["result"]
         if (run / "reward").exists()
