@@ -97,7 +97,11 @@ def dropout(x: Array, rate: float, key: Array | None) -> Array:
     drop = round(rate * 256)
     if key is None or drop == 0:
         return x
-    keep = jax.random.bits(key, x.shape, jnp.uint8) >= drop
+    # a word holds the bytes of four elements; the barrier keeps words, not masks, for the backward pass
+    words = jax.random.bits(key, (*x.shape[:-1], 1, -(-x.shape[-1] // 4)), jnp.uint32)
+    shifts = jnp.arange(0, 32, 8, dtype=jnp.uint32).reshape((1,) * (x.ndim - 1) + (4, 1))
+    found = (jax.lax.optimization_barrier(words) >> shifts) & 255
+    keep = found.reshape(*x.shape[:-1], -1)[..., : x.shape[-1]] >= drop
     return jnp.where(keep, x * (256.0 / (256 - drop)), 0).astype(x.dtype)
 
 
@@ -106,18 +110,20 @@ def split_key(key: Array | None, n: int) -> list[Array | None]:
 
 
 class Linear(nnx.Module):
-    """y = x W + b, in the dtype of x; b may be left out."""
+    """y = x W + b, in the dtype of x; b may be left out.
+
+    The product is one of two matrices: with more axes XLA on CPU transposes what W's gradient contracts.
+    """
 
     def __init__(self, inputs: int, outputs: int, *, bias: bool = True, rngs: nnx.Rngs) -> None:
         self.kernel = nnx.Param(nnx.initializers.xavier_uniform()(rngs.params(), (inputs, outputs)))
         self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
 
     def __call__(self, x: Float[Array, "*B inputs"]) -> Float[Array, "*B outputs"]:
-        y = x @ self.kernel[...].astype(x.dtype)
-        if self.bias is None:
-            return y
-        bias = self.bias[...].astype(x.dtype)
-        return y + bias.reshape((1,) * (x.ndim - 1) + bias.shape)
+        y = x.reshape(-1, x.shape[-1]) @ self.kernel[...].astype(x.dtype)
+        if self.bias is not None:
+            y = y + self.bias[...].astype(x.dtype)[None]
+        return y.reshape(*x.shape[:-1], -1)
 
 
 class Norm(nnx.Module):

@@ -265,6 +265,16 @@ def test_dropout_drops_its_share_and_keeps_the_mean():
     assert dropped.mean() == pytest.approx(1.0, abs=0.02)
 
 
+def test_dropout_of_neighbours_is_independent_at_any_width():
+    for width in (201, 200, 3):
+        dropped = np.asarray(dropout(jnp.ones((40_000 // width, width)), 0.25, jax.random.key(1))) == 0
+        assert (dropped.mean(0) > 0).all() and (dropped.mean(0) < 0.6).all()
+        words = -(-width // 4)  # the bytes of one word lie this far apart
+        for apart in {1, words} - {width}:
+            both = (dropped[:, apart:] & dropped[:, :-apart]).mean()
+            assert both == pytest.approx(0.25**2, abs=0.01)
+
+
 def test_sinusoids_by_hand():
     # width 4: rates 1 and 1/100; sines first, then cosines
     positions = jnp.asarray([[0, 1, 50]])
