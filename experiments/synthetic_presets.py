@@ -12,7 +12,7 @@ from pathlib import Path
 from rest.data.corpus import SyntheticCorpus
 from rest.data.synthetic import SyntheticLanguage
 from rest.experiment import Experiment, import_file
-from rest.learning.losses import GOLD, VMPO, AdvantageWeighted, Anchored, OfflineActorCritic, RewardWeighted
+from rest.learning.losses import GOLD, VMPO, AdvantageWeighted, Anchored, OfflineActorCritic, RewardWeighted, VTrace
 from rest.learning.preferences import CPO, DPO, RRHF
 from rest.learning.train import Schedule, TrainSettings
 from rest.model.lora import LoRA, Trainable
@@ -42,7 +42,7 @@ experiment = rest
 advantage_weighted = improving(rule=Fixed((0.0,)), loss=AdvantageWeighted())
 gold = improving(loss=GOLD())
 vmpo = improving(rule=Fixed((0.0,)), loss=VMPO())
-bvmpo = improving(rule=Fixed((0.0,)), loss=Anchored(VMPO()))
+bvmpo = improving(rule=Fixed((0.0,)), loss=Anchored(VMPO(correction=VTrace())))
 oac = improving(rule=Fixed((0.0,)), loss=OfflineActorCritic())
 dpo = improving(rule=PerSourceTop((1,)), loss=DPO())
 rrhf = improving(rule=PerSourceTop((1,)), loss=RRHF())

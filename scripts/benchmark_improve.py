@@ -68,7 +68,7 @@ class Flags:
     """Targets a source in `rows of D_g`."""
     batch_tokens: tuple[int, ...] = (1024, 2048, 4096)
     """Target positions a batch that each may choose from."""
-    shapes: tuple[tuple[int, int], ...] = ((64, 128), (64, 192), (64, 256))
+    shapes: tuple[tuple[int, int], ...] = ((48, 144), (64, 192), (64, 256))
     """Source and target positions of a row that ours may choose from where sources are shared."""
     seconds: float = 6.0
     """About how long a measurement takes."""
@@ -101,12 +101,14 @@ class Ours:
         self.ready: dict[BatchSettings, Any] = {}
 
     def start(self, settings: BatchSettings) -> None:
-        """Compile, and keep what the next call goes on with."""
+        """Compile, make a few updates, and keep what the next call goes on with."""
         batches, plan = training_batches(self.examples, settings, pad_id=self.policy.tokenizer.pad_id, seed=0)
         parameters = replicate(jax.tree.map(jnp.copy, self.policy.parameters), self.mesh)
         state = [parameters, replicate(Adam().direction().init(parameters), self.mesh), batches, plan.padding, 0.0]
         self.ready[settings] = state
-        self.step(state)
+        for _ in range(3):
+            self.step(state)
+        float(state[4])  # an update that was only begun would count as time of the next call
 
     def arguments(self, state: list[Any], stacked: Any) -> tuple[Any, ...]:
         objective, rate = PolicyObjective(self.policy.graph, NLL(0.1)), jnp.float32(1e-4)
@@ -299,7 +301,7 @@ def main() -> None:
         "measured": {},
     }
     for name, examples, shapes in (
-        ("pairs", pairs, [(64, 64), (96, 96)]),
+        ("pairs", pairs, [(48, 48), (64, 64)]),
         (f"rows of D_g, {flags.hypotheses} a source", rows, list(flags.shapes)),
     ):
         record["measured"][name] = measure(policy, examples, shapes, flags)

@@ -33,7 +33,16 @@ from rest.evaluation.evaluate import evaluate, mean_reward
 from rest.experiment import Experiment, load_experiment
 from rest.improve import improve, select
 from rest.journal import say
-from rest.learning.losses import GOLD, NLL, VMPO, AdvantageWeighted, Anchored, OfflineActorCritic, RewardWeighted
+from rest.learning.losses import (
+    GOLD,
+    NLL,
+    VMPO,
+    AdvantageWeighted,
+    Anchored,
+    OfflineActorCritic,
+    RewardWeighted,
+    VTrace,
+)
 from rest.learning.preferences import CPO, DPO, RRHF
 from rest.policy.policy import Policy
 from rest.report.summary import summarise
@@ -64,6 +73,7 @@ LOSSES: dict[str, tuple[Any, Rule]] = {
     "OfflineActorCritic": (OfflineActorCritic(), ALL),
     "VMPO": (VMPO(), ALL),
     "BVMPO": (Anchored(VMPO()), ALL),
+    "BVMPO, V-trace": (Anchored(VMPO(correction=VTrace())), ALL),
     "DPO": (DPO(), PAIRS),
     "CPO": (CPO(), PAIRS),
     "RRHF": (RRHF(), PAIRS),

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from rest.learning.returns import v_trace
+
 
 class Loss(NamedTuple):
     """A loss summed over what it is a mean of, and sums of the same kind to report."""
@@ -210,6 +212,25 @@ def divergence(log_probs: Float[Array, "B T"], anchor: Float[Array, "B T"]) -> F
 
 
 @dataclass(frozen=True)
+class VTrace:
+    """Advantages of the policy as it is now, from tokens that BC drew (Espeholt et al. 2018, eq. 1); undiscounted."""
+
+    steps: int = 32
+    """Tokens to look ahead before the value stands for the rest."""
+    clip_rho: float = 1.0
+    """Most that a token may count for itself, in units of its probability under BC."""
+    clip_c: float = 1.0
+    """Most that it may pass on of what came after it."""
+
+    def __call__(self, tokens: Tokens) -> Float[Array, "B T"]:
+        goes_on = tokens.later(jnp.ones_like(tokens.log_probs), 1, end=0.0)
+        rewards = jnp.where(goes_on > 0, 0.0, tokens.spread(tokens.columns["reward"]))
+        ratios = jax.lax.stop_gradient(tokens.log_probs) - tokens.token_columns["bc_log_probs"]
+        values, segments = tokens.token_columns["value"], tokens.segments
+        return v_trace(rewards, values, ratios, segments, 1.0, self.steps, self.clip_rho, self.clip_c).advantages
+
+
+@dataclass(frozen=True)
 class VMPO(PolicyLoss):
     """V-MPO on stored sequences (Song et al. 2020, eqs. 3-5), divided by tokens.
 
@@ -229,10 +250,12 @@ class VMPO(PolicyLoss):
     """α at the start."""
     dual_rate: float = 20.0
     """The logarithms of η and α change so many times faster than a parameter of the network does."""
+    correction: VTrace | None = None
+    """What corrects A for how far π has moved from BC; none: R - V."""
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return ("reward", "value", "anchor_log_probs")
+        return ("reward", "value", "anchor_log_probs", *(("bc_log_probs",) if self.correction else ()))
 
     def duals(self) -> dict[str, float]:
         return {"temperature": 0.0, "weight": 0.0}
@@ -240,7 +263,8 @@ class VMPO(PolicyLoss):
     def __call__(self, tokens: Tokens, duals: Mapping[str, Any]) -> Loss:
         eta = self.temperature * jnp.exp(self.dual_rate * _quiet(duals["temperature"]))
         alpha = self.weight * jnp.exp(self.dual_rate * _quiet(duals["weight"]))
-        mask, advantages = tokens.mask, tokens.advantages()
+        mask = tokens.mask
+        advantages = self.correction(tokens) if self.correction else tokens.advantages()
         count = jnp.maximum(mask.sum(), 1)
         best_first = -jnp.sort(-jnp.where(mask, advantages, -jnp.inf), axis=None)
         chosen = mask & (advantages >= best_first[jnp.maximum((self.top * count).astype(jnp.int32), 1) - 1])
@@ -270,7 +294,8 @@ def _quiet(x: Float[Array, ""]) -> Float[Array, ""]:
 class Anchored(PolicyLoss):
     """Another loss plus λ KL(π_BC ‖ π), where λ goes from `first` to `last` evenly in its logarithm.
 
-    `Anchored(VMPO())` is ReST's BVMPO: V-MPO with a behavioural prior, λ annealed from 1 to 1e-5.
+    `Anchored(VMPO(correction=VTrace()))` is ReST's BVMPO: V-MPO with a behavioural prior, λ annealed from 1 to 1e-5,
+    and V-trace.
     """
 
     loss: Any = field(default_factory=VMPO)  # a PolicyLoss divided by tokens

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 Variance = Literal["bessel", "population"]
 """The variance of n numbers is their sum of squares about the mean divided by n - 1, or by n."""
@@ -61,7 +61,7 @@ def v_trace(
     rewards: Float[Array, "B T"],
     values: Float[Array, "B T"],
     log_ratios: Float[Array, "B T"],
-    mask: Bool[Array, "B T"],
+    segments: Int[Array, "B T"],
     discount: float,
     steps: int,
     clip_rho: float = 1.0,
@@ -70,18 +70,24 @@ def v_trace(
     """Returns of a policy from tokens that another one drew (Espeholt et al. 2018, eq. 1).
 
     `log_ratios` are log π(token) - log μ(token), nats, μ the law sampled from. With ratios of 1 the returns are those
-    of `n_step`. The advantages are those of the policy gradient there: ρₜ (rₜ + γ vₜ₊₁ - Vₜ).
+    of `n_step`. The advantages are those of the policy gradient there: ρₜ (rₜ + γ vₜ₊₁ - Vₜ). Rows may be packed:
+    `segments` number a row's sequences from 1, and 0 is padding.
     """
+
+    def later(x: Array, tokens: int) -> Array:
+        return jnp.where(_later(segments, tokens) == segments, _later(x, tokens), 0.0)
+
+    mask = segments > 0
     rewards, values = jnp.where(mask, rewards, 0.0), jnp.where(mask, values, 0.0)
     ratios = jnp.exp(jnp.where(mask, log_ratios, 0.0))
     rho, c = jnp.minimum(ratios, clip_rho), jnp.minimum(ratios, clip_c)
-    surprises = jnp.where(mask, rho * (rewards + discount * _later(values, 1) - values), 0.0)
+    surprises = jnp.where(mask, rho * (rewards + discount * later(values, 1) - values), 0.0)
     returns, weight = values, jnp.ones_like(values)
     for k in range(min(steps, rewards.shape[1])):
-        returns = returns + weight * _later(surprises, k)
-        weight = discount * weight * _later(c, k)
+        returns = returns + weight * later(surprises, k)
+        weight = discount * weight * later(c, k)
     returns = jnp.where(mask, returns, 0.0)
-    advantages = rho * (rewards + discount * _later(returns, 1) - values)
+    advantages = rho * (rewards + discount * later(returns, 1) - values)
     return Estimate(jnp.where(mask, advantages, 0.0), returns)
 
 
@@ -178,7 +184,7 @@ def _alike(advantages: Array, rewards: Array, mask: Array) -> Estimate:
     return Estimate(jnp.where(mask, advantages.reshape(-1, 1), 0.0), jnp.zeros_like(rewards))
 
 
-def _later(x: Float[Array, "B T"], steps: int) -> Float[Array, "B T"]:
+def _later(x: Shaped[Array, "B T"], steps: int) -> Shaped[Array, "B T"]:
     """Each token's entry `steps` tokens later; 0 past the end."""
     width = x.shape[1]
     return jnp.pad(x, ((0, 0), (0, min(steps, width))))[:, min(steps, width) :]

@@ -17,6 +17,7 @@ from rest.learning.losses import (
     RewardWeighted,
     SquaredError,
     Tokens,
+    VTrace,
     divergence,
 )
 from rest.learning.preferences import CPO
@@ -208,6 +209,27 @@ def test_vmpo_is_its_published_definition():
     assert float(loss.metrics["kl_to_anchor"]) == pytest.approx(kl.sum(), rel=1e-4)
 
 
+def test_v_trace_by_hand():
+    """Only the third token is less likely than under BC, 8/9 as likely; what precedes it hears so much less of it."""
+    given = tokens({"reward": REWARD}, RL)
+    wanted = ADVANTAGES.copy()
+    wanted[:3] = 35 / 72, 17 / 72, 1 / 9  # 0.875 + 1/9 is what the second and the first token look forward to
+    np.testing.assert_allclose(np.asarray(VTrace()(given))[REAL], wanted, atol=1e-6)
+    # one token ahead, the value stands for the rest
+    np.testing.assert_allclose(np.asarray(VTrace(steps=1)(given))[REAL][:3], [0.375, 17 / 72, 1 / 9], atol=1e-6)
+
+
+def test_v_trace_changes_nothing_as_long_as_the_policy_is_bc():
+    given = tokens({"reward": REWARD}, RL, BC)
+    np.testing.assert_allclose(np.asarray(VTrace()(given))[REAL], ADVANTAGES, atol=1e-6)
+    plain, corrected = VMPO(), VMPO(correction=VTrace())
+    assert corrected.needs == (*plain.needs, "bc_log_probs")
+    values = [float(loss(given, settings_duals(loss)).sum) for loss in (plain, corrected)]
+    assert values[0] == pytest.approx(values[1], rel=1e-6)
+    moved = [float(loss(tokens({"reward": REWARD}, RL), settings_duals(loss)).sum) for loss in (plain, corrected)]
+    assert moved[0] != pytest.approx(moved[1], rel=1e-6)
+
+
 def settings_duals(settings):
     return {name: jnp.float32(value) for name, value in settings.duals().items()}
 
@@ -273,7 +295,8 @@ def test_what_a_loss_needs_is_what_it_and_its_part_need():
 
 
 @pytest.mark.parametrize(
-    "loss", [RewardWeighted(), AdvantageWeighted(), OfflineActorCritic(), GOLD(), VMPO(), Anchored()]
+    "loss",
+    [RewardWeighted(), AdvantageWeighted(), OfflineActorCritic(), GOLD(), VMPO(), Anchored(VMPO(correction=VTrace()))],
 )
 def test_padding_gives_neither_loss_nor_gradient(loss):
     columns = {"reward": REWARD, "advantage": REWARD - 0.5, "progress": jnp.zeros((2, 2))}

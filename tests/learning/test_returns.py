@@ -88,7 +88,7 @@ def test_n_step_returns_are_a_plain_loop(rollout, discount, steps):
 @given(rollouts(), DISCOUNTS, st.integers(1, 8))
 def test_v_trace_with_ratios_of_one_is_the_n_step_return(rollout, discount, steps):
     rewards, values, _, mask, _ = (jnp.asarray(part) for part in rollout)
-    ours = v_trace(rewards, values, jnp.zeros_like(values), mask, discount, steps)
+    ours = v_trace(rewards, values, jnp.zeros_like(values), mask.astype(int), discount, steps)
     same(ours.returns, n_step(rewards, values, mask, discount, steps))
 
 
@@ -105,9 +105,29 @@ def test_v_trace_is_its_recursion(rollout, discount):
             later = rho * (rewards[row, t] + discount * after - value) + discount * c * later
             after = value
             wanted[row, t] = value + later
-    ours = v_trace(*map(jnp.asarray, (rewards, values, log_ratios, mask)), discount, rewards.shape[1], 1.5, 0.8)
+    segments = mask.astype(np.int32)
+    ours = v_trace(*map(jnp.asarray, (rewards, values, log_ratios, segments)), discount, rewards.shape[1], 1.5, 0.8)
     same(ours.returns, wanted, 1e-4)
     same(ours.advantages, advantages, 1e-4)
+
+
+@given(rollouts(), rollouts(), st.integers(1, 8))
+def test_v_trace_of_packed_rows_is_that_of_each_sequence(first, second, steps):
+    alone, packed = [], []
+    for row_a in range(len(first[4])):
+        row_b = row_a % len(second[4])
+        for rollout, row in ((first, row_a), (second, row_b)):
+            alone.append([part[row : row + 1, : rollout[4][row]] for part in rollout[:4]])
+        packed.append([np.concatenate(pair, axis=1) for pair in zip(*alone[-2:], strict=True)])
+        lengths = first[4][row_a], second[4][row_b]
+        segments = np.repeat([[1, 2]], lengths, axis=1)
+        ours = v_trace(*map(jnp.asarray, packed[-1][:3]), jnp.asarray(segments), 0.9, steps, 1.5, 0.8)
+        one_by_one = [
+            v_trace(*map(jnp.asarray, part[:3]), jnp.asarray(part[3].astype(int)), 0.9, steps, 1.5, 0.8)
+            for part in alone[-2:]
+        ]
+        for name in ("advantages", "returns"):
+            same(getattr(ours, name), np.concatenate([getattr(x, name) for x in one_by_one], axis=1))
 
 
 @given(rollouts())
