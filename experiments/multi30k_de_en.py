@@ -102,6 +102,7 @@ quick = replace(
         experiment.improve,
         rule=PerSourcePercentile((50.0, 80.0)),
         train=replace(experiment.improve.train, max_steps=120, evaluate_every=40),
+        value=TrainSettings(max_steps=300, evaluate_every=50, patience=3, schedule=Schedule(3e-4, 50)),
     ),
     evaluation=replace(experiment.evaluation, dev_sources=500),
 )
