@@ -113,21 +113,18 @@ def test_v_trace_is_its_recursion(rollout, discount):
 
 @given(rollouts(), rollouts(), st.integers(1, 8))
 def test_v_trace_of_packed_rows_is_that_of_each_sequence(first, second, steps):
-    alone, packed = [], []
-    for row_a in range(len(first[4])):
-        row_b = row_a % len(second[4])
-        for rollout, row in ((first, row_a), (second, row_b)):
-            alone.append([part[row : row + 1, : rollout[4][row]] for part in rollout[:4]])
-        packed.append([np.concatenate(pair, axis=1) for pair in zip(*alone[-2:], strict=True)])
-        lengths = first[4][row_a], second[4][row_b]
-        segments = np.repeat([[1, 2]], lengths, axis=1)
-        ours = v_trace(*map(jnp.asarray, packed[-1][:3]), jnp.asarray(segments), 0.9, steps, 1.5, 0.8)
-        one_by_one = [
-            v_trace(*map(jnp.asarray, part[:3]), jnp.asarray(part[3].astype(int)), 0.9, steps, 1.5, 0.8)
-            for part in alone[-2:]
+    def corrected(rewards, values, log_ratios, segments):
+        return v_trace(*map(jnp.asarray, (rewards, values, log_ratios, segments)), 0.9, steps, 1.5, 0.8)
+
+    for row in range(min(len(first[4]), len(second[4]))):
+        parts = [
+            [part[row : row + 1, : rollout[4][row]] for part in rollout[:3]] + [np.full((1, rollout[4][row]), segment)]
+            for segment, rollout in enumerate((first, second), start=1)
         ]
+        packed = corrected(*(np.concatenate(pair, axis=1) for pair in zip(*parts, strict=True)))
+        alone = [corrected(*part) for part in parts]
         for name in ("advantages", "returns"):
-            same(getattr(ours, name), np.concatenate([getattr(x, name) for x in one_by_one], axis=1))
+            same(getattr(packed, name), np.concatenate([getattr(x, name) for x in alone], axis=1))
 
 
 @given(rollouts())
