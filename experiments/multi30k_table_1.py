@@ -6,7 +6,7 @@ Shows    BC that has converged, BC trained on, ReST with G = 1 (I = 0 and I = 4)
 Command  python scripts/compare_online.py --file experiments/multi30k_table_1.py --out runs/multi30k-table-1 \
              --seeds 0 --corpus DIRECTORY
          python scripts/compare_improve.py experiments/multi30k_table_1.py --out runs/multi30k-improve \
-             --corpus DIRECTORY --parts losses rules --losses NLL GOLD BVMPO \
+             --corpus DIRECTORY --parts losses rules --losses NLL GOLD "BVMPO, V-trace" \
              --rules PerSourcePercentile PerSourceInterpolation --results improve_multi30k
          one of them alone: rest run experiments/multi30k_table_1.py --out runs/both --corpus.directory DIRECTORY
 Data     As multi30k_de_en.py. BC and the reward may be copied from its run: DIR/table/0-experiment/bc and reward.

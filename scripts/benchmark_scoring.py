@@ -5,8 +5,9 @@
 
 The reward starts from the policy, with a head fitted to noise, so that every feature counts; its body is exported as a
 Marian folder, which PyTorch reads. Both score samples of the policy, PyTorch in batches of like lengths, ours packed
-into rows; each at the best of several batch sizes, in turn, and the median ratio of the rounds counts. Tokenising is
-timed apart and is the same for both. Then a small Grow is timed with the reward: the share of scoring in it.
+into rows, both keeping the memory that they free; each at the best of several batch sizes, in turn, and the median
+ratio of the rounds counts. Tokenising is timed apart and is the same for both. Then a small Grow is timed with the
+reward: the share of scoring in it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import tyro
+from benchmark_improve import KEEPING
 
 from rest.allocator import keep_freed_memory
 from rest.data.batches import BatchSettings
@@ -71,7 +73,7 @@ def peer(folder: Path, threads: int) -> Callable[..., dict[str, Any]]:
     if not python.exists():
         raise SystemExit("make .venv-benchmark first: bash scripts/setup_benchmark_environment.sh")
     command = [str(python), str(ROOT / "scripts" / "benchmark_scoring_peer.py"), str(folder), str(threads)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    environment = {**os.environ, **KEEPING, "OMP_NUM_THREADS": str(threads)}
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
     def ask(**request: Any) -> dict[str, Any]:

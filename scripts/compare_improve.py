@@ -72,7 +72,7 @@ LOSSES: dict[str, tuple[Any, Rule]] = {
     "AdvantageWeighted": (AdvantageWeighted(), ALL),
     "OfflineActorCritic": (OfflineActorCritic(), ALL),
     "VMPO": (VMPO(), ALL),
-    "BVMPO": (Anchored(VMPO()), ALL),
+    "BVMPO": (Anchored(VMPO()), ALL),  # but for V-trace
     "BVMPO, V-trace": (Anchored(VMPO(correction=VTrace())), ALL),
     "DPO": (DPO(), PAIRS),
     "CPO": (CPO(), PAIRS),

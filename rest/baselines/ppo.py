@@ -209,8 +209,11 @@ def ppo(
         f"advantage {settings.advantage}, divergence {paid.estimator}, coefficient {paid.coefficient}"
     )
 
-    after, rollouts = number if kept else -1, settings.rollouts
-    with closing(checkpoints), Journal(folder, after) as journal, progress("ppo", rollouts) as bar:
+    with (
+        closing(checkpoints),
+        Journal(folder, number if kept else -1) as journal,
+        progress("ppo", settings.rollouts) as bar,
+    ):
 
         def actor() -> Any:
             return settings.trainable.join(networks["policy"], frozen["policy"])

@@ -190,8 +190,11 @@ def train(
     history = [(int(at), float(score)) for at, score in history]
     root = jax.random.key(seed)
 
-    title, at_most = description, settings.max_steps
-    with closing(checkpoints), Journal(folder, step if kept else -1) as journal, progress(title, at_most) as bar:
+    with (
+        closing(checkpoints),
+        Journal(folder, step if kept else -1) as journal,
+        progress(description, settings.max_steps) as bar,
+    ):
 
         def look() -> None:
             values = evaluate(trainable.join(trained, frozen))
