@@ -28,10 +28,10 @@ from rest.errors import UserError
 from rest.journal import Journal, progress, say
 from rest.learning.checkpoint import Checkpoints, State
 from rest.learning.losses import Loss
-from rest.learning.mesh import data_mesh, divide, replicate
+from rest.learning.mesh import data_mesh, divide
 from rest.learning.returns import GAE, Group, LeaveOneOut, whiten
 from rest.learning.surrogate import ClippedSurrogate, ClippedValue
-from rest.learning.train import Adam, Objective, Schedule, update
+from rest.learning.train import Adam, Learner, Schedule
 from rest.learning.value import Value
 from rest.model.lora import Trainable
 from rest.policy.policy import Policy, hidden_states
@@ -164,6 +164,53 @@ class CriticUpdate:
         return self.loss(values, batch.token_columns["values"], batch.token_columns["returns"], mask)
 
 
+@dataclass
+class _Training:
+    """What rollouts change: the networks, the weight of the divergence, and the evaluations so far."""
+
+    learners: dict[str, Learner]  # the policy, and the critic where there is one
+    coefficient: float
+    history: list[tuple[int, float]] = field(default_factory=list)  # (rollout, score on dev)
+
+    @classmethod
+    def start(cls, policy: Policy, value: Value | None, settings: PPOSettings, seed: int) -> _Training:
+        surrogate, temperature = settings.surrogate, settings.rollout.sampling.temperature
+        objective = PolicyUpdate(policy.graph, surrogate, temperature, settings.pretraining)
+        learners = {
+            "policy": Learner.start(
+                objective,
+                policy.parameters,
+                settings.adam,
+                settings.schedule,
+                settings.trainable,
+                seed_for(seed, "ppo additions"),
+            )
+        }
+        if value is not None:
+            critic = settings.critic
+            judging = CriticUpdate(value.graph, critic.loss)
+            learners["critic"] = Learner.start(
+                judging, value.parameters, critic.adam, critic.schedule, Trainable(), seed
+            )
+        return cls(learners, settings.rollout.coefficient.start)
+
+    def state(self) -> State:
+        """What a checkpoint keeps."""
+        progress = {"history": self.history, "coefficient": self.coefficient}
+        return State(
+            {who: learner.trained for who, learner in self.learners.items()},
+            {who: learner.optimizer for who, learner in self.learners.items()},
+            progress | {who: learner.steps for who, learner in self.learners.items()},
+        )
+
+    def resume(self, saved: State) -> None:
+        """Go on from what a checkpoint kept."""
+        self.history, self.coefficient = saved.progress["history"], saved.progress["coefficient"]
+        for who, learner in self.learners.items():
+            learner.trained, learner.optimizer = saved.parameters[who], saved.optimizer[who]
+            learner.steps = saved.progress[who]
+
+
 def ppo(
     policy: Policy,
     text: Split,
@@ -183,27 +230,17 @@ def ppo(
     """
     if jax.process_count() > 1:
         raise UserError(f"ppo: runs in one process, not {jax.process_count()}")
-    mesh, pad_id, anchor = data_mesh(), policy.tokenizer.pad_id, policy
+    anchor, paid, pad_id = policy, settings.rollout, policy.tokenizer.pad_id
+    n = paid.sources * paid.samples_per_source
     value = Value.start(policy) if settings.has_critic else None
-    paid, n = settings.rollout, settings.rollout.sources * settings.rollout.samples_per_source
-    objective = PolicyUpdate(policy.graph, settings.surrogate, paid.sampling.temperature, settings.pretraining)
-    trained, kept_still = settings.trainable.split(policy.parameters, seed_for(seed, "ppo additions"))
-    networks: Any = {"policy": jax.tree.map(jnp.copy, trained)}
-    adams, parts = {"policy": settings.adam}, {"policy": settings.trainable, "critic": Trainable()}
-    if value is not None:
-        networks["critic"], adams["critic"] = value.parameters, settings.critic.adam
-        critic_objective = CriticUpdate(value.graph, settings.critic.loss)
-    optimizers: Any = {who: adam.direction().init(networks[who]) for who, adam in adams.items()}
-    networks, optimizers = replicate(networks, mesh), replicate(optimizers, mesh)
-    frozen = {"policy": replicate(kept_still, mesh), "critic": {}}
+    training = _Training.start(policy, value, settings, seed)
+    actor = training.learners["policy"]
     (folder / "rollouts").mkdir(parents=True, exist_ok=True)
-    done: dict[str, Any] = {"history": [], "coefficient": paid.coefficient.start, "policy": 0, "critic": 0}
     checkpoints = Checkpoints(folder / "checkpoints")
     kept = checkpoints.steps()
     number = kept[-1] if kept else 0
     if kept:
-        networks, optimizers, done = checkpoints.restore(number, State(networks, optimizers, done))
-    root = jax.random.key(seed_for(seed, "ppo"))
+        training.resume(checkpoints.restore(number, training.state()))
     say(
         f"ppo: {settings.rollouts} rollouts of {n} hypotheses for {len(text)} sources, "
         f"advantage {settings.advantage}, divergence {paid.estimator}, coefficient {paid.coefficient}"
@@ -215,76 +252,41 @@ def ppo(
         progress("ppo", settings.rollouts) as bar,
     ):
 
-        def actor() -> Any:
-            return settings.trainable.join(networks["policy"], frozen["policy"])
-
         def look() -> None:
-            values = evaluate(actor())
+            values = evaluate(actor.parameters)
             score = float(values["score"])
             if not math.isfinite(score):
                 raise UserError(f"ppo: the evaluation after rollout {number} gave the score {score}")
-            done["history"].append((number, score))
+            training.history.append((number, score))
             journal.record(number, {f"dev/{name}": x for name, x in values.items()})
-            checkpoints.save(number, State(networks, optimizers, done), score)
+            checkpoints.save(number, training.state(), score)
             say(f"ppo: rollout {number}, " + ", ".join(f"{name} {x:.4g}" for name, x in values.items()))
 
-        def step(who: str, objective: Objective, schedule: Schedule, batches: Batch, key: Array) -> dict[str, float]:
-            done[who] += 1
-            rate = schedule(done[who])
-            networks[who], optimizers[who], metrics = update(
-                objective,
-                adams[who],
-                parts[who],
-                networks[who],
-                frozen[who],
-                optimizers[who],
-                batches,
-                jnp.float32(rate),
-                key,
-            )
-            if not math.isfinite(metrics["loss"]):
-                raise UserError(
-                    f"ppo: the {who}'s loss in rollout {number} is {float(metrics['loss'])}; "
-                    f"the last checkpoint, of rollout {done['history'][-1][0]}, is kept"
-                )
-            return {"learning_rate": rate} | {name: float(x) for name, x in metrics.items()}
-
-        if not done["history"]:
+        if not training.history:
             look()
         while number < settings.rollouts:
             number += 1
             part = sources_of(text, paid.sources, number, seed)
-            current = policy.with_parameters(actor())
+            current = policy.with_parameters(actor.parameters)
             rollout = roll_out(current, anchor, part, reward, paid, batch, number=number, seed=seed)
             if paid.keep_every and (number - 1) % paid.keep_every == 0:
                 write_shard(folder / "rollouts", *_shard(settings, number), rollout.columns)
             foreseen = None
             if value is not None:
-                foreseen = value.with_parameters(networks["critic"]).of(rollout.examples, batch, pad_id)
-            learned, metrics = learn_from(rollout, foreseen, settings, done["coefficient"])
+                critic = value.with_parameters(training.learners["critic"].parameters)
+                foreseen = critic.of(rollout.examples, batch, pad_id)
+            learned, metrics = learn_from(rollout, foreseen, settings, training.coefficient)
             learned = join(learned, human, settings, np.random.default_rng(seed_for(seed, "ppo human pairs", number)))
-            of_policy: list[dict[str, float]] = []
-            of_critic: list[dict[str, float]] = []
-            moves = not settings.has_critic or number > settings.critic.warmup_rollouts
-            for epoch in range(settings.epochs):
-                shuffle = seed_for(seed, "ppo batches", number, epoch)
-                for batches in minibatches(learned, batch, pad_id=pad_id, seed=shuffle, accumulate=settings.accumulate):
-                    shared, key = divide(batches, mesh, axis=1), jax.random.fold_in(root, number)
-                    if value is not None:  # also when the policy has stopped: its targets stay what they are
-                        of_critic.append(step("critic", critic_objective, settings.critic.schedule, shared, key))
-                    if moves:
-                        of_policy.append(step("policy", objective, settings.schedule, shared, key))
-                        moves = not settings.stop_at_kl or of_policy[-1]["approx_kl"] <= settings.stop_at_kl
-            metrics |= {"objective/coefficient": done["coefficient"], "ppo/updates": len(of_policy)}
-            metrics |= named(of_policy, POLICY) | named(of_critic, CRITIC)
-            done["coefficient"] = paid.coefficient.after(done["coefficient"], metrics["objective/kl"], n)
+            metrics |= {"objective/coefficient": training.coefficient}
+            metrics |= learn(training.learners, learned, settings, batch, pad_id=pad_id, number=number, seed=seed)
+            training.coefficient = paid.coefficient.after(training.coefficient, metrics["objective/kl"], n)
             journal.record(number, metrics)
             bar.update(number, f"reward {metrics['objective/reward']:.3f}, kl {metrics['objective/kl']:.2f}")
             if number % settings.evaluate_every == 0 or number == settings.rollouts:
                 look()
 
-        best = max(done["history"], key=lambda entry: (entry[1], entry[0]))[0]
-        chosen = settings.trainable.join(checkpoints.parameters(best, networks)["policy"], frozen["policy"])
+        best = max(training.history, key=lambda entry: (entry[1], entry[0]))[0]
+        chosen = actor.joined(checkpoints.parameters(best, training.state().parameters)["policy"])
     if paid.keep_every and settings.rollouts:
         identities = {"policy": anchor.identity, "reward": reward.identity, "tokenizer": policy.tokenizer.identity}
         write_manifest(
@@ -292,14 +294,53 @@ def ppo(
         )
     return policy.with_parameters(chosen), {
         "best_step": best,
-        "gradient_steps": done["policy"],
-        "critic_steps": done["critic"],
+        "gradient_steps": actor.steps,
+        "critic_steps": training.learners["critic"].steps if settings.has_critic else 0,
         "samples": settings.rollouts * n,
-        "dev_reward": done["history"],
-        "coefficient": done["coefficient"],
+        "dev_reward": training.history,
+        "coefficient": training.coefficient,
         "estimator": describe(paid.estimator),
         "started_policy_won": best == 0,
     }
+
+
+def learn(
+    learners: Mapping[str, Learner],
+    learned: Examples,
+    settings: PPOSettings,
+    batch: BatchSettings,
+    *,
+    pad_id: int,
+    number: int,
+    seed: int,
+) -> dict[str, float]:
+    """Go through a rollout `epochs` times, updating the critic and the policy; means over the updates."""
+    mesh, key = data_mesh(), jax.random.fold_in(jax.random.key(seed_for(seed, "ppo")), number)
+    updates: dict[str, list[dict[str, float]]] = {"policy": [], "critic": []}
+
+    def update(who: str, batches: Batch) -> dict[str, float]:
+        metrics = {name: float(x) for name, x in learners[who].update(batches, key).items()}
+        if not math.isfinite(metrics["loss"]):
+            last = (number - 1) // settings.evaluate_every * settings.evaluate_every
+            raise UserError(
+                f"ppo: the {who}'s loss in rollout {number} is {metrics['loss']}; "
+                f"the last checkpoint, of rollout {last}, is kept"
+            )
+        updates[who].append(metrics)
+        return metrics
+
+    moves = not settings.has_critic or number > settings.critic.warmup_rollouts
+    for epoch in range(settings.epochs):
+        shuffle = seed_for(seed, "ppo batches", number, epoch)
+        for batches in minibatches(learned, batch, pad_id=pad_id, seed=shuffle, accumulate=settings.accumulate):
+            shared = divide(batches, mesh, axis=1)
+            if settings.has_critic:  # also when the policy has stopped: its targets stay what they are
+                update("critic", shared)
+            if moves:
+                divergence = update("policy", shared)["approx_kl"]
+                moves = not settings.stop_at_kl or divergence <= settings.stop_at_kl
+    of_policy, of_critic = updates.values()
+    return {"ppo/updates": float(len(of_policy))} | named(of_policy, POLICY) | named(of_critic, CRITIC)
 
 
 def learn_from(

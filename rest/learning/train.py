@@ -155,6 +155,62 @@ def update(
     return trained, optimizer, {**metrics, "gradient_norm": optax.tree.norm(gradients)}
 
 
+@dataclass
+class Learner:
+    """A network that is being trained, and by what."""
+
+    objective: Objective
+    adam: Adam
+    schedule: Schedule
+    trainable: Trainable
+    trained: Any  # what updates change
+    frozen: Any  # what they do not, shared with whoever gave the parameters
+    optimizer: Any
+    steps: int = 0  # updates done
+
+    @classmethod
+    def start(
+        cls,
+        objective: Objective,
+        parameters: Any,
+        adam: Adam,
+        schedule: Schedule,
+        trainable: Trainable,
+        seed: int,
+    ) -> Learner:
+        """Before the first update, on every device. The parameters given stay as they are."""
+        mesh = data_mesh()
+        trained, frozen = trainable.split(parameters, seed)
+        trained, frozen = replicate(jax.tree.map(jnp.copy, trained), mesh), replicate(frozen, mesh)
+        optimizer = replicate(adam.direction().init(trained), mesh)
+        return cls(objective, adam, schedule, trainable, trained, frozen, optimizer)
+
+    @property
+    def parameters(self) -> Any:
+        return self.joined(self.trained)
+
+    def joined(self, trained: Any) -> Any:
+        """All parameters, with others in place of those that are trained."""
+        return self.trainable.join(trained, self.frozen)
+
+    def update(self, batches: Batch, key: jax.Array) -> dict[str, jax.Array]:
+        """One update from micro-batches that are divided over the devices, and what there is to report of it."""
+        self.steps += 1
+        rate = jnp.float32(self.schedule(self.steps))
+        self.trained, self.optimizer, metrics = update(
+            self.objective,
+            self.adam,
+            self.trainable,
+            self.trained,
+            self.frozen,
+            self.optimizer,
+            batches,
+            rate,
+            key,
+        )
+        return {**metrics, "learning_rate": rate}
+
+
 def train(
     objective: Objective,
     parameters: Any,
@@ -172,88 +228,73 @@ def train(
     all parameters. The starting parameters are candidate 0. Progress is checkpointed in `folder`/checkpoints at every
     evaluation, and a call on the same folder goes on from there with the same results.
     """
-    mesh = data_mesh()
-    adam, trainable = settings.adam, settings.trainable
+    mesh, root = data_mesh(), jax.random.key(seed)
     if settings.remat:
         objective = rematerialised(objective, parameters)
+    learner = Learner.start(objective, parameters, settings.adam, settings.schedule, settings.trainable, seed)
+    history: list[tuple[int, float]] = []
     checkpoints = Checkpoints(folder / "checkpoints", keep_latest=settings.average)
-    trained, frozen = trainable.split(parameters, seed)
-    frozen = replicate(frozen, mesh)  # shared with whoever gave the parameters, unlike what is trained
-    trained = replicate(jax.tree.map(jnp.copy, trained), mesh)
-    state = State(trained, replicate(adam.direction().init(trained), mesh), {"history": []})
     kept = checkpoints.steps()
-    step = kept[-1] if kept else 0
     if kept:
-        state = checkpoints.restore(step, state)
-        batches.set_state(state.progress["data"])
-    trained, optimizer, history = state.parameters, state.optimizer, state.progress["history"]
-    history = [(int(at), float(score)) for at, score in history]
-    root = jax.random.key(seed)
+        saved = checkpoints.restore(kept[-1], State(learner.trained, learner.optimizer, {}))
+        learner.trained, learner.optimizer, learner.steps = saved.parameters, saved.optimizer, kept[-1]
+        batches.set_state(saved.progress["data"])
+        history = [(int(at), float(score)) for at, score in saved.progress["history"]]
 
     with (
         closing(checkpoints),
-        Journal(folder, step if kept else -1) as journal,
+        Journal(folder, kept[-1] if kept else -1) as journal,
         progress(description, settings.max_steps) as bar,
     ):
 
         def look() -> None:
-            values = evaluate(trainable.join(trained, frozen))
+            values, step = evaluate(learner.parameters), learner.steps
             score = float(values["score"])
             if not math.isfinite(score):
                 raise UserError(f"{description}: the evaluation at step {step} gave the score {score}")
             history.append((step, score))
             journal.record(step, {f"dev/{name}": value for name, value in values.items()})
-            saved = {"history": history, "data": batches.get_state()}
-            checkpoints.save(step, State(trained, optimizer, saved), history[-1][1])
+            position = {"history": history, "data": batches.get_state()}
+            checkpoints.save(step, State(learner.trained, learner.optimizer, position), score)
             say(f"{description}: step {step}, " + ", ".join(f"{n} {v:.4g}" for n, v in values.items()))
 
-        def settle(at: int, micro: list[Batch], metrics: dict[str, jax.Array]) -> None:
+        def settle(step: int, micro: list[Batch], metrics: dict[str, jax.Array]) -> None:
             loss = float(metrics["loss"])
             if not math.isfinite(loss):
                 raise UserError(
-                    f"{description}: the loss of step {at} is {loss} in the batch with rows {_rows(micro)}; "
+                    f"{description}: the loss of step {step} is {loss} in the batch with rows {_rows(micro)}; "
                     f"the last checkpoint, of step {history[-1][0]}, is kept"
                 )
-            bar.update(at, f"loss {loss:.3f}, dev {history[-1][1]:.4g}")
-            if at % 10 == 0:
-                journal.record(at, {**metrics, "learning_rate": settings.schedule(at)})
+            bar.update(step, f"loss {loss:.3f}, dev {history[-1][1]:.4g}")
+            if step % 10 == 0:
+                journal.record(step, metrics)
 
         waiting: tuple[int, list[Batch], dict[str, jax.Array]] | None = None
         if not history:
             look()
-        while step < settings.max_steps and not _stalled(history, settings.patience):
+        while learner.steps < settings.max_steps and not _stalled(history, settings.patience):
             micro = [next(batches) for _ in range(settings.accumulate)]
-            step += 1
-            trained, optimizer, metrics = update(
-                objective,
-                adam,
-                trainable,
-                trained,
-                frozen,
-                optimizer,
-                divide(jax.tree.map(lambda *leaves: np.stack(leaves), *micro), mesh, axis=1),
-                jnp.float32(settings.schedule(step)),
-                jax.random.fold_in(root, step),
-            )
+            stacked = divide(jax.tree.map(lambda *leaves: np.stack(leaves), *micro), mesh, axis=1)
+            metrics = learner.update(stacked, jax.random.fold_in(root, learner.steps + 1))
             if waiting:  # the device has the next update already
                 settle(*waiting)
-            waiting = step, micro, metrics
-            if step % settings.evaluate_every == 0 or step == settings.max_steps:
+            waiting = learner.steps, micro, metrics
+            if learner.steps % settings.evaluate_every == 0 or learner.steps == settings.max_steps:
                 settle(*waiting)
                 waiting = None
                 look()
 
         best_step, score = max(history, key=lambda entry: (entry[1], entry[0]))
-        best = checkpoints.parameters(best_step, trained)
+        best = checkpoints.parameters(best_step, learner.trained)
         if settings.average > 1 and len(checkpoints.steps()) > 1:
             last = checkpoints.steps()[-settings.average :]
-            mean = _mean([checkpoints.parameters(at, trained) for at in last])
-            averaged = float(evaluate(trainable.join(mean, frozen))["score"])
+            mean = _mean([checkpoints.parameters(at, learner.trained) for at in last])
+            averaged = float(evaluate(learner.joined(mean))["score"])
             say(f"{description}: average of steps {last} scores {averaged:.4g}, the best step {score:.4g}")
             if averaged > score:
-                best, score, best_step = mean, averaged, step
+                best, score, best_step = mean, averaged, learner.steps
     stopped: Literal["converged", "step limit"] = "converged" if _stalled(history, settings.patience) else "step limit"
-    return Trained(trainable.join(best, frozen), best_step, score, step, stopped, history)
+    return Trained(learner.joined(best), best_step, score, learner.steps, stopped, history)
 
 
 def _stalled(history: list[tuple[int, float]], patience: int) -> bool:
