@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from rest.baselines.bc import clone, dev_loss, human_pairs
+from rest.baselines.bc import clone, dev_loss, drop_long, human_pairs
 from rest.baselines.ppo import ppo
 from rest.columns import Judges, learn_value, load_value, save_value
+from rest.data.batches import BatchSettings
+from rest.data.corpus import Split
 from rest.data.ratings import source_keys
 from rest.data.store import ScoredDataset
 from rest.errors import UserError
@@ -27,14 +29,15 @@ from rest.grow import grow, open_dataset, rescore
 from rest.improve import improve, named, select
 from rest.inputs import Inputs, hash_text
 from rest.journal import say
+from rest.learning.train import TrainSettings
 from rest.model.huggingface import HuggingFaceModel
 from rest.policy.policy import Policy
-from rest.reward.fit import fit, rate, rate_again
+from rest.reward.fit import Cloned, fit, rate, rate_again
 from rest.reward.guards import Guards
 from rest.reward.learned import SEEN, LearnedReward
 from rest.reward.rated import Rated
 from rest.reward.reward import Reward
-from rest.stage import Stage, describe, discard, open_stage, read_json
+from rest.stage import Stage, describe, discard, open_stage, read_json, seed_for
 
 
 def rest(run: Run) -> None:
@@ -72,22 +75,28 @@ class Run(Inputs):
         settings = self._settings(**start, **self._share, batch=e.batch, bc=e.bc)
         with open_stage(self.out / "bc", settings) as stage:
             if not stage.finished:
-                began = time.perf_counter()
-                self._new_policy.tokenizer.save(stage.folder / "tokenizer")
-                policy, trained = clone(
-                    self._new_policy,
-                    self._shares[0],
-                    e.bc.loss,
-                    e.bc.train,
-                    e.batch,
-                    evaluate=dev_loss(self._new_policy, self.corpus.dev, e.batch),
-                    folder=stage.folder,
-                    seed=e.seed,
-                    description="bc",
-                )
-                say(f"bc: {trained.steps} steps, {trained.stopped}, best step {trained.best_step}")
-                _finish(stage, policy, began, {"gradient_steps": trained.steps, "stopped": trained.stopped})
+                self._clone(stage, self._new_policy, self._shares[0], self.corpus.dev, e.bc.train, e.batch)
             return Policy.load(stage.folder / "policy")
+
+    def _clone(
+        self, stage: Stage, new: Policy, pairs: Split, dev: Split, training: TrainSettings, batch: BatchSettings
+    ) -> None:
+        """Behavioural cloning of a new policy, and its stage."""
+        began, name = time.perf_counter(), stage.final.name
+        new.tokenizer.save(stage.folder / "tokenizer")
+        policy, trained = clone(
+            new,
+            pairs,
+            self.experiment.bc.loss,
+            training,
+            batch,
+            evaluate=dev_loss(new, dev, batch),
+            folder=stage.folder,
+            seed=self.experiment.seed,
+            description=name,
+        )
+        say(f"{name}: {trained.steps} steps, {trained.stopped}, best step {trained.best_step}")
+        _finish(stage, policy, began, {"gradient_steps": trained.steps, "stopped": trained.stopped})
 
     def bc_continued(self) -> tuple[str, Policy]:
         """The control and its folder's name.
@@ -128,6 +137,23 @@ class Run(Inputs):
                 _finish(stage, policy, began, {"gradient_steps": trained.steps, "best_step": trained.best_step})
             return name, Policy.load(stage.folder / "policy")
 
+    def reward_start(self, bc: Policy) -> Policy:
+        """What a learned reward starts from: π₀, or a translation model of its own."""
+        e, start = self.experiment, self.experiment.reward.start
+        if not isinstance(start, Cloned):
+            return bc
+        known = {"tokenizer": bc.tokenizer.identity} if start.tokenizer is None else {}
+        settings = self._settings(start=start, **known, **self._share, batch=e.reward.batch, loss=e.bc.loss)
+        with open_stage(self.out / "bc-reward", settings) as stage:
+            if not stage.finished:
+                text, tokenizer = self.corpus.train, bc.tokenizer
+                if start.tokenizer is not None:
+                    tokenizer = start.tokenizer.train([text.sources, text.references or []], e.seed)
+                new = Policy.new(start.model, tokenizer, seed_for(e.seed, "reward start"))
+                pairs, dev = (drop_long(new, split, e.reward.batch)[0] for split in (self._shares[0], self.corpus.dev))
+                self._clone(stage, new, pairs, dev, start.train, e.reward.batch)
+            return Policy.load(stage.folder / "policy")
+
     def reward(self, g: int = 1) -> Reward:
         """R of Grow step g: given by the experiment, or learned from ratings of BC's samples.
 
@@ -150,6 +176,9 @@ class Run(Inputs):
             known |= {"before": [reward.settings for reward in before.values()], "step": g}
             if rated is None:
                 known |= {"refresh": e.refresh, "latest": self.policy_before(g).identity}
+        start = self.reward_start(policy)
+        if start is not policy:
+            known |= {"start": start.identity}
         with open_stage(self._reward_folder(g), self._settings(policy=policy.identity, **known)) as stage:
             if not stage.finished:
                 began = time.perf_counter()
@@ -159,7 +188,7 @@ class Run(Inputs):
                     if g > 1:
                         rated.save(stage.folder / "ratings.parquet")
                 functions = {name: reward.function for name, reward in before.items()}
-                fitted = fit(policy, rated, e.reward, folder=stage.folder, seed=e.seed, gold=gold, before=functions)
+                fitted = fit(start, rated, e.reward, folder=stage.folder, seed=e.seed, gold=gold, before=functions)
                 fitted.reward.save(stage.folder / "network", fitted.calibration)
                 np.save(stage.folder / "network" / SEEN, source_keys(rated.sources))
                 stage.finish(fitted.report | {"wall_s": time.perf_counter() - began})

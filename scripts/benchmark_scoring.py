@@ -3,11 +3,11 @@
     bash scripts/setup_benchmark_environment.sh
     python scripts/benchmark_scoring.py --policy runs/multi30k/bc --sources train.de --out results.json
 
-The reward starts from the policy, with a head fitted to noise, so that every feature counts; its body is exported as a
-Marian folder, which PyTorch reads. Both score samples of the policy, PyTorch in batches of like lengths, ours packed
-into rows, both keeping the memory that they free; each at the best of several batch sizes, in turn, and the median
-ratio of the rounds counts. Tokenising is timed apart and is the same for both. Then a small Grow is timed with the
-reward: the share of scoring in it.
+The reward starts from the policy, or from `--reward`, with a head fitted to noise, so that every feature counts; its
+body is exported as a Marian folder, which PyTorch reads. Both score samples of the policy, PyTorch in batches of like
+lengths, ours packed into rows, both keeping the memory that they free; each at the best of several batch sizes, in
+turn, and the median ratio of the rounds counts. Tokenising is timed apart and is the same for both. Then a small Grow
+is timed with the reward: the share of scoring in it.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ class Flags:
     """Source sentences, one a line (gzip where named .gz)."""
     policy: Path
     """A stage's folder with a policy."""
+    reward: Path | None = None
+    """A stage's folder with what the reward starts from, such as RUN/bc-reward; None: the policy."""
     out: Path | None = None
     """Write what was measured as JSON."""
     texts: int = 512
@@ -58,6 +60,17 @@ class Flags:
     rounds: int = 5
     max_target_tokens: int = 56
     threads: int = 2
+
+
+def network(folder: Path) -> Policy:
+    """The policy of a stage, or of a folder of its own."""
+    return Policy.load(folder / "policy" if (folder / "policy").is_dir() else folder)
+
+
+def described(policy: Policy) -> str:
+    sizes = policy.settings
+    layers = f"{sizes.encoder_layers} + {sizes.decoder_layers} layers, width {sizes.width}"
+    return f"{layers}, vocabulary {policy.tokenizer.vocabulary_size}"
 
 
 def evenly(path: Path, count: int) -> list[str]:
@@ -90,13 +103,14 @@ def peer(folder: Path, threads: int) -> Callable[..., dict[str, Any]]:
 def main() -> None:
     keep_freed_memory()
     flags = tyro.cli(Flags, description=__doc__)
-    folder = flags.policy / "policy" if (flags.policy / "policy").is_dir() else flags.policy
-    policy, texts = Policy.load(folder), evenly(flags.sources, flags.texts)
+    policy, texts = network(flags.policy), evenly(flags.sources, flags.texts)
+    base = policy if flags.reward is None else network(flags.reward)
     # a small Grow: sample, then score
     law = SamplingSettings(temperature=0.8, max_target_tokens=flags.max_target_tokens)
     batch = BatchSettings(4096, flags.row_tokens, flags.row_tokens)
     longest = min(flags.row_tokens, batch.source_tokens)
-    texts = [x for x, ids in zip(texts, policy.encode_sources(texts), strict=True) if len(ids) <= longest]
+    for reader in (policy, base):
+        texts = [x for x, ids in zip(texts, reader.encode_sources(texts), strict=True) if len(ids) <= longest]
     n = flags.samples_per_source
 
     def draw() -> tuple[float, list[str]]:
@@ -106,14 +120,14 @@ def main() -> None:
 
     _, hypotheses = draw()  # compiles
     sources = [x for x in texts for _ in range(n)]
-    reward = LearnedReward.new(policy, batch)
+    reward = LearnedReward.new(base, batch)
     examples = reward.examples(sources, hypotheses)
     noise = np.random.default_rng(0).normal(size=len(sources)).astype(np.float32)
     columns = {"rating": noise, "group": np.zeros(len(sources), np.float32)}
     reward = reward.probe(replace(examples, columns=columns), 0.01)
     head = {name: np.asarray(values)[..., 0] for name, values in reward.parameters["head"].items()}
     with tempfile.TemporaryDirectory() as scratch:
-        write_marian(Path(scratch), policy.settings, policy.tokenizer, policy.parameters)
+        write_marian(Path(scratch), base.settings, base.tokenizer, base.parameters)
         exported = MarianTokenizer.load(Path(scratch))
         ask = peer(Path(scratch), flags.threads)
         eos = exported.eos_id
@@ -150,8 +164,8 @@ def main() -> None:
                 {"rest": mine, "PyTorch": other, "tokenising": time.perf_counter() - began, "sampling": draw()[0]}
             )
     record = {
-        "model": f"{policy.settings.encoder_layers} + {policy.settings.decoder_layers} layers, width "
-        f"{policy.settings.width}, vocabulary {policy.tokenizer.vocabulary_size}",
+        "policy": described(policy),
+        "reward": described(base),
         "machine": {"cores": os.cpu_count(), "threads": flags.threads},
         "hypotheses": len(hypotheses),
         "mean_tokens": float(np.mean([len(y) for y in examples.targets])),

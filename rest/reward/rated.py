@@ -30,6 +30,12 @@ class Rated:
         """Int64 [n]: `grow`, 1 where nothing else is known."""
         return np.ones(len(self.ratings), np.int64) if self.grow is None else self.grow
 
+    @property
+    def parts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Int64: the rows to learn from and those held out, ascending."""
+        held_out = np.zeros(len(self.ratings), bool) if self.held_out is None else self.held_out
+        return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
     def __add__(self, other: Rated) -> Rated:
         """Both, this one first."""
         held_out = None
