@@ -29,7 +29,7 @@ from rest.learning.train import Schedule, TrainSettings
 from rest.model.transformer import TransformerSettings
 from rest.policy.beam import BeamSettings
 from rest.policy.sampler import SamplingSettings
-from rest.reward.fit import RewardSettings
+from rest.reward.fit import Cloned, RewardSettings
 from rest.reward.raters import MetricRater
 from rest.reward.reference_based import SentenceChrF
 from rest.thresholds import PerSourcePercentile
@@ -105,4 +105,17 @@ quick = replace(
         value=TrainSettings(max_steps=300, evaluate_every=50, patience=3, schedule=Schedule(3e-4, 50)),
     ),
     evaluation=replace(experiment.evaluation, dev_sources=500),
+)
+
+# A reward an eighth of the policy's cost, which starts from a translation model of its own.
+small_reward = replace(
+    quick,
+    reward=replace(
+        quick.reward,
+        start=Cloned(
+            train=TrainSettings(
+                max_steps=1500, evaluate_every=250, patience=3, average=3, schedule=Schedule(5e-3, 300, "inverse_sqrt")
+            )
+        ),
+    ),
 )
