@@ -107,7 +107,7 @@ quick = replace(
     evaluation=replace(experiment.evaluation, dev_sources=500),
 )
 
-# A reward an eighth of the policy's cost, which starts from a translation model of its own.
+# A reward that costs a fraction of the policy: it starts from a small translation model of its own.
 small_reward = replace(
     quick,
     reward=replace(

@@ -142,14 +142,11 @@ class Run(Inputs):
         e, start = self.experiment, self.experiment.reward.start
         if not isinstance(start, Cloned):
             return bc
-        known = {"tokenizer": bc.tokenizer.identity} if start.tokenizer is None else {}
-        settings = self._settings(start=start, **known, **self._share, batch=e.reward.batch, loss=e.bc.loss)
+        known = {"tokenizer": bc.tokenizer.identity, "batch": e.reward.batch, "loss": e.bc.loss, "start": start}
+        settings = self._settings(**known, **self._share)
         with open_stage(self.out / "bc-reward", settings) as stage:
             if not stage.finished:
-                text, tokenizer = self.corpus.train, bc.tokenizer
-                if start.tokenizer is not None:
-                    tokenizer = start.tokenizer.train([text.sources, text.references or []], e.seed)
-                new = Policy.new(start.model, tokenizer, seed_for(e.seed, "reward start"))
+                new = Policy.new(start.model, bc.tokenizer, seed_for(e.seed, "reward start"))
                 pairs, dev = (drop_long(new, split, e.reward.batch)[0] for split in (self._shares[0], self.corpus.dev))
                 self._clone(stage, new, pairs, dev, start.train, e.reward.batch)
             return Policy.load(stage.folder / "policy")

@@ -51,10 +51,10 @@ class Rater(Protocol):
 
 @dataclass(frozen=True)
 class Cloned:
-    """A translation model of the reward's own, which behavioural cloning teaches before ratings do.
+    """A translation model of the reward's own, cloned from human pairs before ratings teach it.
 
-    One much smaller than the policy scores in a fraction of the time that the policy samples in: InstructGPT's policies
-    of 175B parameters learn from a reward of 6B (Ouyang et al. 2022, appendix C.2).
+    It has the policy's tokenizer. Much smaller than the policy, it scores in a fraction of the time that the policy
+    samples in: InstructGPT's policies of 175B parameters learn from a reward of 6B (Ouyang et al. 2022, appendix C.2).
     """
 
     model: TransformerSettings = field(
@@ -62,8 +62,6 @@ class Cloned:
             width=64, heads=2, feed_forward=128, encoder_layers=2, decoder_layers=1, dropout=0.1
         )
     )
-    tokenizer: Any = None  # SentencePieceSettings
-    """Trained on the policy's text; None: the policy's."""
     train: TrainSettings = field(
         default_factory=lambda: TrainSettings(
             max_steps=20_000,
