@@ -2,6 +2,7 @@
 
 Shows    Behavioural cloning copies its noisy references; Grow and Improve with a reward learned from one noisy rater
          go beyond them, in that reward and in exact quality ("gold"), which no part of the training sees.
+         `own_reward`: the reward starts from a small translation model of its own, and not from the policy.
 Command  rest run experiments/synthetic.py --out runs/demo
 Hardware 2 CPU cores: about 7 minutes, without installation
 Expect   experiments/LOG.md has what was measured.
@@ -24,7 +25,7 @@ from rest.learning.train import Schedule, TrainSettings
 from rest.model.transformer import TransformerSettings
 from rest.policy.beam import BeamSettings
 from rest.policy.sampler import SamplingSettings
-from rest.reward.fit import RewardSettings
+from rest.reward.fit import Cloned, RewardSettings
 from rest.reward.raters import SimulatedRater
 from rest.thresholds import GlobalPercentile, PerSourcePercentile
 
@@ -66,6 +67,19 @@ experiment = Experiment(
         beam=BeamSettings(beams=4, max_target_tokens=48),
         dev_samples_per_source=2,
         kl_sources=200,
+    ),
+)
+
+# A reward that starts from a translation model of its own, smaller than the policy and trained for longer.
+own_reward = replace(
+    experiment,
+    reward=replace(
+        experiment.reward,
+        start=Cloned(
+            train=TrainSettings(
+                max_steps=3000, evaluate_every=200, patience=3, average=3, schedule=Schedule(5e-3, 200, "inverse_sqrt")
+            )
+        ),
     ),
 )
 
