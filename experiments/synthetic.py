@@ -4,7 +4,7 @@ Shows    Behavioural cloning copies its noisy references; Grow and Improve with 
          go beyond them, in that reward and in exact quality ("gold"), which no part of the training sees.
          `own_reward`: the reward starts from a small translation model of its own, and not from the policy.
 Command  rest run experiments/synthetic.py --out runs/demo
-Hardware 2 CPU cores: about 7 minutes, without installation
+Hardware 2 CPU cores: about 9 minutes, without installation
 Expect   experiments/LOG.md has what was measured.
 """
 
