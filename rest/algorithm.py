@@ -12,11 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from rest.baselines.bc import clone, dev_loss, drop_long, human_pairs
+from rest.baselines.bc import clone, dev_loss, human_pairs
 from rest.baselines.ppo import ppo
 from rest.columns import Judges, learn_value, load_value, save_value
-from rest.data.batches import BatchSettings
-from rest.data.corpus import Split
 from rest.data.ratings import source_keys
 from rest.data.store import ScoredDataset
 from rest.errors import UserError
@@ -75,24 +73,22 @@ class Run(Inputs):
         settings = self._settings(**start, **self._share, batch=e.batch, bc=e.bc)
         with open_stage(self.out / "bc", settings) as stage:
             if not stage.finished:
-                self._clone(stage, self._new_policy, self._shares[0], self.corpus.dev, e.bc.train, e.batch)
+                self._clone(stage, self._new_policy, e.bc.train)
             return Policy.load(stage.folder / "policy")
 
-    def _clone(
-        self, stage: Stage, new: Policy, pairs: Split, dev: Split, training: TrainSettings, batch: BatchSettings
-    ) -> None:
+    def _clone(self, stage: Stage, new: Policy, training: TrainSettings) -> None:
         """Behavioural cloning of a new policy, and its stage."""
-        began, name = time.perf_counter(), stage.final.name
+        e, began, name = self.experiment, time.perf_counter(), stage.final.name
         new.tokenizer.save(stage.folder / "tokenizer")
         policy, trained = clone(
             new,
-            pairs,
-            self.experiment.bc.loss,
+            self._shares[0],
+            e.bc.loss,
             training,
-            batch,
-            evaluate=dev_loss(new, dev, batch),
+            e.batch,
+            evaluate=dev_loss(new, self.corpus.dev, e.batch),
             folder=stage.folder,
-            seed=self.experiment.seed,
+            seed=e.seed,
             description=name,
         )
         say(f"{name}: {trained.steps} steps, {trained.stopped}, best step {trained.best_step}")
@@ -142,13 +138,12 @@ class Run(Inputs):
         e, start = self.experiment, self.experiment.reward.start
         if not isinstance(start, Cloned):
             return bc
-        known = {"tokenizer": bc.tokenizer.identity, "batch": e.reward.batch, "loss": e.bc.loss, "start": start}
+        known = {"tokenizer": bc.tokenizer.identity, "batch": e.batch, "loss": e.bc.loss, "start": start}
         settings = self._settings(**known, **self._share)
         with open_stage(self.out / "bc-reward", settings) as stage:
             if not stage.finished:
                 new = Policy.new(start.model, bc.tokenizer, seed_for(e.seed, "reward start"))
-                pairs, dev = (drop_long(new, split, e.reward.batch)[0] for split in (self._shares[0], self.corpus.dev))
-                self._clone(stage, new, pairs, dev, start.train, e.reward.batch)
+                self._clone(stage, new, start.train)
             return Policy.load(stage.folder / "policy")
 
     def reward(self, g: int = 1) -> Reward:

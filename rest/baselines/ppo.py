@@ -278,7 +278,7 @@ def ppo(
             learned, metrics = learn_from(rollout, foreseen, settings, training.coefficient)
             learned = join(learned, human, settings, np.random.default_rng(seed_for(seed, "ppo human pairs", number)))
             metrics |= {"objective/coefficient": training.coefficient}
-            metrics |= learn(training.learners, learned, settings, batch, pad_id=pad_id, number=number, seed=seed)
+            metrics |= run_epochs(training.learners, learned, settings, batch, pad_id=pad_id, number=number, seed=seed)
             training.coefficient = paid.coefficient.after(training.coefficient, metrics["objective/kl"], n)
             journal.record(number, metrics)
             bar.update(number, f"reward {metrics['objective/reward']:.3f}, kl {metrics['objective/kl']:.2f}")
@@ -304,7 +304,7 @@ def ppo(
     }
 
 
-def learn(
+def run_epochs(
     learners: Mapping[str, Learner],
     learned: Examples,
     settings: PPOSettings,
