@@ -14,5 +14,6 @@ myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_default_options = {"members": True, "show-inheritance": False, "undoc-members": False}
-# Docstrings are written to be read in the source: shapes in brackets and starred names are no markup.
-suppress_warnings = ["docutils", "autodoc"]
+# Docstrings are written to be read in the source: shapes in brackets and starred names are no markup, and of the words
+# before a colon, which are read as types, several fields may have the name ("ref.python").
+suppress_warnings = ["docutils", "autodoc", "ref.python"]

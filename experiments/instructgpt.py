@@ -14,19 +14,10 @@ Expect   Samples gain a little by the judge, greedy outputs lose: PPO's rate is 
 from dataclasses import replace
 from pathlib import Path
 
-from rest.baselines.ppo import PPOSettings
-from rest.baselines.rollout import RolloutSettings
-from rest.experiment import Experiment, import_file
-from rest.learning.divergence import Fixed
-from rest.learning.train import Schedule, TrainSettings
-from rest.reward.fit import RewardSettings
-from rest.reward.learned import RatingLoss
-from rest.reward.raters import SimulatedRater
-from rest.reward.reference_based import SentenceChrF
-from rest.reward.reward import Reward
+from rest import Experiment, FixedCoefficient, PPOSettings, RatingLoss, Reward, RewardSettings, RolloutSettings
+from rest import Schedule, SentenceChrF, SimulatedRater, TrainSettings, import_file
 
 demo: Experiment = import_file(Path(__file__).with_name("synthetic.py")).experiment
-batch, sampling = demo.batch, demo.grow.sampling
 
 experiment = replace(
     demo,
@@ -37,14 +28,13 @@ experiment = replace(
         samples_per_source=6,
         rate_references=False,
         loss=RatingLoss(regression=0.0, ranking=1.0),
-        batch=batch,
         train=TrainSettings(max_steps=150, evaluate_every=50, patience=2, schedule=Schedule(1e-4, 20)),
     ),
     grow_steps=0,
     ppo=PPOSettings(
         rollouts=60,
         evaluate_every=10,
-        rollout=RolloutSettings(64, 4, replace(sampling, temperature=1.0), coefficient=Fixed(0.02)),
+        rollout=RolloutSettings(64, 4, coefficient=FixedCoefficient(0.02)),
         epochs=4,
         schedule=Schedule(3e-4),
         pretraining=0.1,
@@ -54,5 +44,7 @@ experiment = replace(
 )
 unchained = replace(
     experiment,
-    ppo=replace(experiment.ppo, pretraining=0.0, rollout=replace(experiment.ppo.rollout, coefficient=Fixed(0.0))),
+    ppo=replace(
+        experiment.ppo, pretraining=0.0, rollout=replace(experiment.ppo.rollout, coefficient=FixedCoefficient(0.0))
+    ),
 )

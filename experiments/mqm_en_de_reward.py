@@ -30,17 +30,9 @@ from pathlib import Path
 import numpy as np
 from tyro import MISSING
 
-from rest.baselines.bc import BCSettings
-from rest.data.batches import BatchSettings
-from rest.data.corpus import Cleaning, Corpus, Split, TextFiles
-from rest.data.rating_files import MLQEPE, MQM
-from rest.data.ratings import Ratings, SplitSettings, mix
-from rest.data.tokenizer import SentencePieceSettings
-from rest.experiment import Experiment
-from rest.learning.train import Schedule, TrainSettings
-from rest.model.transformer import TransformerSettings
-from rest.reward.fit import RewardSettings
-from rest.reward.learned import RatingLoss
+from rest import MLQEPE, MQM, BatchOverrides, BatchSettings, BCSettings, Cleaning, Corpus, Experiment, RatingLoss
+from rest import Ratings, RewardSettings, Schedule, SentencePieceSettings, Split, SplitSettings, TextFiles
+from rest import TrainSettings, TransformerSettings, mix
 
 
 @dataclass(frozen=True)
@@ -77,14 +69,13 @@ class Judgements:
         return mix([mqm.load(), *(file.load() for file in assessed)])
 
 
-batch = BatchSettings(batch_tokens=2048, source_tokens=160, target_tokens=160)
-wide = BatchSettings(batch_tokens=2048, source_tokens=512, target_tokens=512)  # room for the translations of a source
+wide = BatchOverrides(batch_tokens=2048, source_tokens=512, target_tokens=512)  # room for the translations of a source
 
 experiment = Experiment(
     corpus=EnglishGerman(MISSING),
     tokenizer=SentencePieceSettings(vocabulary_size=4096),
     model=TransformerSettings(width=128, heads=4, feed_forward=384, encoder_layers=3, decoder_layers=3, dropout=0.1),
-    batch=batch,
+    batch=BatchSettings(batch_tokens=2048, source_tokens=160, target_tokens=160),
     bc=BCSettings(
         train=TrainSettings(
             max_steps=4000,
@@ -98,7 +89,6 @@ experiment = Experiment(
         ratings=(Judgements(MISSING),),
         split=SplitSettings(test_share=0.2),  # ten documents of news at least
         likelihood=True,
-        batch=batch,
         train=TrainSettings(max_steps=600, evaluate_every=50, patience=4, schedule=Schedule(2e-4, 50)),
     ),
 )
@@ -108,13 +98,14 @@ both = replace(experiment, reward=replace(experiment.reward, loss=RatingLoss(1.0
 quick = replace(
     experiment,
     model=TransformerSettings(width=64, heads=4, feed_forward=128, encoder_layers=2, decoder_layers=2, dropout=0.1),
-    batch=replace(batch, batch_tokens=1024),
+    batch=replace(experiment.batch, batch_tokens=1024),
     bc=BCSettings(
         train=TrainSettings(max_steps=1000, evaluate_every=250, average=2, schedule=Schedule(5e-3, 200, "inverse_sqrt"))
     ),
     reward=replace(
         experiment.reward,
         split=SplitSettings(),
+        batch=BatchOverrides(batch_tokens=2048),
         train=replace(experiment.reward.train, max_steps=150, evaluate_every=50),
     ),
 )

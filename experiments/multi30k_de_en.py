@@ -17,22 +17,9 @@ from pathlib import Path
 
 from tyro import MISSING
 
-from rest.baselines.bc import BCSettings
-from rest.data.batches import BatchSettings
-from rest.data.corpus import Cleaning, Corpus, TextFiles
-from rest.data.tokenizer import SentencePieceSettings
-from rest.evaluation.evaluate import EvaluationSettings
-from rest.experiment import Experiment
-from rest.grow import GrowSettings
-from rest.improve import ImproveSettings
-from rest.learning.train import Schedule, TrainSettings
-from rest.model.transformer import TransformerSettings
-from rest.policy.beam import BeamSettings
-from rest.policy.sampler import SamplingSettings
-from rest.reward.fit import Cloned, RewardSettings
-from rest.reward.raters import MetricRater
-from rest.reward.reference_based import SentenceChrF
-from rest.thresholds import PerSourcePercentile
+from rest import BatchSettings, BCSettings, Cleaning, Corpus, EvaluationSettings, Experiment, GrowSettings
+from rest import ImproveSettings, MetricRater, PerSourcePercentile, RewardSettings, SamplingSettings, Schedule
+from rest import SentenceChrF, SentencePieceSettings, TextFiles, TrainSettings, TransformerSettings, TranslationModel
 
 
 @dataclass(frozen=True)
@@ -48,14 +35,12 @@ class Multi30k:
         return TextFiles(*(self.directory / name for name in names)).load(cleaning)
 
 
-batch = BatchSettings(batch_tokens=2048, source_tokens=64, target_tokens=64)
-sampling = SamplingSettings(temperature=0.8, max_target_tokens=56)
-
 experiment = Experiment(
     corpus=Multi30k(MISSING),
     tokenizer=SentencePieceSettings(vocabulary_size=4096),
     model=TransformerSettings(width=128, heads=4, feed_forward=384, encoder_layers=3, decoder_layers=3, dropout=0.1),
-    batch=batch,
+    batch=BatchSettings(batch_tokens=2048, source_tokens=64, target_tokens=64),
+    sampling=SamplingSettings(temperature=0.8, max_target_tokens=56),
     bc=BCSettings(
         train=TrainSettings(
             max_steps=8000,
@@ -70,21 +55,15 @@ experiment = Experiment(
         sources=5000,
         samples_per_source=4,
         rate_references=False,
-        batch=batch,
         train=TrainSettings(max_steps=600, evaluate_every=50, patience=3, schedule=Schedule(2e-4, 50)),
     ),
     grow_steps=2,
-    grow=GrowSettings(sources=12_000, samples_per_source=8, sampling=sampling),
+    grow=GrowSettings(sources=12_000, samples_per_source=8),
     improve=ImproveSettings(
         rule=PerSourcePercentile((50.0, 70.0, 85.0)),
         train=TrainSettings(max_steps=250, evaluate_every=50, patience=3, schedule=Schedule(4e-4, 20)),
     ),
-    evaluation=EvaluationSettings(
-        samples_per_source=4,
-        sampling=sampling,
-        beam=BeamSettings(beams=4, max_target_tokens=56),
-        dev_samples_per_source=2,
-    ),
+    evaluation=EvaluationSettings(samples_per_source=4, dev_samples_per_source=2),
 )
 
 quick = replace(
@@ -112,7 +91,7 @@ small_reward = replace(
     quick,
     reward=replace(
         quick.reward,
-        start=Cloned(
+        start=TranslationModel(
             train=TrainSettings(
                 max_steps=1500, evaluate_every=250, patience=3, average=3, schedule=Schedule(5e-3, 300, "inverse_sqrt")
             )

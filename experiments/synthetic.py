@@ -10,27 +10,10 @@ Expect   experiments/LOG.md has what was measured.
 
 from dataclasses import replace
 
-from rest.baselines.bc import BCSettings
-from rest.baselines.ppo import PPOSettings
-from rest.baselines.rollout import RolloutSettings
-from rest.data.batches import BatchSettings
-from rest.data.corpus import SyntheticCorpus
-from rest.data.synthetic import SyntheticLanguage
-from rest.data.tokenizer import SentencePieceSettings
-from rest.evaluation.evaluate import EvaluationSettings
-from rest.experiment import Experiment
-from rest.grow import GrowSettings
-from rest.improve import ImproveSettings
-from rest.learning.train import Schedule, TrainSettings
-from rest.model.transformer import TransformerSettings
-from rest.policy.beam import BeamSettings
-from rest.policy.sampler import SamplingSettings
-from rest.reward.fit import Cloned, RewardSettings
-from rest.reward.raters import SimulatedRater
-from rest.thresholds import GlobalPercentile, PerSourcePercentile
-
-batch = BatchSettings(batch_tokens=1024, source_tokens=80, target_tokens=64)
-sampling = SamplingSettings(temperature=0.8, max_target_tokens=48)
+from rest import BatchSettings, BCSettings, BeamSettings, EvaluationSettings, Experiment, GlobalPercentile
+from rest import GrowSettings, ImproveSettings, MachineSettings, PerSourcePercentile, PPOSettings, RewardSettings
+from rest import RolloutSettings, SamplingSettings, Schedule, SentencePieceSettings, SimulatedRater, SyntheticCorpus
+from rest import SyntheticLanguage, TrainSettings, TransformerSettings, TranslationModel
 
 experiment = Experiment(
     corpus=SyntheticCorpus(
@@ -38,7 +21,8 @@ experiment = Experiment(
     ),
     tokenizer=SentencePieceSettings(vocabulary_size=512),
     model=TransformerSettings(width=128, heads=4, feed_forward=256, encoder_layers=2, decoder_layers=2, dropout=0.1),
-    batch=batch,
+    batch=BatchSettings(batch_tokens=1024, source_tokens=80, target_tokens=64),
+    sampling=SamplingSettings(temperature=0.8, max_target_tokens=48),
     bc=BCSettings(
         train=TrainSettings(
             max_steps=800,
@@ -52,19 +36,17 @@ experiment = Experiment(
         rater=SimulatedRater(),
         sources=1500,
         samples_per_source=3,
-        batch=batch,
         train=TrainSettings(max_steps=100, evaluate_every=50, patience=2, schedule=Schedule(1e-4, 20)),
     ),
     grow_steps=2,
-    grow=GrowSettings(sources=2000, samples_per_source=8, sampling=sampling, sources_per_shard=512),
+    grow=GrowSettings(sources=2000, samples_per_source=8, sources_per_shard=512),
     improve=ImproveSettings(
         rule=PerSourcePercentile((50.0, 80.0)),
         train=TrainSettings(max_steps=80, evaluate_every=40, patience=3, schedule=Schedule(6e-4, 20)),
     ),
     evaluation=EvaluationSettings(
         samples_per_source=4,
-        sampling=sampling,
-        beam=BeamSettings(beams=4, max_target_tokens=48),
+        beam=BeamSettings(beams=4),
         dev_samples_per_source=2,
         kl_sources=200,
     ),
@@ -75,7 +57,7 @@ own_reward = replace(
     experiment,
     reward=replace(
         experiment.reward,
-        start=Cloned(
+        start=TranslationModel(
             train=TrainSettings(
                 max_steps=3000, evaluate_every=200, patience=3, average=3, schedule=Schedule(5e-3, 200, "inverse_sqrt")
             )
@@ -85,13 +67,13 @@ own_reward = replace(
 
 # PPO beside BC, small: `rest run experiments/synthetic.py:ppo --out runs/ppo`, some minutes on 2 cores.
 # It goes beyond BC and BC continued in reward and gold of samples; not of greedy outputs (results/synthetic-ppo.json).
-small_batch = BatchSettings(batch_tokens=512, source_tokens=64, target_tokens=64)
-small_sampling = SamplingSettings(max_target_tokens=32, rows=96)
 ppo = Experiment(
     corpus=SyntheticCorpus(SyntheticLanguage(train=3000, dev=100, test=200, nouns=6, verbs=4, adjectives=3, adverbs=2)),
     tokenizer=SentencePieceSettings(256),
     model=TransformerSettings(width=32, heads=2, feed_forward=64, encoder_layers=1, decoder_layers=1),
-    batch=small_batch,
+    batch=BatchSettings(batch_tokens=512, source_tokens=64, target_tokens=64),
+    sampling=SamplingSettings(max_target_tokens=32),
+    machine=MachineSettings(rows=96),
     bc=BCSettings(
         train=TrainSettings(
             max_steps=2000, evaluate_every=250, patience=3, average=2, schedule=Schedule(5e-3, 100, "inverse_sqrt")
@@ -101,11 +83,10 @@ ppo = Experiment(
         rater=SimulatedRater(),
         sources=500,
         samples_per_source=3,
-        batch=small_batch,
         train=TrainSettings(max_steps=100, evaluate_every=50, schedule=Schedule(1e-3, 20)),
     ),
     grow_steps=0,
-    grow=GrowSettings(sources=64, samples_per_source=3, sampling=small_sampling, sources_per_shard=16),
+    grow=GrowSettings(sources=64, samples_per_source=3, sources_per_shard=16),
     improve=ImproveSettings(
         rule=GlobalPercentile((50.0, 75.0)),
         train=TrainSettings(max_steps=20, evaluate_every=10, schedule=Schedule(5e-3, 5)),
@@ -113,15 +94,14 @@ ppo = Experiment(
     ppo=PPOSettings(
         rollouts=30,
         evaluate_every=10,
-        rollout=RolloutSettings(32, 4, replace(small_sampling, temperature=0.9)),
+        rollout=RolloutSettings(32, 4, temperature=0.9),
         schedule=Schedule(1e-3),
         pretraining=0.1,
         pretraining_pairs=32,
     ),
     evaluation=EvaluationSettings(
         samples_per_source=4,
-        sampling=small_sampling,
-        beam=BeamSettings(beams=2, max_target_tokens=32),
+        beam=BeamSettings(beams=2),
         dev_samples_per_source=2,
         kl_sources=8,
         shown=4,

@@ -2,22 +2,17 @@
 
 Shows    What Improve filters, where it starts and what it minimises, and nothing else, makes the published methods.
 Command  rest run experiments/synthetic_presets.py:raft --out runs/raft
-Hardware 2 CPU cores: about as long as synthetic.py; `small` is for scripts/compare_improve.py
-Expect   scripts/compare_improve.py compares them; experiments/LOG.md has what was measured.
+         rest study experiments/synthetic_presets.py --out runs/presets --variants rest raft gold --seeds 0 1 2
+Hardware 2 CPU cores: about as long as synthetic.py
+Expect   synthetic_improve.py compares them on a smaller task; experiments/LOG.md has what was measured.
 """
 
 from dataclasses import replace
 from pathlib import Path
 
-from rest.data.corpus import SyntheticCorpus
-from rest.data.synthetic import SyntheticLanguage
-from rest.experiment import Experiment, import_file
-from rest.learning.losses import GOLD, VMPO, AdvantageWeighted, Anchored, OfflineActorCritic, RewardWeighted, VTrace
-from rest.learning.preferences import CPO, DPO, RRHF
-from rest.learning.train import Schedule, TrainSettings
-from rest.model.lora import LoRA, Trainable
-from rest.model.transformer import TransformerSettings
-from rest.thresholds import Capped, Fixed, GlobalPercentile, PerSourceInterpolation, PerSourceTop
+from rest import CPO, DPO, GOLD, RRHF, VMPO, AdvantageWeighted, Anchored, Capped, Experiment, Fixed, GlobalPercentile
+from rest import LoRA, OfflineActorCritic, PerSourceInterpolation, PerSourceTop, RewardWeighted, Trainable, VTrace
+from rest import import_file
 
 base: Experiment = import_file(Path(__file__).with_name("synthetic.py")).experiment
 
@@ -49,30 +44,3 @@ rrhf = improving(rule=PerSourceTop((1,)), loss=RRHF())
 
 # What is trained
 low_rank = improving(train=replace(base.improve.train, trainable=Trainable(lora=LoRA(rank=8))))
-
-# As much as two busy cores compare in minutes
-small = replace(
-    base,
-    corpus=SyntheticCorpus(
-        SyntheticLanguage(train=2000, dev=120, test=250, nouns=12, verbs=6, adjectives=4, adverbs=2)
-    ),
-    model=TransformerSettings(width=64, heads=2, feed_forward=128, encoder_layers=1, decoder_layers=1, dropout=0.1),
-    bc=replace(
-        base.bc,
-        train=TrainSettings(
-            max_steps=3000, evaluate_every=100, patience=3, average=3, schedule=Schedule(4e-3, 100, "inverse_sqrt")
-        ),
-    ),
-    reward=replace(
-        base.reward,
-        sources=500,
-        train=TrainSettings(max_steps=60, evaluate_every=30, patience=2, schedule=Schedule(2e-4, 10)),
-    ),
-    grow=replace(base.grow, sources=500, samples_per_source=8),
-    improve=replace(
-        base.improve,
-        train=TrainSettings(max_steps=40, evaluate_every=20, patience=9, schedule=Schedule(6e-4, 5)),
-        value=TrainSettings(max_steps=800, evaluate_every=80, patience=3, schedule=Schedule(1e-3, 20)),
-    ),
-    evaluation=replace(base.evaluation, dev_samples_per_source=2, kl_sources=150),
-)

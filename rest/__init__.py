@@ -20,7 +20,7 @@ Words, used in one sense everywhere
 
 Axes in shapes
 
-    B batch   N samples a source   S source length   T target length   V vocabulary
+    B batch   N samples per source   S source length   T target length   V vocabulary
     D width   H heads   K head width   L layers
 
 Masks are bool, True for a real token. Lengths are explicit, never read off padding. Sizes name their unit:
@@ -29,15 +29,91 @@ samples_per_source, max_target_tokens, batch_tokens.
 Reading order
 
     algorithm.py      the method, beside the paper
-    grow.py, improve.py, thresholds.py     its two steps, and the rules that choose what passes
+    grow.py, improve.py, thresholds.py, columns.py   its two steps, the rules that choose what passes, what losses read
+    runs.py, stages/  a run and its stages: what each reads, what decides its bytes, how it is made
     baselines/        behavioural cloning (which is also the start) and PPO
     data/             corpora, tokenizer, the scored dataset (store.py), batches
-    policy/, reward/  what samples and what scores
-    learning/         losses and the one update loop; model/ has the network
-    evaluation/, report/                   what came of it
-    experiment.py, stage.py, journal.py, __main__.py   settings, folders, following a run, the `rest` command
+    policy/, reward/, ratings/             what samples, what scores, what people said
+    model/            networks;  learning/ losses and the one update loop, which alone knows devices
+    evaluation/, statistics/, report/      what came of it
+    experiment.py, study.py                settings of a run, and many runs
+    folder.py, journal.py, commands/       a stage's folder, following a run, the `rest` command
 
-Import from these modules; this one holds only the version, so that `import rest` costs nothing.
+All that an experiment or a script needs is imported from here: `from rest import Experiment, run, NLL`. A name is
+looked for in its module when it is first used, so that `import rest` costs nothing.
 """
 
+from importlib import import_module
+from typing import Any
+
 __version__ = "0.1.0"
+
+_NAMES = {  # what is public, by the module that defines it; no name here is also that of a module or folder of rest/
+    "allocator": "keep_freed_memory",
+    "errors": "UserError",
+    "folder": "StageName",
+    "experiment": "Experiment import_file load_experiment",
+    "algorithm": "run",
+    "runs": "Run",
+    # the paper's steps and the baselines
+    "grow": "GrowSettings open_dataset",
+    "improve": "ImproveSettings",
+    "thresholds": "Capped Fixed GlobalPercentile PerSourceInterpolation PerSourcePercentile PerSourceTop Rule",
+    "baselines.bc": "BCSettings",
+    "baselines.ppo": "CriticSettings PPOSettings",
+    "baselines.rollout": "RolloutSettings",
+    # text, and what was sampled
+    "data.batches": "BatchOverrides BatchSettings",
+    "data.corpus": "Cleaning Corpus Split SyntheticCorpus TabSeparated TensorflowDataset TextFiles",
+    "data.synthetic": "SyntheticLanguage",
+    "data.tokenizer": "HuggingFaceSettings SentencePieceSettings Tokenizer",
+    "data.store": "ScoredDataset",
+    "ratings.files": "DirectAssessments MLQEPE MQM MQMWeights Rankings Votes",
+    "ratings.rated": "Rated",
+    "ratings.record": "Ratings SplitSettings mix",
+    # networks, and how they learn
+    "model.layers": "TransformerSettings",
+    "model.families.huggingface": "HuggingFaceModel",
+    "learning.mesh": "MachineSettings",
+    "learning.optimizers": "Adafactor Adam Schedule",
+    "learning.train": "TrainSettings",
+    "learning.lora": "LoRA Trainable",
+    "learning.losses": "AdvantageWeighted Anchored GOLD Loss NLL OfflineActorCritic PolicyLoss RewardWeighted Tokens "
+    "VMPO VTrace",
+    "learning.preferences": "CPO DPO RRHF",
+    "learning.returns": "GAE Group LeaveOneOut",
+    "learning.divergence": "AdaptiveCoefficient Exact FixedCoefficient K1 K2 K3",
+    # policies and rewards
+    "policy.policy": "Policy last_policy",
+    "policy.sampler": "SamplingOverrides SamplingSettings sample",
+    "policy.beam": "BeamSettings translate",
+    "reward.reward": "Reward RewardFunction",
+    "reward.composition": "Cached Conservative Minimum RankMean WeightedMean",
+    "reward.guards": "Guards",
+    "reward.raters": "MetricRater SimulatedRater",
+    "reward.reference_based": "SentenceBLEU SentenceChrF",
+    "reward.learned.encoder": "HuggingFaceEncoder",
+    "reward.learned.settings": "Refresh RewardSettings TranslationModel",
+    "reward.learned.network": "LearnedReward RatingLoss",
+    "reward.published.cometkiwi": "CometKiwi",
+    "reward.published.metricx": "METRICX_23 METRICX_23_QE METRICX_24 METRICX_24_QE MetricX",
+    # what came of it
+    "evaluation.evaluate": "EvaluationSettings",
+    "evaluation.decoding": "DecodingSettings",
+}
+_MODULES = {name: f"rest.{module}" for module, names in _NAMES.items() for name in names.split()}
+
+__all__ = sorted([*_MODULES, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, from its module (PEP 562)."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'rest' has no attribute {name!r}")
+    found = getattr(import_module(_MODULES[name]), name)
+    globals()[name] = found  # asked for once
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

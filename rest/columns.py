@@ -6,35 +6,30 @@ its rows, `grow-1/columns/<name>/`, named by the network's content: every epoch 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
-from flax import nnx
-from jaxtyping import Array
-from scipy import stats
 
-from rest.data.batches import Batch, BatchSettings, Examples, training_batches
+from rest.data.batches import BatchSettings, Examples
 from rest.data.store import ScoredDataset
 from rest.errors import UserError
+from rest.folder import discard, seed_for
 from rest.journal import say
-from rest.learning.checkpoint import load_parameters, save_parameters
-from rest.learning.losses import Loss, SquaredError
-from rest.learning.train import Batches, TrainSettings, train
-from rest.learning.value import Value
+from rest.learning.mesh import MachineSettings
+from rest.learning.train import TrainSettings, shuffled, train
 from rest.policy.policy import Policy, token_log_probs
-from rest.stage import discard, seed_for
+from rest.policy.value import Value, ValueObjective
+from rest.statistics.correlation import kendall, spearman
 
 
 @dataclass(frozen=True)
-class Judges:
+class Scorers:
     """The networks that the columns of a loss come from; each None where the loss does not ask for it."""
 
     bc: Policy | None = None
@@ -68,22 +63,21 @@ def columns_of(
     mask: np.ndarray,
     needs: tuple[str, ...],
     policy: Policy,
-    judges: Judges,
+    scorers: Scorers,
     batch: BatchSettings,
     cache: Path,
 ) -> Examples:
     """The rows of `mask` (bool [rows]) with the columns that a loss needs; `policy` is where its training starts."""
     sidecars: dict[str, str] = {}
-    scorers = {"anchor_log_probs": policy, "bc_log_probs": judges.bc}
-    for name, scorer in scorers.items():
-        if name in needs and scorer is not None:
-            sidecars[name] = f"log_probs_{scorer.identity[:16]}"
-            of = partial(token_log_probs, scorer, batch=batch)
-            _write_once(dataset, sidecars[name], of, policy, batch, {"policy": scorer.identity})
-    if "value" in needs and judges.value is not None:
-        sidecars["value"] = f"value_{judges.value.identity[:16]}"
-        of = partial(judges.value.of, batch=batch, pad_id=policy.tokenizer.pad_id)
-        _write_once(dataset, sidecars["value"], of, policy, batch, {"value": judges.value.identity})
+    for name, of in {"anchor_log_probs": policy, "bc_log_probs": scorers.bc}.items():
+        if name in needs and of is not None:
+            sidecars[name] = f"log_probs_{of.identity[:16]}"
+            log_probs = partial(token_log_probs, of, batch=batch)
+            _write_once(dataset, sidecars[name], log_probs, policy, batch, {"policy": of.identity})
+    if "value" in needs and scorers.value is not None:
+        sidecars["value"] = f"value_{scorers.value.identity[:16]}"
+        values = partial(scorers.value.of, batch=batch)
+        _write_once(dataset, sidecars["value"], values, policy, batch, {"value": scorers.value.identity})
     missing = {"bc_log_probs", "value"} & set(needs) - set(sidecars)
     if missing:
         raise ValueError(f"no network was given for {sorted(missing)}")
@@ -123,51 +117,25 @@ def _write_once(
     batch: BatchSettings,
     settings: dict[str, Any],
 ) -> None:
-    """Computes a column of numbers a token, a shard at a time, unless it is there."""
-    if name in dataset.column_names:
-        return
-    say(f"{dataset.folder.name}: column {name}")
-    tables = dataset.by_shard(["source", "tokens"])
-    dataset.write_column(name, (of(examples_of(table, policy, batch)) for table in tables), settings)
+    """Computes a column of numbers per token, a shard at a time, unless it is there."""
 
+    def parts() -> Iterator[list[np.ndarray]]:
+        say(f"{dataset.folder.name}: column {name}")
+        for table in dataset.by_shard(["source", "tokens"]):
+            yield of(examples_of(table, policy, batch))
 
-class Timed:
-    """Batches whose column `progress` says how much of the training is done, 0 at its start and 1 at its end."""
-
-    def __init__(self, batches: Batches, total: int) -> None:
-        self.batches, self.total, self.drawn = batches, total, 0
-
-    def __next__(self) -> Batch:
-        batch = next(self.batches)
-        done = np.full(batch.sequence_ids.shape, self.drawn / max(1, self.total - 1), np.float32)
-        self.drawn += 1
-        return replace(batch, columns={**batch.columns, "progress": done})
-
-    def get_state(self) -> dict[str, Any]:
-        return {"drawn": self.drawn, "batches": self.batches.get_state()}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        self.drawn = state["drawn"]
-        self.batches.set_state(state["batches"])
-
-
-# The value of a prefix under the behaviour policy
-
-
-@dataclass(frozen=True)
-class ValueObjective:
-    """Regression of the reward of the whole sequence at every token: the Monte-Carlo return of its prefix."""
-
-    graph: Any
-
-    def __call__(self, parameters: Any, batch: Batch, key: Array | None) -> Loss:
-        values = nnx.merge(self.graph, parameters)(batch, key)
-        wanted = jnp.take_along_axis(batch.columns["reward"], jnp.maximum(batch.target_segments - 1, 0), axis=1)
-        return SquaredError()(values, wanted, batch.target_segments > 0)
+    dataset.sidecars.write_once(name, parts, settings)
 
 
 def learn_value(
-    bc: Policy, dataset: ScoredDataset, settings: TrainSettings, batch: BatchSettings, *, folder: Path, seed: int
+    bc: Policy,
+    dataset: ScoredDataset,
+    settings: TrainSettings,
+    batch: BatchSettings,
+    *,
+    folder: Path,
+    seed: int,
+    machine: MachineSettings | None = None,
 ) -> tuple[Value, dict[str, Any]]:
     """A value network from BC's parameters, on the samples of D_1; a tenth of the sources is held out to stop by.
 
@@ -183,70 +151,44 @@ def learn_value(
     out = np.isin(stored["source_id"], held)
 
     def rows(mask: np.ndarray) -> tuple[Examples, np.ndarray]:
-        examples = columns_of(dataset, mask, ("reward",), bc, Judges(), batch, folder / "kept")
+        examples = columns_of(dataset, mask, ("reward",), bc, Scorers(), batch, folder / "kept")
         return examples, examples.columns["reward"]
 
-    value, pad_id = Value.start(bc), bc.tokenizer.pad_id
     examples, rewards = rows(samples & ~out)
-    # the head starts at the mean, so that only what differs is left to learn
-    head = {**value.parameters["head"], "bias": jnp.full_like(value.parameters["head"]["bias"], rewards.mean())}
-    value = value.with_parameters({**value.parameters, "head": head})
     unseen, unseen_rewards = rows(samples & out)
 
-    def predicted(parameters: Any) -> list[np.ndarray]:
-        return value.with_parameters(parameters).of(unseen, batch, pad_id)
-
-    def evaluate(parameters: Any) -> dict[str, float]:
-        errors = [np.square(v - r) for v, r in zip(predicted(parameters), unseen_rewards, strict=True)]
+    def evaluate(value: Value) -> dict[str, float]:
+        errors = [np.square(v - r) for v, r in zip(value.of(unseen, batch), unseen_rewards, strict=True)]
         return {"score": -float(np.concatenate(errors).mean(dtype=np.float64))}
 
-    batches, _ = training_batches(
-        examples,
-        batch,
-        pad_id=pad_id,
-        seed=seed_for(seed, "value batches"),
-        process=(jax.process_index(), jax.process_count()),
-    )
+    batches, _ = shuffled(examples, batch, pad_id=bc.tokenizer.pad_id, seed=seed_for(seed, "value batches"))
     trained = train(
-        ValueObjective(value.graph),
-        value.parameters,
+        Value.start(bc, mean=float(rewards.mean())),  # so that only what differs is left to learn
+        ValueObjective(),
         batches,
         settings,
         evaluate=evaluate,
         folder=folder,
         seed=seed_for(seed, "value"),
         description="value",
+        machine=machine,
     )
     discard(folder / "kept")
-    last = np.array([values[-1] for values in predicted(trained.parameters)])
+    last = np.array([values[-1] for values in trained.best.of(unseen, batch)])
+    varies = bool(np.ptp(last) and np.ptp(unseen_rewards))  # a correlation with what does not vary is none
     report = {
         "rows": len(unseen),
         "squared_error": -trained.score,
         "variance": float(unseen_rewards.var(dtype=np.float64)),
-        "kendall": _finite(stats.kendalltau(last, unseen_rewards).statistic),
-        "spearman": _finite(stats.spearmanr(last, unseen_rewards).statistic) if np.ptp(last) else None,
+        "kendall": kendall(last, unseen_rewards) if varies else None,
+        "spearman": spearman(last, unseen_rewards) if varies else None,
         "gradient_steps": trained.steps,
     }
     say(f"value: squared error {-trained.score:.4f}, Kendall {report['kendall']}, Spearman {report['spearman']}")
-    return value.with_parameters(trained.parameters), report
+    return trained.best, report
 
 
-def _finite(number: float) -> float | None:
-    """JSON has no NaN: a correlation with what does not vary is none."""
-    return float(number) if np.isfinite(number) else None
-
-
-def save_value(folder: Path, value: Value) -> None:
-    save_parameters(folder, value.parameters)
-
-
-def load_value(folder: Path, bc: Policy) -> Value:
-    """Reads what `save_value` wrote; the network is that of BC under a scalar head."""
-    empty = Value.start(bc)
-    return empty.with_parameters(load_parameters(folder, empty.parameters))
-
-
-def whole(examples: Examples, batch: BatchSettings) -> np.ndarray:
+def fits_a_row(examples: Examples, batch: BatchSettings) -> np.ndarray:
     """Which groups fit into one row of a batch, so that a loss sees all of their rows together: bool [groups]."""
     assert examples.groups is not None
     _, group = np.unique(examples.groups, return_inverse=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
@@ -19,9 +20,12 @@ from rest.errors import UserError
 from rest.evaluation.evaluate import EvaluationSettings
 from rest.grow import GrowSettings
 from rest.improve import ImproveSettings
-from rest.model.huggingface import HuggingFaceModel
-from rest.model.transformer import TransformerSettings
-from rest.reward.fit import Refresh, RewardSettings
+from rest.learning.mesh import MachineSettings
+from rest.model.families.huggingface import HuggingFaceModel
+from rest.model.layers import TransformerSettings
+from rest.policy.beam import BeamSettings
+from rest.policy.sampler import SamplingSettings
+from rest.reward.learned.settings import Refresh, RewardSettings
 
 
 @runtime_checkable
@@ -45,6 +49,9 @@ class Experiment:
     model: TransformerSettings | HuggingFaceModel = field(default_factory=TransformerSettings)
     """TransformerSettings: a random network of these sizes. HuggingFaceModel: a published one with its tokenizer."""
     batch: BatchSettings = field(default_factory=BatchSettings)
+    """Of every training and scoring, unless a stage has another."""
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    """What Grow and evaluation draw from, unless they say otherwise; its longest hypothesis is that of every stage."""
     bc: BCSettings = field(default_factory=BCSettings)
     grow_steps: int = 1
     """G."""
@@ -57,6 +64,8 @@ class Experiment:
     refresh: Refresh | None = None
     """Refit a learned reward before each Grow step but the first, with ratings of the latest policy; None: never."""
     seed: int = 0
+    machine: MachineSettings = field(default_factory=MachineSettings)
+    """How the devices are used. It decides no result: a run goes on with other ones."""
 
     def __post_init__(self) -> None:
         if not 0 < self.bc_share <= 1:
@@ -72,20 +81,74 @@ class Experiment:
             if self.refresh.ratings and not self.reward.ratings:
                 raise UserError("refresh.ratings: the reward has a rater, who rates the new samples too; name no files")
 
+    # What stages use: the shared settings with their own over them
+
+    @property
+    def grow_sampling(self) -> SamplingSettings:
+        return self.grow.sampling.of(self.sampling)
+
+    @property
+    def evaluation_sampling(self) -> SamplingSettings:
+        return self.evaluation.sampling.of(self.sampling)
+
+    @property
+    def beam(self) -> BeamSettings:
+        """Of evaluation: outputs are as long as samples may be, unless it says otherwise."""
+        own = self.evaluation.beam
+        return replace(own, max_target_tokens=own.max_target_tokens or self.evaluation_sampling.max_target_tokens)
+
+    @property
+    def reward_batch(self) -> BatchSettings:
+        """Of a reward that is learned."""
+        return self.reward.batch.of(self.batch)
+
+    @property
+    def improve_batch(self) -> BatchSettings:
+        return self.improve.batch.of(self.batch)
+
 
 def load_experiment(name: str) -> Experiment:
-    """The experiment of `FILE` or `FILE:variant`; the variant is a name in the file, by default `experiment`."""
-    path_text, _, variant = name.partition(":")
-    path, variant = Path(path_text), variant or "experiment"
+    """The experiment of `FILE` or `FILE:variant`: a name in the file, by default `experiment`, or losses.GOLD of a
+    dictionary `losses`."""
+    path, _, variant = name.partition(":")
+    found = _experiments(Path(path))
+    return found[_known(variant or "experiment", found, path)]
+
+
+def load_variants(name: str, wanted: Sequence[str] = ()) -> dict[str, Experiment]:
+    """The experiments that are names in `FILE`, or those of a dictionary in it, `FILE:losses`; all or those wanted."""
+    path, _, group = name.partition(":")
+    found = _experiments(Path(path))
+    if group and group not in found:
+        within = {each.removeprefix(f"{group}."): e for each, e in found.items() if each.startswith(f"{group}.")}
+        found = within or {group: found[_known(group, found, path)]}
+    elif group:
+        found = {group: found[group]}
+    else:
+        found = {each: e for each, e in found.items() if "." not in each}
+    return {each: found[each] for each in (_known(one, found, name) for one in wanted or found)}
+
+
+def _experiments(path: Path) -> dict[str, Experiment]:
+    """All of a file: its names, and those in its dictionaries behind a dot."""
     if not path.is_file():
         raise UserError(f"{path}: no such experiment file")
-    module = import_file(path)
-    known = sorted(key for key, value in vars(module).items() if isinstance(value, Experiment))
-    if variant not in known:
-        close = difflib.get_close_matches(variant, known, n=1)
+    found: dict[str, Experiment] = {}
+    for name, value in vars(import_file(path)).items():
+        group = value.items() if isinstance(value, dict) and not name.startswith("_") else ()
+        for key, experiment in ((name, value), *((f"{name}.{key}", each) for key, each in group)):
+            if isinstance(experiment, Experiment):
+                found[key] = experiment
+    return found
+
+
+def _known(name: str, found: Mapping[str, Experiment], where: str) -> str:
+    """The name, if there is one like that."""
+    if name not in found:
+        close = difflib.get_close_matches(name, found, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise UserError(f"{path}: no experiment named {variant!r}; it has {', '.join(known) or 'none'}{hint}")
-    return getattr(module, variant)
+        raise UserError(f"{where}: no experiment named {name!r}; it has {', '.join(sorted(found)) or 'none'}{hint}")
+    return name
 
 
 def import_file(path: Path) -> ModuleType:

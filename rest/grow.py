@@ -1,4 +1,4 @@
-"""One Grow step: x ~ D, y ~ π(·|x), N samples a source; D_g = samples ∪ D, every row scored by R (Algorithm 1).
+"""One Grow step: x ~ D, y ~ π(·|x), N samples per source; D_g = samples ∪ D, every row scored by R (Algorithm 1).
 
 While a shard is scored and written, the next one is sampled in a thread of its own, one thread a device. Any number of
 processes may work on one step: each takes the next shard that is missing and that no other has locked.
@@ -14,24 +14,24 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import filelock
-import jax
 import numpy as np
 
 from rest.data.corpus import Split
 from rest.data.shards import shard_name, shard_rows, write_shard
 from rest.data.store import ScoredDataset, write_manifest
 from rest.errors import UserError
+from rest.folder import StageFolder, discard, seed_for
 from rest.journal import Journal, progress, say
+from rest.learning.mesh import MachineSettings
 from rest.policy.policy import Policy
-from rest.policy.sampler import Hypotheses, SamplingSettings, sample
+from rest.policy.sampler import Devices, Hypotheses, SamplingOverrides, SamplingSettings, sample
 from rest.reward.guards import Guards
 from rest.reward.reward import Reward
-from rest.stage import Stage, discard, seed_for
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,11 @@ class GrowSettings:
     """What one Grow step draws."""
 
     sources: int = 0
-    """Sources a Grow step, drawn anew for each; 0: all."""
+    """Sources per Grow step, drawn anew for each; 0: all."""
     samples_per_source: int = 8
     """N."""
-    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    sampling: SamplingOverrides = field(default_factory=SamplingOverrides)
+    """What is drawn from otherwise than the experiment's `sampling`."""
     sources_per_shard: int = 1024
     """A shard is the unit of resuming and of reproducibility."""
     training_text: bool = True
@@ -77,48 +78,62 @@ def grow_sources(splits: list[Split], settings: GrowSettings, g: int, seed: int)
 
 
 def grow(
-    stage: Stage, policy: Policy, splits: list[Split], reward: Reward, settings: GrowSettings, *, g: int, seed: int
+    stage: StageFolder,
+    policy: Policy,
+    splits: list[Split],
+    reward: Reward,
+    settings: GrowSettings,
+    sampling: SamplingSettings,
+    *,
+    g: int,
+    seed: int,
+    machine: MachineSettings | None = None,
 ) -> None:
     """Make the shards that are missing, then the manifest, and finish the stage.
 
     The sources of a shard come from one split. UserError if the disk is full or the reward cannot score; what is
     written stays, and the same call goes on.
     """
-    began = time.perf_counter()
     size = settings.sources_per_shard
     splits = grow_sources(splits, settings, g, seed)
     parts = [split.take(slice(at, at + size)) for split in splits for at in range(0, len(split), size)]
     shards = _Shards(stage, [_rows(part, settings) for part in parts])
-    samples = [len(part) * settings.samples_per_source for part in parts]
+    n, own = settings.samples_per_source, seed_for(seed, "grow")
+    samples = [len(part) * n for part in parts]
+
+    def draw(part: Split, device: Any, ended: Callable[[int], None]) -> Hypotheses:
+        where = partial(sample, machine=machine, device=device, ended=ended)
+        return where(policy, part.sources, part.ids, n, sampling, seed=own, grow_step=g)
+
     with (
         _Following(stage, f"grow {g}", shards, samples) as follow,
-        closing(_sampled(shards, parts, policy, settings, seed_for(seed, "grow"), g, follow.drawn)) as drawn,
+        closing(_sampled(shards, parts, draw, follow.drawn)) as drawn,
     ):
         for shard, hypotheses in drawn:
-            columns = score(policy, parts[shard], hypotheses, reward, settings)
-            write_shard(stage.folder, shard, len(parts), columns)
+            columns = scored_columns(policy, parts[shard], hypotheses, reward, settings)
+            write_shard(stage.path, shard, len(parts), columns)
             shards.release(shard)
             follow.written(shard, columns, hypotheses)
     with stage.alone():
         discard(shards.locks)  # all shards are made
-        if stage.finished:
+        if stage.finished:  # by another process; this one's journal may have made the old name again
+            discard(stage.partial)
             return
         identities = {"policy": policy.identity, "reward": reward.identity, "tokenizer": policy.tokenizer.identity}
         manifest = write_manifest(
-            stage.folder, settings=stage.settings, identities=identities, seed=seed, scale=reward.range
+            stage.path, settings=stage.settings, identities=identities, seed=seed, scale=reward.range
         )
         means, human = manifest.reward, ""
         if means["references"]["rows"]:
             human = f", of human pairs {means['references']['mean']:.4f}"
         say(f"grow {g}: {sum(samples)} samples, mean reward {means['samples']['mean']:.4f}{human}")
-        wall = time.perf_counter() - began
-        stage.finish({"rows": manifest.rows, "samples": sum(samples), "reward": means, "wall_s": wall})
+        stage.finish({"rows": manifest.rows, "samples": sum(samples), "reward": means})
 
 
 class _Shards:
     """Which shards are missing, and which of them this process has locked."""
 
-    def __init__(self, stage: Stage, rows: list[int]) -> None:
+    def __init__(self, stage: StageFolder, rows: list[int]) -> None:
         self._stage, self._rows = stage, rows
         self._missing = list(range(len(rows)))
         self._held: dict[int, filelock.BaseFileLock] = {}
@@ -160,7 +175,7 @@ class _Shards:
         """Whether the shard is on disk, whole."""
         name = shard_name(shard, len(self._rows))
         # in this order: another process may give the folder its final name in between
-        return shard_rows(self._stage.folder / name) == self._rows[shard] or self._stage.final.exists()
+        return shard_rows(self._stage.path / name) == self._rows[shard] or self._stage.final.exists()
 
 
 class _Stopped(Exception):
@@ -170,47 +185,29 @@ class _Stopped(Exception):
 def _sampled(
     shards: _Shards,
     parts: list[Split],
-    policy: Policy,
-    settings: GrowSettings,
-    seed: int,
-    g: int,
+    draw: Callable[[Split, Any, Callable[[int], None]], Hypotheses],
     drawn: Callable[[int], None],
 ) -> Generator[tuple[int, Hypotheses]]:
     """Each shard that this process gets hold of, while the next are being sampled; ends when all are made."""
-    devices, free, stop = jax.local_devices(), SimpleQueue[jax.Device](), threading.Event()
-    for device in devices:
-        free.put(device)
+    devices, stop = Devices(), threading.Event()
 
     def ended(rows: int) -> None:
         if stop.is_set():
             raise _Stopped
         drawn(rows)
 
-    def draw(part: Split) -> Hypotheses:
-        device = free.get()
-        try:
-            return sample(
-                policy,
-                part.sources,
-                part.ids,
-                settings.samples_per_source,
-                settings.sampling,
-                seed=seed,
-                grow_step=g,
-                device=device,
-                ended=ended,
-            )
-        finally:
-            free.put(device)
+    def sampled(part: Split) -> Hypotheses:
+        with devices.lent() as device:
+            return draw(part, device, ended)
 
     pending: deque[tuple[int, Future[Hypotheses]]] = deque()
-    with ThreadPoolExecutor(len(devices)) as threads:
+    with ThreadPoolExecutor(devices.count) as threads:
         try:
             while True:
                 shard = shards.claim()
                 if shard is not None:
-                    pending.append((shard, threads.submit(draw, parts[shard])))
-                if pending and (shard is None or len(pending) > len(devices)):
+                    pending.append((shard, threads.submit(sampled, parts[shard])))
+                if pending and (shard is None or len(pending) > devices.count):
                     done, future = pending.popleft()
                     yield done, future.result()
                 elif shard is None:
@@ -227,7 +224,7 @@ def _sampled(
 class _Following:
     """The journal and the progress bar of this process."""
 
-    def __init__(self, stage: Stage, title: str, shards: _Shards, samples: list[int]) -> None:
+    def __init__(self, stage: StageFolder, title: str, shards: _Shards, samples: list[int]) -> None:
         self._began, self._lock = time.perf_counter(), threading.Lock()
         self._samples, self._tokens, self._steps, self._reward = 0, 0, 0, 0.0
         self._shown = sum(n for shard, n in enumerate(samples) if shards.made(shard))  # by an earlier process
@@ -239,7 +236,7 @@ class _Following:
             with suppress(filelock.Timeout):
                 self._own.acquire()
                 break
-        self._journal = Journal(stage.folder / name, len(samples))
+        self._journal = Journal(stage.path / name, len(samples))
 
     def __enter__(self) -> _Following:
         self._handle = self._bar.__enter__()
@@ -283,7 +280,7 @@ def _rows(part: Split, settings: GrowSettings) -> int:
     return len(part) * (settings.samples_per_source + human)
 
 
-def score(
+def scored_columns(
     policy: Policy, part: Split, hypotheses: Hypotheses, reward: Reward, settings: GrowSettings
 ) -> dict[str, Any]:
     """The columns of one shard: each source's human pair, then its samples."""
@@ -330,16 +327,12 @@ def score(
 
 def rescore(dataset: ScoredDataset, reward: Reward, name: str) -> None:
     """Add another reward of every row as a sidecar column; what the shards hold stays. UserError if it is another's."""
-    if name in dataset.column_names:
-        if dataset.column_settings(name) != reward.settings:
-            raise UserError(f"{dataset.folder / 'columns' / name} was made with another reward; remove it")
-        return
 
     def parts() -> Iterator[np.ndarray]:
         for texts in dataset.by_shard(["source", "hypothesis"]):
             yield reward(texts["source"].to_pylist(), texts["hypothesis"].to_pylist(), None).reward
 
-    dataset.write_column(name, parts(), reward.settings)
+    dataset.sidecars.write_once(name, parts, reward.settings)
 
 
 def open_dataset(folder: Path) -> ScoredDataset:

@@ -8,21 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 
-from rest.columns import Judges, Timed, columns_of, whole
-from rest.data.batches import BatchSettings, training_batches
+from rest.columns import Scorers, columns_of, fits_a_row
+from rest.data.batches import BatchOverrides, BatchSettings
 from rest.data.store import ScoredDataset
 from rest.errors import UserError
+from rest.folder import discard, seed_for
 from rest.journal import say
 from rest.learning.losses import NLL
-from rest.learning.train import Batches, Schedule, Trained, TrainSettings, train
+from rest.learning.mesh import MachineSettings
+from rest.learning.optimizers import Schedule
+from rest.learning.train import Trained, TrainSettings, shuffled, train
 from rest.policy.policy import Policy, PolicyObjective
-from rest.stage import discard, seed_for
-from rest.thresholds import Columns, GlobalPercentile, HumanPairs, Rule, Selection, compare
+from rest.thresholds import Columns, GlobalPercentile, HumanPairs, Rule, Selection, to_compare
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ImproveSettings:
     """Each Improve step's learning rate is this times the one before."""
     unfiltered: bool = True
     """Also train on all of D_g, as a side branch: the paper's I = 0."""
-    batch: BatchSettings | None = None
+    batch: BatchOverrides = field(default_factory=BatchOverrides)
     """Batches of another shape than the experiment's, say to share the encodings of sources."""
     interpolation: float = 1.0
     """How far to go from where a step starts to where training leads, in weights (WARP: Ramé et al. 2024, §3.3)."""
@@ -72,9 +72,8 @@ class ImproveSettings:
 
     def training(self, i: int) -> TrainSettings:
         """The update loop's settings at Improve step i, with the learning rate fallen."""
-        schedule = self.train.schedule
-        rate = schedule.learning_rate * self.learning_rate_factor ** max(0, i - 1)
-        return dataclasses.replace(self.train, schedule=dataclasses.replace(schedule, learning_rate=rate))
+        factor = self.train.rate_factor * self.learning_rate_factor ** max(0, i - 1)
+        return dataclasses.replace(self.train, rate_factor=factor)
 
 
 def named(rule: Rule, i: int) -> str:
@@ -94,7 +93,7 @@ def select(dataset: ScoredDataset, settings: ImproveSettings, i: int) -> Selecti
     columns = Columns(stored["source_id"], stored["reward"], stored["is_reference"], hypotheses)
     selection = settings.rule.choose(columns, i, settings.human_pairs)
     if settings.loss.candidates > 1:
-        return compare(columns, selection, settings.loss.candidates, settings.human_pairs)
+        return to_compare(columns, selection, settings.loss.candidates, settings.human_pairs)
     return selection
 
 
@@ -106,14 +105,15 @@ def improve(
     *,
     g: int,
     i: int,
-    evaluate: Callable[[Any], Mapping[str, float]],
+    evaluate: Callable[[Policy], Mapping[str, float]],
     folder: Path,
     seed: int,
-    judges: Judges | None = None,
+    scorers: Scorers | None = None,
+    machine: MachineSettings | None = None,
 ) -> tuple[Policy, dict[str, Any]]:
     """Fine-tune on the rows that pass. Returns the checkpoint with the best dev reward, and what to report.
 
-    `judges` are the networks behind the columns that the loss needs, if it needs any.
+    `scorers` are the networks behind the columns that the loss needs, if it needs any.
     """
     name, loss = f"improve {g}.{i}", settings.loss
     selection = select(dataset, settings, i)
@@ -128,42 +128,33 @@ def improve(
         f"{name}: {selection.rows} of {dataset.rows} rows pass, of {selection.sources} sources, "
         f"{selection.references} human pairs, mean reward {selection.mean_reward:.4f}"
     )
-    examples = columns_of(dataset, selection.mask, loss.needs, policy, judges or Judges(), batch, folder / "kept")
-    if loss.candidates > 1 and not (fits := whole(examples, batch)).all():
+    examples = columns_of(dataset, selection.mask, loss.needs, policy, scorers or Scorers(), batch, folder / "kept")
+    if loss.candidates > 1 and not (fits := fits_a_row(examples, batch)).all():
         say(f"{name}: warning: the rows of {(~fits).sum()} of {len(fits)} sources do not fit into one row of a batch")
-    batches: Batches
-    batches, plan = training_batches(
+    training, share = settings.training(i), settings.interpolation
+    batches, plan = shuffled(
         examples,
         batch,
         pad_id=policy.tokenizer.pad_id,
         seed=seed_for(seed, "improve batches", g, i),
-        process=(jax.process_index(), jax.process_count()),
+        progress_of=training.max_steps if "progress" in loss.needs else 0,
     )
-    training = settings.training(i)
-    if "progress" in loss.needs:
-        batches = Timed(batches, training.max_steps * training.accumulate)
-
-    def reached(parameters: Any) -> Any:
-        """The policy's parameters that training has led to."""
-        network = {part: leaves for part, leaves in parameters.items() if part != "duals"}  # those are the loss's
-        share = settings.interpolation
-        return network if share == 1 else jax.tree.map(lambda a, b: a + share * (b - a), policy.parameters, network)
-
-    duals = {dual: jnp.float32(start) for dual, start in loss.duals().items()}
     trained = train(
-        PolicyObjective(policy.graph, loss),
-        {**policy.parameters, **({"duals": duals} if duals else {})},
+        policy,
+        PolicyObjective(loss),
         batches,
         training,
-        evaluate=lambda parameters: evaluate(reached(parameters)),
+        evaluate=lambda reached: evaluate(policy.towards(reached, share)),
         folder=folder,
         seed=seed_for(seed, "improve", g, i),
         description=name,
+        machine=machine,
+        dual_variables=loss.dual_variables(),
     )
     if trained.best_step == 0:
         say(f"{name}: no checkpoint scored above the starting policy, which is kept")
     discard(folder / "kept")
-    return policy.with_parameters(reached(trained.parameters)), report(selection, trained, training, plan.padding) | {
+    return policy.towards(trained.best, share), report(selection, trained, training, plan.padding) | {
         "grow": g,
         "improve": i,
         "rows": dataset.rows,
@@ -184,7 +175,7 @@ def report(selection: Selection, trained: Trained, training: TrainSettings, padd
         "best_step": trained.best_step,
         "gradient_steps": trained.steps,
         "stopped": trained.stopped,
-        "learning_rate": training.schedule.learning_rate,
+        "learning_rate": training.highest_rate,
         "dev_reward": trained.history,
         "started_policy_won": trained.best_step == 0,
     }

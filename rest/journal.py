@@ -1,4 +1,7 @@
-"""Following a run: metrics.jsonl, TensorBoard events, Weights & Biases where it is asked for, and a progress bar."""
+"""Following a run: metrics.jsonl, TensorBoard events, Weights & Biases where it is asked for, and a progress bar.
+
+It imports no JAX, so that looking at data is quick.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, SupportsFloat
@@ -24,7 +27,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
-from tensorboardX import SummaryWriter
 
 from rest.errors import UserError
 
@@ -38,6 +40,8 @@ class Journal:
     """
 
     def __init__(self, folder: Path, from_step: int = 0) -> None:
+        from tensorboardX import SummaryWriter  # takes a second, and only what trains or samples writes events
+
         folder.mkdir(parents=True, exist_ok=True)
         self._online = _weights_and_biases(folder) if os.environ.get("WANDB_PROJECT") else None
         path = folder / "metrics.jsonl"
@@ -92,16 +96,27 @@ def say(text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+def literal(text: str, newlines: bool = False) -> Text:
+    """Text of others as it stands: no markup, nothing that steers a terminal.
+
+    What cannot be printed becomes U+FFFD: control characters, and new lines too unless they are asked for.
+    """
+    kept = "\n" if newlines else ""
+    return Text("".join(c if c.isprintable() or c in kept else "\N{REPLACEMENT CHARACTER}" for c in text))
+
+
 class Bar:
     """A progress bar's handle."""
 
-    def __init__(self, progress: Progress, total: int | None, description: str) -> None:
+    def __init__(self, progress: Progress, total: int | None, description: str, redraw: Callable[[], None]) -> None:
         self._progress = progress
         self._task = progress.add_task(description, total=total, note="")
+        self._redraw = redraw
 
     def update(self, done: int, note: str = "") -> None:
         """`done` of the total, with a short note beside it."""
         self._progress.update(self._task, completed=done, note=note)
+        self._redraw()
 
 
 class Rate(ProgressColumn):
@@ -113,7 +128,7 @@ class Rate(ProgressColumn):
 
 @contextmanager
 def progress(description: str, total: int | None) -> Iterator[Bar]:
-    """A line on standard error with what is done, rate, time, time left and a note; silent but on a terminal."""
+    """A line with what is done, rate, time, time left and a note, on a terminal or in a notebook; elsewhere silent."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -124,5 +139,31 @@ def progress(description: str, total: int | None) -> Iterator[Bar]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as shown:
-        yield Bar(shown, total, description)
+    with (
+        Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as shown,
+        _in_notebook(shown) if console.is_jupyter else nullcontext(lambda: None) as redraw,
+    ):
+        yield Bar(shown, total, description, redraw)
+
+
+@contextmanager
+def _in_notebook(shown: Progress) -> Iterator[Callable[[], None]]:
+    """An output of the cell that is drawn again at most twice a second, and emptied at the end.
+
+    Rich draws a bar on a terminal by itself; in a notebook it would need ipywidgets, which may not be there.
+    """
+    from IPython.display import display
+
+    output = display(shown, display_id=True)
+    drawn = time.monotonic()
+
+    def redraw() -> None:
+        nonlocal drawn
+        if time.monotonic() - drawn > 0.5:
+            output.update(shown)
+            drawn = time.monotonic()
+
+    try:
+        yield redraw
+    finally:
+        output.update({"text/plain": ""}, raw=True)

@@ -123,7 +123,7 @@ class GlobalPercentile:
 class PerSourcePercentile:
     """One threshold a source, at a percentile of its own samples' rewards, so that hard sources stay in.
 
-    With 8 samples a source, 87.5 keeps the best one. A source whose best candidates tie at the threshold
+    With 8 samples per source, 87.5 keeps the best one. A source whose best candidates tie at the threshold
     keeps none of them; a source without samples keeps its human pair, which has nothing to exceed.
     """
 
@@ -258,7 +258,7 @@ class Capped:
         return _select(columns, mask, human_pairs, chosen.threshold, chosen.thresholds, chosen.warning)
 
 
-def compare(columns: Columns, selection: Selection, candidates: int, human_pairs: HumanPairs) -> Selection:
+def to_compare(columns: Columns, selection: Selection, candidates: int, human_pairs: HumanPairs) -> Selection:
     """For losses that compare rows of one source: the best row that passed, the worst of all, and others between.
 
     `candidates` rows of a source, evenly apart in the order of their rewards, as far as it has so many. A source where

@@ -1,6 +1,6 @@
-"""Converts a published CometKiwi checkpoint, a pickle, to the folder that rest.reward.cometkiwi reads.
+"""Converts a published CometKiwi checkpoint, a pickle, to the folder that rest.reward.published.cometkiwi reads.
 
-    bash scripts/setup_benchmark_environment.sh
+    bash scripts/benchmarks/setup_environment.sh
     .venv-benchmark/bin/python scripts/convert_cometkiwi.py CHECKPOINT ENCODER FOLDER
 
 CHECKPOINT is a snapshot of Unbabel/wmt22-cometkiwi-da, wmt23-cometkiwi-da-xl or -xxl: hparams.yaml and

@@ -1,6 +1,6 @@
 """Makes tests/golden/huggingface: tiny random checkpoints, as `transformers` saves them, and PyTorch's logits.
 
-    bash scripts/setup_benchmark_environment.sh
+    bash scripts/benchmarks/setup_environment.sh
     .venv-benchmark/bin/python scripts/make_golden_huggingface.py
 
 Every parameter is random, also biases and the scales of norms, so that each of them matters to the logits.

@@ -1,6 +1,6 @@
 """Makes tests/golden/rewards: tiny random checkpoints of published rewards and encoders, and PyTorch's numbers.
 
-    bash scripts/setup_benchmark_environment.sh
+    bash scripts/benchmarks/setup_environment.sh
     .venv-benchmark/bin/python scripts/make_golden_rewards.py
 
 The forward passes of MetricX (MT5ForRegression) and of CometKiwi (UnifiedMetric) are written out here from the

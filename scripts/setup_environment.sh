@@ -1,5 +1,5 @@
-# Sourced by the scripts beside it: finds Python, makes .venv, installs `rest` and what constraints.txt pins.
-# Sets `repository` (its root, absolute) and `python` (the environment's), and goes to the root.
+# Sourced by the scripts here and in benchmarks/: finds Python, makes .venv, installs `rest` and what constraints.txt
+# pins. Sets `repository` (its root, absolute) and `python` (the environment's), and goes to the root.
 # PYTHON=/path/to/python chooses another interpreter for a new environment.
 
 repository="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"

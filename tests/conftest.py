@@ -56,7 +56,7 @@ def tokenizer(corpus):
 @pytest.fixture(scope="session")
 def policy(tokenizer):
     """An untrained policy: one layer on each side, 32 wide."""
-    from rest.model.transformer import TransformerSettings
+    from rest.model.layers import TransformerSettings
     from rest.policy.policy import Policy
 
     settings = TransformerSettings(width=32, heads=2, feed_forward=64, encoder_layers=1, decoder_layers=1, dropout=0.1)
@@ -76,20 +76,21 @@ def lively(policy):
     """The untrained policy, made to listen to what came before, and to end some hypotheses early."""
     import jax
 
-    parameters = jax.tree.map(lambda leaf: leaf, policy.parameters)  # new dicts around the same arrays
+    parameters = jax.tree.map(lambda leaf: leaf, policy.network.parameters)  # new dicts around the same arrays
     for layer, output in (("attention", "output"), ("cross", "output"), ("feed_forward", "outer")):
         parameters["decoder"][0][layer][output]["kernel"] *= 6
     bias = parameters["output_bias"].at[policy.tokenizer.eos_id].set(3.0)
-    return policy.with_parameters({**parameters, "output_bias": bias})
+    return policy.with_network(policy.network.with_parameters({**parameters, "output_bias": bias}))
 
 
 @pytest.fixture(scope="session")
 def scored(lively, corpus, tmp_path_factory):
     """A scored dataset of 30 rows: 10 sources with a human pair and two samples each; the reward counts words."""
+    from rest.folder import open_stage
     from rest.grow import GrowSettings, grow, open_dataset
+    from rest.learning.mesh import MachineSettings
     from rest.policy.sampler import SamplingSettings
     from rest.reward.reward import Reward
-    from rest.stage import open_stage
 
     def words(sources, hypotheses, references):
         import numpy as np
@@ -98,10 +99,11 @@ def scored(lively, corpus, tmp_path_factory):
 
     short = [row for row, ids in enumerate(lively.encode_sources(corpus.train.sources)) if len(ids) <= 16]
     folder = tmp_path_factory.mktemp("scored") / "grow-1"
-    sampling = SamplingSettings(temperature=0.8, max_target_tokens=12, rows=24)
-    settings = GrowSettings(samples_per_source=2, sampling=sampling)
+    sampling = SamplingSettings(temperature=0.8, max_target_tokens=12)
+    settings, machine = GrowSettings(samples_per_source=2), MachineSettings(rows=24)
     with open_stage(folder, {"grow": settings}) as stage:
-        grow(stage, lively, [corpus.train.take(short[:10])], Reward(words, (0.0, 12.0)), settings, g=1, seed=0)
+        text, reward = [corpus.train.take(short[:10])], Reward(words, (0.0, 12.0))
+        grow(stage, lively, text, reward, settings, sampling, g=1, seed=0, machine=machine)
     return open_dataset(folder)
 
 
@@ -111,16 +113,13 @@ def teacher_forced():
 
     One pair, not packed, without any cache: what every faster way to the same numbers is held to.
     """
-    from functools import partial
-
     import jax
     import jax.numpy as jnp
     import numpy as np
-    from flax import nnx
 
-    @partial(jax.jit, static_argnames="graph")
-    def logits(graph, parameters, source, length, target_input):
-        network = nnx.merge(graph, parameters)
+    @jax.jit
+    def logits(network, source, length, target_input):
+        network = network.module
         here = jnp.arange(source.shape[1])[None]
         there = jnp.arange(target_input.shape[1])[None]
         mask = (here < length)[:, None]
@@ -134,7 +133,7 @@ def teacher_forced():
         padded = np.full((2, 64), policy.tokenizer.pad_id, np.int32)
         padded[0, : len(ids)] = ids
         padded[1, 1 : len(tokens)] = tokens[:-1]
-        out = logits(policy.graph, policy.parameters, padded[:1], len(ids), padded[1:])
+        out = logits(policy.network, padded[:1], len(ids), padded[1:])
         return np.asarray(out, np.float64)[: len(tokens)]
 
     return compute

@@ -5,24 +5,25 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rest.columns import Judges, Timed, baselines, columns_of, learn_value, load_value, save_value, whole
+from rest.columns import Scorers, baselines, columns_of, fits_a_row, learn_value
 from rest.data.batches import Examples, evaluation_batches, training_batches
-from rest.learning.train import Schedule, TrainSettings
-from rest.learning.value import Value
+from rest.learning.optimizers import Schedule
+from rest.learning.train import TrainSettings, WithProgress
 from rest.policy.policy import sequence_log_probs, token_log_probs
+from rest.policy.value import Value
 
 ALL = ("reward", "advantage", "group", "progress", "anchor_log_probs", "bc_log_probs", "value")
 
 
 @pytest.fixture(scope="module")
-def judges(policy):
-    return Judges(policy, Value.start(policy))
+def scorers(policy):
+    return Scorers(policy, Value.start(policy))
 
 
 @pytest.fixture(scope="module")
-def examples(scored, lively, batch, judges, tmp_path_factory):
+def examples(scored, lively, batch, scorers, tmp_path_factory):
     """All rows, with `lively` as the anchor and the untrained policy as BC."""
-    return columns_of(scored, np.ones(30, bool), ALL, lively, judges, batch, tmp_path_factory.mktemp("kept"))
+    return columns_of(scored, np.ones(30, bool), ALL, lively, scorers, batch, tmp_path_factory.mktemp("kept"))
 
 
 def test_token_log_probs_sum_to_those_of_sequences(examples, lively, batch):
@@ -49,12 +50,12 @@ def test_columns_are_those_of_the_networks(examples, scored, lively, policy, bat
     assert all(not values.any() for values in examples.token_columns["value"])  # a value starts at 0
 
 
-def test_sidecars_are_made_once_and_lie_beside_the_rows(examples, scored, lively, policy, judges, batch, tmp_path):
+def test_sidecars_are_made_once_and_lie_beside_the_rows(examples, scored, lively, policy, scorers, batch, tmp_path):
     names = {f"log_probs_{lively.identity[:16]}", f"log_probs_{policy.identity[:16]}"}
-    assert {*names, f"value_{judges.value.identity[:16]}"} <= set(scored.column_names)
+    assert {*names, f"value_{scorers.value.identity[:16]}"} <= set(scored.sidecars.names)
     before = {path: path.stat().st_mtime_ns for path in scored.folder.rglob("*.parquet")}
     mask = np.arange(30) % 3 == 1
-    again = columns_of(scored, mask, ALL, lively, judges, batch, tmp_path)
+    again = columns_of(scored, mask, ALL, lively, scorers, batch, tmp_path)
     assert {path: path.stat().st_mtime_ns for path in scored.folder.rglob("*.parquet")} == before
     kept = [values for values, keep in zip(examples.token_columns["bc_log_probs"], mask, strict=True) if keep]
     for found, wanted in zip(again.token_columns["bc_log_probs"], kept, strict=True):
@@ -71,7 +72,7 @@ def test_numbers_of_tokens_stand_at_their_tokens_in_packed_batches(examples, bat
 
 def test_a_loss_that_needs_a_network_is_not_given_zeros_instead(scored, lively, batch, tmp_path):
     with pytest.raises(ValueError, match=r"no network was given for .*value"):
-        columns_of(scored, np.ones(30, bool), ("value",), lively, Judges(), batch, tmp_path)
+        columns_of(scored, np.ones(30, bool), ("value",), lively, Scorers(), batch, tmp_path)
 
 
 def test_the_baseline_is_the_mean_of_the_samples_of_the_source():
@@ -85,19 +86,19 @@ def test_the_baseline_is_the_mean_of_the_samples_of_the_source():
 def test_groups_that_outgrow_a_row_are_found(batch):
     narrow = replace(batch, source_tokens=6, target_tokens=6)
     examples = Examples([[1, 2]] * 5, [[1] * 4, [1] * 3, [1] * 3, [1] * 3, [1]], groups=np.array([8, 8, 3, 3, 1]))
-    np.testing.assert_array_equal(whole(examples, narrow), [True, True, False])  # 1, 3, 8
+    np.testing.assert_array_equal(fits_a_row(examples, narrow), [True, True, False])  # 1, 3, 8
 
 
 def test_progress_goes_from_nothing_to_all_and_is_resumed(examples, batch):
     def fresh():
-        return Timed(training_batches(examples, batch, pad_id=0, seed=0)[0], total=5)
+        return WithProgress(training_batches(examples, batch, pad_id=0, seed=0)[0], total=5)
 
-    timed, seen = fresh(), []
+    batches, seen = fresh(), []
     for _ in range(5):
-        seen.append(next(timed).columns["progress"])
+        seen.append(next(batches).columns["progress"])
         if len(seen) == 2:
             resumed = fresh()
-            resumed.set_state(timed.get_state())
+            resumed.set_state(batches.get_state())
     assert [float(column[0, 0]) for column in seen] == [0, 0.25, 0.5, 0.75, 1]
     np.testing.assert_array_equal(next(resumed).columns["progress"], seen[2])
 
@@ -110,8 +111,8 @@ def test_a_value_starts_at_the_mean_reward_and_is_learned_from_the_samples(score
     constant, before = learn(0)
     stored = scored.columns(["reward", "is_reference", "source_id"])
     samples = ~stored["is_reference"]
-    every = columns_of(scored, samples, ("reward",), policy, Judges(), batch, tmp_path / "kept")
-    found = constant.of(every, batch, policy.tokenizer.pad_id)
+    every = columns_of(scored, samples, ("reward",), policy, Scorers(), batch, tmp_path / "kept")
+    found = constant.of(every, batch)
     assert np.ptp(np.concatenate(found)) < 1e-6
     # one source of ten is held out: the mean is that of the other nine
     means = [
@@ -122,5 +123,5 @@ def test_a_value_starts_at_the_mean_reward_and_is_learned_from_the_samples(score
 
     value, after = learn(6)
     assert after["squared_error"] <= before["squared_error"] and after["gradient_steps"] == 6
-    save_value(tmp_path / "network", value)
-    assert load_value(tmp_path / "network", policy).identity == value.identity != constant.identity
+    value.save(tmp_path / "network")
+    assert Value.load(tmp_path / "network", policy).identity == value.identity != constant.identity

@@ -1,5 +1,7 @@
-"""The documentation builds, and its Python runs."""
+"""The documentation builds, its Python runs, and its flags are there."""
 
+import contextlib
+import io
 import re
 import subprocess
 import sys
@@ -7,8 +9,24 @@ from pathlib import Path
 
 import pytest
 
+from rest.__main__ import COMMANDS, main
+from rest.experiment import load_experiment
+from rest.folder import read_json
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
+
+
+def blocks(page: Path) -> list[str]:
+    """The Python of a page."""
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.S | re.M)
+
+
+def run_block(block: str, page: Path) -> dict:
+    """What the block defines."""
+    names: dict = {"__name__": "block"}
+    exec(compile(block, str(page), "exec"), names)
+    return names
 
 
 def test_the_pages_are_built_without_a_warning(tmp_path):
@@ -20,8 +38,99 @@ def test_the_pages_are_built_without_a_warning(tmp_path):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_python_blocks_run(page, tmp_path, monkeypatch):
-    """All but what reads published models, which are not here."""
+    """All but the script, which has a test of its own, and the lines that open published models, which are not here."""
     monkeypatch.chdir(tmp_path)
-    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.S | re.M):
-        if "metricx" not in block:
-            exec(compile(block, str(page), "exec"), {"__name__": "block"})
+    for block in blocks(page):
+        if "rest.run(" not in block:
+            run_block(re.sub(r"^reward = Reward\((MetricX|CometKiwi)\(.*\n", "", block, flags=re.M), page)
+
+
+# The script of the README trains for minutes. The test runs it with these numbers in place of the demo's, each of which
+# is there once. They are those of tests/tiny.py, so that programs which its tests compile are not compiled again.
+SMALLER = {
+    "train=6000, dev=240, test=600, nouns=20, verbs=10, adjectives=8, adverbs=4": "train=240, dev=16, test=16",
+    "vocabulary_size=512": "vocabulary_size=256",
+    "width=128, heads=4, feed_forward=256, encoder_layers=2, decoder_layers=2": "width=32, heads=2, feed_forward=64, "
+    "encoder_layers=1, decoder_layers=1",
+    "batch_tokens=1024, source_tokens=80": "batch_tokens=512, source_tokens=64",
+    "max_target_tokens=48": "max_target_tokens=32",
+    "max_steps=800, evaluate_every=100, average=3": "max_steps=60, evaluate_every=20, average=2",
+    'Schedule(3e-3, 200, "inverse_sqrt")': "Schedule(5e-3, 5)",
+    "max_steps=100, evaluate_every=50": "max_steps=10, evaluate_every=5",
+    "max_steps=80, evaluate_every=40": "max_steps=4, evaluate_every=4",
+    "sources=1500, samples_per_source=3": "sources=60, samples_per_source=2",
+    "sources=2000, samples_per_source=8, sources_per_shard=512": "sources=64, samples_per_source=3, "
+    "sources_per_shard=16",
+    "dev_samples_per_source=2, kl_sources=200": "samples_per_source=2, dev_samples_per_source=2, kl_sources=8, "
+    "beam=rest.BeamSettings(beams=2), shown=4",
+    "grow_steps=2": "grow_steps=1, machine=rest.MachineSettings(rows=96)",
+}
+
+
+@pytest.fixture(scope="module")
+def script() -> str:
+    """The Python script of the README."""
+    [found] = [block for block in blocks(ROOT / "README.md") if "rest.run(" in block]
+    return found
+
+
+def test_the_script_of_the_readme_is_short_and_is_the_demo(script):
+    assert len([line for line in script.splitlines() if line]) <= 20
+    settings = run_block(script.partition("\nrun = ")[0], ROOT / "README.md")["experiment"]
+    assert settings == load_experiment(str(ROOT / "experiments" / "synthetic.py"))
+
+
+def test_the_script_of_the_readme_runs(script, tmp_path, monkeypatch, capsys):
+    """From the first line to the last, which prints translations."""
+    monkeypatch.chdir(tmp_path)
+    for number, smaller in SMALLER.items():
+        assert script.count(number) == 1, number
+        script = script.replace(number, smaller)
+    names = run_block(script, ROOT / "README.md")
+    printed = eval(capsys.readouterr().out.strip().splitlines()[-1])
+    assert len(printed) == 3 and all(isinstance(line, str) for line in printed)
+    rows = read_json(names["run"].out / "summary.json")
+    policies = [row["policy"] for row in rows if row["decode"] == "sample"]
+    assert policies.count("bc") == policies.count("bc_continued") == 1
+    assert [(row["grow"], row["improve"]) for row in rows if row["policy"] == "rest" and row["decode"] == "sample"] == [
+        (1, 0),
+        (1, 1),
+        (1, 2),
+    ]
+    assert (tmp_path / "runs" / "demo" / "report.html").exists()
+
+
+def test_the_experiment_of_the_tutorial(tmp_path, monkeypatch):
+    """The text and ratings of the tutorial are written, and its experiment, of few imports, reads them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    page = ROOT / "docs" / "tutorial.md"
+    data, experiment = re.findall(r"<<'END'\n(.*?)^END", page.read_text(), re.S | re.M)
+    imports = re.findall(r"^(?:from|import) .*", experiment, re.M)
+    assert len(imports) <= 8
+    assert data.count("train=4000") == 1
+    run_block(data.replace("train=4000", "train=400"), page)
+    path = tmp_path / "mine" / "experiment.py"
+    path.write_text(experiment)
+    settings = load_experiment(str(path))
+    assert len(settings.corpus.load(settings.cleaning).train) == 400
+    assert len(settings.reward.ratings[0].load().scores) > 1000
+
+
+# Flags of other programs, and of a corpus and a reward that are not the demo's
+ELSEWHERE = {"--constraint", "--editable", "--model", "--output_dir", "--corpus.directory"}
+
+
+def test_flags_are_there(capsys):
+    """Every flag that a page names is one of some command's."""
+    demo = str(ROOT / "experiments" / "synthetic.py")
+    known = set(ELSEWHERE)
+    for command in COMMANDS:
+        for arguments in ([], [demo], ["module:function", "mqm"]):
+            shown = io.StringIO()
+            with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown), contextlib.suppress(SystemExit):
+                main([*command.split(), *arguments, "--help"])
+            known |= set(re.findall(r"--[a-z][\w.-]*\w", shown.getvalue()))
+    for page in PAGES:
+        named = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", page.read_text()))
+        assert named <= known, f"{page.name}: {sorted(named - known)}"

@@ -1,9 +1,11 @@
 """The `rest` command as a user runs it: the whole loop, killed and gone on with, and every wrong input."""
 
 import contextlib
+import fnmatch
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from rest.__main__ import main
+from rest.commands.flags import MOVED
 
 TINY = str(Path(__file__).parent / "tiny.py")
 ROOT = Path(__file__).resolve().parent.parent
@@ -92,7 +95,11 @@ def killed_while(out: Path, underway: str) -> None:
 
 
 def test_a_run_killed_in_bc_in_grow_and_in_improve_ends_as_if_it_had_not_been(tmp_path: Path, finished: Path) -> None:
+    """What is beside the way it goes is there already: it would be refused if it were of other policies or rows."""
     out = tmp_path / "killed"
+    beside = "bc", "improve-1-0", "bc_continued-40"
+    for stage in ("reward", *beside[1:], *(f"evaluation/{name}" for name in beside)):
+        shutil.copytree(finished / stage, out / stage)
     killed_while(out, ".bc.partial/checkpoints/20")
     assert not (out / "bc").exists()
     killed_while(out, ".grow-1.partial/part-00001-of-00004.parquet")
@@ -184,7 +191,7 @@ from pathlib import Path
 
 from rest.data.tokenizer import SentencePieceSettings
 from rest.experiment import load_experiment
-from rest.model.huggingface import HuggingFaceModel
+from rest.model.families.huggingface import HuggingFaceModel
 
 tiny = load_experiment({tiny!r})
 experiment = replace(tiny, model=HuggingFaceModel(Path({folder!r})), tokenizer=SentencePieceSettings({size}))
@@ -218,31 +225,12 @@ def test_a_run_starts_from_a_published_model(
     assert before.strip() and same == before and after != before
     # the same content elsewhere is the same start, other content is not
     shutil.move(exported, tmp_path / "moved")
-    main(
-        [
-            "bc",
-            str(experiment),
-            "--out",
-            str(out / "as-it-is"),
-            "--bc.train.max-steps",
-            "0",
-            "--model.folder",
-            str(tmp_path / "moved"),
-        ]
-    )
+    moved = ["bc", str(experiment), "--out", str(out / "as-it-is"), "--bc.train.max-steps", "0"]
+    moved += ["--model.folder", str(tmp_path / "moved")]
+    main(moved)
     vocabulary = tmp_path / "moved" / "vocab.json"
     vocabulary.write_text(vocabulary.read_text().replace("nu", "other"))
-    said = refused(
-        capsys,
-        "bc",
-        experiment,
-        "--out",
-        out / "as-it-is",
-        "--bc.train.max-steps",
-        "0",
-        "--model.folder",
-        tmp_path / "moved",
-    )
+    said = refused(capsys, *moved)
     assert "made with other settings: start was" in said
 
 
@@ -268,6 +256,27 @@ def test_a_misspelt_flag_is_refused_and_the_right_one_suggested(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("command", ["run", "bc"])
+def test_a_flag_that_moved_names_what_it_is_now(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for old, new in (
+        (["--grow.sampling.rows", "5"], "--grow.sampling.rows is now --machine.rows"),
+        (["--improve.train.adam.b2=0.9"], "--improve.train.adam.b2 is now --improve.train.optimizer.b2"),
+    ):
+        assert refused(capsys, command, TINY, "--out", tmp_path, *old) == f"rest: {new}"
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_flag_has_become_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", TINY, "--help"])
+    assert stopped.value.code == 0
+    known = set(re.findall(r"--([a-z][\w.-]*)", capsys.readouterr().out))
+    for old, new in MOVED.items():
+        assert old not in known and fnmatch.filter(known, new), f"{old} is now {new}"
+
+
 def test_misspelt_commands_files_and_variants_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean 'improve'" in refused(capsys, "imporve", TINY)
     assert "no such experiment file" in refused(capsys, "run", tmp_path / "none.py", "--out", tmp_path)
@@ -284,7 +293,11 @@ def test_a_folder_made_with_other_settings_is_refused_naming_them(
     said = refused(capsys, "run", TINY, "--out", finished, "--bc.train.max-steps", "70")
     assert "bc.train.max_steps was 60, is now 70" in said
     said = refused(capsys, "run", TINY, "--out", finished, "--grow.sampling.temperature", "0.7")
-    assert "temperature was 0.8, is now 0.7" in said
+    assert "grow-1 was made with other settings: grow.sampling.temperature was 0.8, is now 0.7" in said
+    said = refused(capsys, "evaluate", TINY, "--out", finished, "--sampling.temperature", "0.7")
+    assert "evaluation/bc was made with other settings: evaluation.sampling.temperature was 0.8, is now 0.7" in said
+    said = refused(capsys, "grow", TINY, "--out", finished, "--sampling.temperature", "0.7")
+    assert "grow-1 was made with other settings: grow.sampling.temperature was 0.8, is now 0.7" in said
     assert (finished / "experiment.json").read_bytes() == before
 
 
@@ -314,33 +327,6 @@ def test_a_damaged_shard_is_named(finished: Path, tmp_path: Path, capsys: pytest
 
 
 # Wrong rewards
-
-
-def test_a_loss_that_needs_a_value_learns_it_once_and_keeps_its_columns(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "run"
-    for stage in ("bc", "reward", "grow-1"):
-        shutil.copytree(finished / stage, out / stage)
-    main(["improve", f"{TINY}:bvmpo", "--out", str(out), "--g", "1", "--i", "1"])
-    value = json.loads((out / "value" / "stage.json").read_text())["result"]
-    assert value["rows"] > 0 and {"kendall", "spearman"} <= value.keys()
-    made = {path.parent.name: path.stat().st_mtime_ns for path in out.glob("grow-1/columns/*/manifest.json")}
-    assert sorted(name.rsplit("_", 1)[0] for name in made) == ["log_probs", "value"]  # BC is the first anchor
-    lines = [json.loads(line) for line in (out / "improve-1-1" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "dev/score" in line] == [0, 4]
-    main(["improve", f"{TINY}:bvmpo", "--out", str(out), "--g", "1", "--i", "2", "--improve.loss.last", "1e-5"])
-    assert (
-        made.items()
-        <= {p.parent.name: p.stat().st_mtime_ns for p in out.glob("grow-1/columns/*/manifest.json")}.items()
-    )
-
-    for wrong, said in (
-        (["--improve.train.trainable.lora.rank", "-1"], "lora.rank must be at least 0, not -1"),
-        (["--improve.train.trainable.lora.rank", "2", "--improve.train.trainable.lora.targets", "qeury"], "qeury"),
-    ):
-        shutil.rmtree(out / "improve-1-2", ignore_errors=True)
-        assert said in refused(capsys, "improve", f"{TINY}:bvmpo", "--out", out, "--g", 1, "--i", 2, *wrong)
 
 
 @pytest.mark.parametrize(

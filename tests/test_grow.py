@@ -15,14 +15,16 @@ import pytest
 
 from rest.data.shards import SCHEMA
 from rest.errors import UserError
+from rest.folder import describe, open_stage, seed_for
 from rest.grow import GrowSettings, grow, grow_sources, open_dataset, rescore
+from rest.learning.mesh import MachineSettings
 from rest.policy.sampler import SamplingSettings, sample
 from rest.reward.guards import Guards
 from rest.reward.reward import Reward
-from rest.stage import describe, open_stage, seed_for
 
-SAMPLING = SamplingSettings(temperature=0.8, max_target_tokens=12, rows=24)
-SETTINGS = GrowSettings(samples_per_source=3, sampling=SAMPLING, sources_per_shard=8)
+SAMPLING = SamplingSettings(temperature=0.8, max_target_tokens=12)
+MACHINE = MachineSettings(rows=24)
+SETTINGS = GrowSettings(samples_per_source=3, sources_per_shard=8)
 
 
 def words(sources, hypotheses, references):
@@ -42,7 +44,7 @@ def train(corpus, policy):
 def make(folder, policy, train, reward=REWARD, settings=SETTINGS, g=1):
     """Enter, make and finish the stage."""
     with open_stage(folder, {"grow": settings, "g": g}) as stage:
-        grow(stage, policy, [train], reward, settings, g=g, seed=0)
+        grow(stage, policy, [train], reward, settings, SAMPLING, g=g, seed=0, machine=MACHINE)
     return open_dataset(folder)
 
 
@@ -72,7 +74,8 @@ def test_every_source_has_its_human_pair_and_then_its_samples(dataset, train):
 
 def test_samples_are_stored_as_they_were_drawn(dataset, lively, train):
     found = rows(dataset)
-    drawn = sample(lively, train.sources, train.ids, 3, SAMPLING, seed=seed_for(0, "grow"), grow_step=1)
+    own = seed_for(0, "grow")
+    drawn = sample(lively, train.sources, train.ids, 3, SAMPLING, seed=own, grow_step=1, machine=MACHINE)
     assert {row["finish"] for row in found if row["origin"] == "sample"} == {"eos", "length"}
     for i in range(20):
         for k in range(3):
@@ -175,7 +178,7 @@ def test_sources_without_references_have_samples_only(lively, train, tmp_path):
 def test_source_text_is_sampled_beside_the_training_text(dataset, lively, train, tmp_path):
     text = replace(train.take(slice(0, 12)), name="text", ids=np.arange(12) + (1 << 40), references=None)
     with open_stage(tmp_path / "grow-1", {"grow": SETTINGS}) as stage:
-        grow(stage, lively, [train, text], REWARD, SETTINGS, g=1, seed=0)
+        grow(stage, lively, [train, text], REWARD, SETTINGS, SAMPLING, g=1, seed=0, machine=MACHINE)
     found = rows(open_dataset(tmp_path / "grow-1"))
     assert found[:80] == rows(dataset)
     assert [row["source_id"] for row in found[80:]] == [i for i in text.ids for _ in range(3)]
@@ -204,11 +207,12 @@ from pathlib import Path
 import numpy as np
 
 from rest.data.corpus import Split
+from rest.folder import open_stage
 from rest.grow import GrowSettings, grow
+from rest.learning.mesh import MachineSettings
 from rest.policy.policy import Policy
 from rest.policy.sampler import SamplingSettings
 from rest.reward.reward import Reward
-from rest.stage import open_stage
 
 def words(sources, hypotheses, references):
     return np.array([len(y.split()) for y in hypotheses], np.float32)
@@ -216,15 +220,16 @@ def words(sources, hypotheses, references):
 folder = Path(sys.argv[1])
 with np.load(folder / "train.npz") as file:
     train = Split("train", file["ids"], file["sources"].tolist(), file["references"].tolist())
-settings = GrowSettings(
-    samples_per_source=3, sampling=SamplingSettings(temperature=0.8, max_target_tokens=12, rows=24), sources_per_shard=2
-)
+settings = GrowSettings(samples_per_source=3, sources_per_shard=2)
+sampling, machine = SamplingSettings(temperature=0.8, max_target_tokens=12), MachineSettings(rows=24)
+reward = Reward(words, (0.0, 10.0))
 (folder / f"ready-{sys.argv[2]}").touch()
 while len(list(folder.glob("ready-*"))) < 2:  # so that both are at work at once
     pass
 with open_stage(folder / "grow-1", {"grow": settings}, shared=True) as stage:
     if not stage.finished:
-        grow(stage, Policy.load(folder / "policy"), [train], Reward(words, (0.0, 10.0)), settings, g=1, seed=0)
+        policy = Policy.load(folder / "policy")
+        grow(stage, policy, [train], reward, settings, sampling, g=1, seed=0, machine=machine)
 """
 
 
@@ -307,10 +312,10 @@ def test_another_reward_is_a_column_beside_the_shards(dataset, tmp_path):
     copy = open_dataset(folder)
     rescore(copy, Reward(letters, (0.0, 200.0)), "letters")
     hypotheses = [y for batch in copy.batches(["hypothesis"]) for y in batch["hypothesis"].to_pylist()]
-    np.testing.assert_allclose(copy.column("letters"), [len(y) / 200 for y in hypotheses], rtol=1e-6)
+    np.testing.assert_allclose(copy.columns(["letters"])["letters"], [len(y) / 200 for y in hypotheses], rtol=1e-6)
     assert open_dataset(folder).identity == dataset.identity
     rescore(copy, Reward(letters, (0.0, 200.0)), "letters")  # it is there already
-    with pytest.raises(UserError, match="letters was made with another reward"):
+    with pytest.raises(UserError, match="letters was made with other settings"):
         rescore(copy, Reward(letters, (0.0, 100.0)), "letters")
 
 

@@ -10,34 +10,48 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# A file imports only lower rows and, in its own row, files named before it.
+# A row is a file at the top of rest/ or a whole folder. A file imports only lower rows and, in its own folder, files
+# named before it.
 ROWS = """
-0 allocator errors journal stage thresholds evaluation/{statistics,significance,text_metrics}
-0 learning/{mesh,returns,divergence,losses,preferences,surrogate}
-1 data/{tokenizer,synthetic,corpus,ratings,rating_files,shards,store,where,batches,inspect}
-2 model/{positions,normaliser,transformer,lora,folder,xlmr,huggingface} learning/{checkpoint,train}
-3 policy/{policy,slots,sampler,beam} learning/value
-3 reward/{language,guards,reward,calibration,composition,reference_based,trivial}
-3 reward/{encoder,learned,scorer,metricx,cometkiwi}
-3 reward/{raters,attacks,rated,fit,agreement}
-4 grow evaluation/{outputs,evaluate,compare,best_of_n,mbr,decoding,human}
-5 columns improve baselines/{bc,rollout,ppo}
-6 experiment
-7 inputs algorithm report/{tables,plots,sections,best_of_n,comparisons,human,rewards,under_way,page,summary}
-7 report/{judging,translate}
-8 __main__
+allocator
+errors
+journal
+folder
+statistics/{words,correlation,intervals,paired,text_metrics}
+data/{tokenizer,synthetic,corpus,shards,sidecars,store,where,segments,batches,inspect}
+ratings/{record,files,rated}
+learning/{mesh,returns,divergence,losses,preferences,surrogate,lora,optimizers,checkpoint,apply,train}
+model/{network,positions,normaliser,layers,transformer,families/files,families/xlmr,families/huggingface}
+policy/{policy,slots,sampler,beam,value}
+reward/{language,guards,reward,composition,reference_based,trivial,raters,attacks,agreement}
+reward/{learned/encoder,learned/calibration,learned/network,learned/settings,learned/fit}
+reward/{published/scorer,published/metricx,published/cometkiwi}
+thresholds
+grow
+columns
+improve
+baselines/{bc,rollout,ppo}
+evaluation/{outputs,evaluate,compare,best_of_n,mbr,decoding,human}
+experiment
+stages/{inputs,bc,reward,grow,improve,ppo,evaluation}
+report/{tables,plots,sections,best_of_n,comparisons,human,rewards,under_way,page,summary,record,studies}
+runs
+algorithm
+study
+commands/{flags,reward,human,report,run,study,translate,export,inspect}
+__main__
 """
 
 
 def places(rows: str) -> dict[str, tuple[int, int]]:
-    """Maps "rest.data.store" to (row, place in the row)."""
+    """Maps "rest.data.store" to (row, place in the row); several lines of one folder are one row."""
     found: dict[str, tuple[int, int]] = {}
-    for line in rows.strip().splitlines():
-        row, *groups = line.split()
-        for group in groups:
-            folder, brace, names = group.partition("{")
-            for name in names.rstrip("}").split(",") if brace else [""]:
-                found["rest." + (folder + name).replace("/", ".")] = (int(row), len(found))
+    numbers: dict[str, int] = {}
+    for line in rows.split():
+        folder, brace, names = line.partition("{")
+        row = numbers.setdefault(folder, len(numbers))
+        for name in names.rstrip("}").split(",") if brace else [""]:
+            found["rest." + (folder + name).replace("/", ".")] = (row, len(found))
     return found
 
 
@@ -107,16 +121,16 @@ def test_rows_are_kept() -> None:
         ("grow.py", "from rest.data.store import Store", None),
         ("data/store.py", "from rest.errors import UserError", None),
         ("data/store.py", "from rest.data import tokenizer", None),
-        ("reward/learned.py", "from rest.policy.policy import Policy", None),
+        ("reward/learned/network.py", "from rest.policy.policy import Policy", None),
         ("algorithm.py", "from rest.experiment import Experiment", None),
         ("data/store.py", "import json, restful.thing", None),
         ("data/store.py", "from rest import __version__", None),
-        ("errors.py", "from rest import stage", "must not import rest.stage"),
+        ("errors.py", "from rest import folder", "must not import rest.folder"),
         ("data/store.py", "import rest.grow", "must not import rest.grow"),
         ("data/tokenizer.py", "from rest.data.store import Store", "must not import rest.data.store"),
         ("data/tokenizer.py", "from . import store", "must not import rest.data.store"),
         ("data/tokenizer.py", "from ..grow import grow", "must not import rest.grow"),
-        ("policy/policy.py", "def f():\n    import rest.reward.fit", "must not import rest.reward.fit"),
+        ("policy/policy.py", "def f():\n    import rest.reward.learned.fit", "must not import rest.reward.learned.fit"),
         (
             "improve.py",
             "if TYPE_CHECKING:\n    from rest.experiment import E",
@@ -126,6 +140,7 @@ def test_rows_are_kept() -> None:
         ("report/page.py", "import rest.__main__", "must not import rest.__main__"),
         ("data/__init__.py", "from .store import Store", "__init__ imports nothing of rest"),
         ("__init__.py", "from rest.errors import UserError", "__init__ imports nothing of rest"),
+        ("grow.py", "from rest import Experiment", "rest.Experiment is in no row"),
         ("data/store.py", "from rest.nowhere import x", "rest.nowhere.x is in no row"),
         ("reward/extra.py", "", "rest.reward.extra is in no row"),
     ],
@@ -137,6 +152,97 @@ def test_the_check_sees(tmp_path: Path, path: str, line: str, wrong: str | None)
     found = forbidden_arrows(tmp_path)
     assert len(found) == (wrong is not None)
     assert wrong is None or wrong in found[0]
+
+
+def test_the_public_names_are_of_modules_in_the_rows() -> None:
+    import rest
+
+    assert set(rest._MODULES.values()) <= set(PLACES)
+    children = {path.stem for path in (ROOT / "rest").iterdir()}
+    assert not children & set(rest._MODULES)
+
+
+# What a room may know
+
+DEVICES = (
+    r"jax[.](local_)?devices|device_put|process_(index|count)|\bMesh\b|data_mesh|addressable"
+    r"|(?<![.\w])divide\(|replicated?\("
+)
+KNOW_DEVICES = ("learning/mesh", "learning/apply", "learning/train", "learning/checkpoint", "policy/sampler")
+MERGES = ("model", "learning")
+PARAMETERS = ("model", "learning", "policy")
+
+
+def sources(root: Path) -> Iterator[tuple[str, str]]:
+    """Path in rest/ without its ending, and text, of every module."""
+    for path in sorted((root / "rest").rglob("*.py")):
+        yield path.relative_to(root / "rest").with_suffix("").as_posix(), path.read_text(encoding="utf-8")
+
+
+def knowing_devices(root: Path) -> list[str]:
+    return [name for name, text in sources(root) if re.search(DEVICES, text)]
+
+
+def merging(root: Path) -> list[str]:
+    return [name for name, text in sources(root) if "nnx.merge" in text and name.split("/")[0] not in MERGES]
+
+
+def passing_parameters(root: Path) -> list[str]:
+    """Functions outside model/, learning/ and policy/ that take or return a graph or a tree of parameters."""
+    found = []
+    for name, text in sources(root):
+        if name.split("/")[0] in PARAMETERS:
+            continue
+        for node in ast.walk(ast.parse(text)):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+                continue
+            given = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
+            values = (
+                [] if isinstance(node, ast.Lambda) else [n.value for n in ast.walk(node) if isinstance(n, ast.Return)]
+            )
+            parts = [v.elts if isinstance(v, ast.Tuple) else [v] for v in values]
+            returned = [v.attr if isinstance(v, ast.Attribute) else v.id for each in parts for v in each
+                        if isinstance(v, ast.Attribute | ast.Name)]  # fmt: skip
+            words = {argument.arg for argument in given} | set(returned)
+            if words & {"graph", "parameters", "params", "graphdef", "state_dict"}:
+                found.append(f"{name}, line {node.lineno}")
+    return found
+
+
+def test_what_knows_devices() -> None:
+    assert sorted(knowing_devices(ROOT)) == sorted(KNOW_DEVICES)
+
+
+def test_networks_are_merged_and_parameters_passed_in_their_rooms_alone() -> None:
+    assert merging(ROOT) == []
+    assert passing_parameters(ROOT) == []
+
+
+def test_these_checks_see(tmp_path: Path) -> None:
+    (tmp_path / "rest" / "model").mkdir(parents=True)
+    (tmp_path / "rest" / "model" / "inside.py").write_text("def f(graph): return nnx.merge(graph, parameters)")
+    wrong = {
+        "a": "def f(graph): ...",
+        "b": "def f(self):\n    return self.network.parameters",
+        "c": "g = lambda parameters: 0",
+        "d": "nnx.merge(x, y)",
+        "e": "len(jax.devices())",
+        "f": "def f(x):\n    return x, parameters",
+    }
+    for name, text in wrong.items():
+        (tmp_path / "rest" / f"{name}.py").write_text(text)
+    assert merging(tmp_path) == ["d"] and knowing_devices(tmp_path) == ["e"]
+    assert [line.split(",")[0] for line in passing_parameters(tmp_path)] == ["a", "b", "c", "f"]
+
+
+def test_no_class_is_two_things() -> None:
+    lengths = {
+        f"{name}:{node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for name, text in sources(ROOT)
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.ClassDef)
+    }
+    assert max(lengths.values()) <= 150, max(lengths, key=lambda name: lengths[name])
 
 
 @pytest.fixture(scope="module")

@@ -7,22 +7,24 @@ import jax
 import numpy as np
 import pytest
 
-from rest.columns import Judges, examples_of
+from rest.columns import Scorers, examples_of
 from rest.data.batches import Examples, training_batches
 from rest.errors import UserError
 from rest.evaluation.evaluate import EvaluationSettings, mean_reward
+from rest.folder import seed_for
 from rest.improve import ImproveSettings, improve, select
 from rest.learning.losses import GOLD, VMPO, AdvantageWeighted, Anchored
+from rest.learning.mesh import MachineSettings
+from rest.learning.optimizers import Schedule
 from rest.learning.preferences import DPO, RRHF
-from rest.learning.train import Schedule, TrainSettings, train
-from rest.learning.value import Value
+from rest.learning.train import TrainSettings, train
 from rest.policy.policy import PolicyObjective
 from rest.policy.sampler import SamplingSettings
+from rest.policy.value import Value
 from rest.reward.reward import Reward
-from rest.stage import seed_for
 from rest.thresholds import Fixed, GlobalPercentile
 
-SAMPLING = SamplingSettings(temperature=0.8, max_target_tokens=12, rows=24)
+SAMPLING = SamplingSettings(temperature=0.8, max_target_tokens=12)
 TRAINING = TrainSettings(max_steps=4, evaluate_every=2, patience=2, schedule=Schedule(4e-3, 0))
 SETTINGS = ImproveSettings(rule=GlobalPercentile((25.0, 50.0, 75.0)), train=TRAINING)
 
@@ -48,9 +50,9 @@ def stored(dataset):
 
 @pytest.fixture(scope="module")
 def evaluate(lively, corpus):
-    settings = EvaluationSettings(sampling=SAMPLING, dev_samples_per_source=2)
+    settings, machine = EvaluationSettings(dev_samples_per_source=2), MachineSettings(rows=24)
     short = [row for row, ids in enumerate(lively.encode_sources(corpus.dev.sources)) if len(ids) <= 16]
-    return mean_reward(lively, corpus.dev.take(short[:6]), REWARD, settings, seed=0)
+    return mean_reward(corpus.dev.take(short[:6]), REWARD, settings, SAMPLING, 0, machine)
 
 
 def run(policy, dataset, batch, evaluate, folder, settings=SETTINGS, i=1, seed=0):
@@ -60,7 +62,7 @@ def run(policy, dataset, batch, evaluate, folder, settings=SETTINGS, i=1, seed=0
 def by_turns(change: float):
     """An evaluation that likes every policy more (or less) than the one before, so that the last (or first) wins."""
     scores = count(0.0, change)
-    return lambda parameters: {"score": next(scores)}
+    return lambda policy: {"score": next(scores)}
 
 
 def test_only_rows_above_the_threshold_pass(dataset, stored):
@@ -125,8 +127,8 @@ def test_an_improve_step_reports_what_passed_and_what_came_of_it(dataset, lively
     assert 0 <= result["padding"] < 1
     steps, scores = zip(*result["dev_reward"], strict=True)
     assert steps == (0, 2, 4)
-    assert scores[0] == evaluate(lively.parameters)["score"]
-    assert max(scores) == evaluate(improved.parameters)["score"]
+    assert scores[0] == evaluate(lively)["score"]
+    assert max(scores) == evaluate(improved)["score"]
     assert result["best_step"] == steps[len(scores) - 1 - int(np.argmax(scores[::-1]))]
     assert result["started_policy_won"] == (result["best_step"] == 0)
     assert not (tmp_path / "kept").exists()
@@ -170,11 +172,10 @@ def test_equal_runs_give_equal_policies_and_another_seed_does_not(dataset, livel
 def test_interpolation_goes_part_of_the_way(dataset, lively, batch, tmp_path):
     def last(share):
         settings = replace(SETTINGS, interpolation=share, train=replace(TRAINING, max_steps=2))
-        return jax.tree.leaves(
-            run(lively, dataset, batch, by_turns(1.0), tmp_path / str(share), settings)[0].parameters
-        )
+        reached, _ = run(lively, dataset, batch, by_turns(1.0), tmp_path / str(share), settings)
+        return jax.tree.leaves(reached.network.parameters)
 
-    for start, end, between in zip(jax.tree.leaves(lively.parameters), last(1.0), last(0.25), strict=True):
+    for start, end, between in zip(jax.tree.leaves(lively.network.parameters), last(1.0), last(0.25), strict=True):
         np.testing.assert_allclose(between, 0.75 * start + 0.25 * end, atol=1e-6)
     with pytest.raises(UserError, match=r"improve.interpolation must be above 0 and at most 1, not 0.0"):
         replace(SETTINGS, interpolation=0.0)
@@ -182,9 +183,9 @@ def test_interpolation_goes_part_of_the_way(dataset, lively, batch, tmp_path):
 
 def test_the_learning_rate_falls_by_the_factor_at_every_step():
     settings = replace(SETTINGS, learning_rate_factor=0.5)
-    rates = [settings.training(i).schedule.learning_rate for i in (0, 1, 2, 3)]
+    rates = [settings.training(i).highest_rate for i in (0, 1, 2, 3)]
     assert rates == [4e-3, 4e-3, 2e-3, 1e-3]
-    assert replace(settings.training(3), schedule=TRAINING.schedule) == TRAINING  # and nothing else changes
+    assert replace(settings.training(3), rate_factor=1.0) == TRAINING  # and nothing else changes
 
 
 def test_what_decides_a_step_is_the_same_whatever_steps_follow():
@@ -210,12 +211,13 @@ LOSSES = [  # by what they need: a number a sequence, numbers a token, parameter
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
 def test_every_loss_is_one_setting_apart(dataset, lively, batch, tmp_path, loss):
     settings = replace(SETTINGS, loss=loss, train=replace(TRAINING, max_steps=1, evaluate_every=1))
-    judges = Judges(lively, Value.start(lively))
+    scorers = Scorers(lively, Value.start(lively))
     improved, result = improve(
-        lively, dataset, settings, batch, g=1, i=1, evaluate=by_turns(1.0), folder=tmp_path, seed=0, judges=judges
+        lively, dataset, settings, batch, g=1, i=1, evaluate=by_turns(1.0), folder=tmp_path, seed=0, scorers=scorers
     )
     assert result["best_step"] == 1 and improved.identity != lively.identity
-    assert improved.parameters.keys() == lively.parameters.keys()  # nothing of the loss stays in the policy
+    # nothing of the loss stays in the policy
+    assert improved.network.parameters.keys() == lively.network.parameters.keys()
     rewards = dataset.columns(["reward"])["reward"]
     mask = select(dataset, settings, 1).mask
     if loss.candidates == 2:
@@ -223,16 +225,16 @@ def test_every_loss_is_one_setting_apart(dataset, lively, batch, tmp_path, loss)
         assert rewards[mask].min() < result["threshold"]  # what is learned to avoid need not pass
 
 
-def test_a_loss_resumes_with_its_duals_and_its_place_in_training(dataset, lively, batch, tmp_path):
+def test_a_loss_resumes_with_its_dual_variables_and_its_place_in_training(dataset, lively, batch, tmp_path):
     settings = replace(SETTINGS, loss=Anchored(VMPO()), train=replace(TRAINING, max_steps=2, evaluate_every=1))
-    judges = Judges(lively, Value.start(lively))
+    scorers = Scorers(lively, Value.start(lively))
 
     def run(folder, evaluate):
         return improve(
-            lively, dataset, settings, batch, g=1, i=1, evaluate=evaluate, folder=folder, seed=0, judges=judges
+            lively, dataset, settings, batch, g=1, i=1, evaluate=evaluate, folder=folder, seed=0, scorers=scorers
         )[0].identity
 
-    def dies(parameters):
+    def dies(policy):
         if scores["left"] == 0:
             raise RuntimeError("killed")
         scores["left"] -= 1
@@ -257,8 +259,8 @@ def test_at_minus_infinity_an_improve_step_is_behavioural_cloning_on_all_of_the_
     seeds = (seed_for(0, purpose, 1, 0) for purpose in ("improve batches", "improve"))
     batches, _ = training_batches(examples, batch, pad_id=lively.tokenizer.pad_id, seed=next(seeds))
     cloned = train(
-        PolicyObjective(lively.graph, SETTINGS.loss),
-        lively.parameters,
+        lively,
+        PolicyObjective(SETTINGS.loss),
         batches,
         SETTINGS.training(0),
         evaluate=by_turns(1.0),
@@ -266,4 +268,4 @@ def test_at_minus_infinity_an_improve_step_is_behavioural_cloning_on_all_of_the_
         seed=next(seeds),
         description="clone",
     )
-    assert improved.identity == lively.with_parameters(cloned.parameters).identity
+    assert improved.identity == cloned.best.identity

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -11,7 +12,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from rest import journal
 from rest.errors import UserError
-from rest.journal import Journal, progress
+from rest.journal import Journal, literal, progress
 
 
 def lines(folder: Path) -> list[dict[str, float]]:
@@ -141,6 +142,40 @@ def test_a_bar_shows_what_is_done_on_a_terminal(monkeypatch, tmp_path):
 
 def test_a_bar_is_silent_when_nobody_looks(monkeypatch, tmp_path):
     assert shown(False, monkeypatch, tmp_path) == ""
+
+
+def test_a_bar_shows_in_a_notebook_and_is_emptied_at_the_end(monkeypatch):
+    drawn = []
+
+    class Output:
+        def update(self, shown, raw=False):
+            drawn.append(shown if raw else shown._repr_mimebundle_(None, None)["text/html"])
+
+    display = SimpleNamespace(display=lambda shown, display_id: Output())
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(display=display))
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    clock = iter([0.0, 1.0, 1.0, 1.2, 2.0, 2.0])  # made, drawn twice, once too early in between
+    monkeypatch.setattr(journal, "console", Console(force_jupyter=True))
+    monkeypatch.setattr(journal, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with pytest.raises(RuntimeError, match="killed"), progress("grow 1", 8) as bar:
+        bar.update(3, "loss 1.25")
+        bar.update(4)
+        bar.update(5)
+        raise RuntimeError("killed")
+    first, second, last = drawn
+    assert "grow 1" in first and "3/8" in first and "loss 1.25" in first and "5/8" in second
+    assert last == {"text/plain": ""}
+
+
+def test_text_of_others_steers_no_terminal_and_is_no_markup():
+    assert literal("[bold]ä\x1b[31m\r\nb\u202e").plain == "[bold]ä\ufffd[31m\ufffd\ufffdb\ufffd"
+    assert literal("a\n\x07b", newlines=True).plain == "a\n\ufffdb"
+    assert literal("[bold]x").spans == []
+
+
+def test_following_a_run_takes_no_jax():
+    script = "import sys, rest.journal; sys.exit('jax' in sys.modules or 'tensorboardX' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent.parent, check=True)
 
 
 def test_what_is_said_goes_to_standard_error_as_it_is():

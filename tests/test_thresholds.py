@@ -16,7 +16,7 @@ from rest.thresholds import (
     PerSourceInterpolation,
     PerSourcePercentile,
     PerSourceTop,
-    compare,
+    to_compare,
 )
 
 RULES = [
@@ -120,7 +120,7 @@ def test_a_cap_keeps_each_text_once_and_the_best_few(c, cap, texts, human_pairs)
 @given(columns(), st.integers(2, 4), st.sampled_from(["compete", "never"]))
 def test_compared_rows_are_the_best_that_passed_the_worst_and_some_between(c, candidates, human_pairs):
     chosen = Fixed((0.5,)).choose(c, 1, human_pairs)
-    mask = compare(c, chosen, candidates, human_pairs).mask
+    mask = to_compare(c, chosen, candidates, human_pairs).mask
     for source in np.unique(c.source_id):
         rows = np.flatnonzero((c.source_id == source) & (~c.is_reference if human_pairs == "never" else True))
         picked = c.reward[mask & (c.source_id == source)]
@@ -136,8 +136,8 @@ def test_evenly_apart_by_hand():
     reward = np.array([0.1, 0.9, 0.5, 0.3, 0.7], np.float32)
     c = Columns(np.full(5, 3), reward, np.zeros(5, np.bool_))
     everything = Fixed((0.6,)).choose(c, 1)
-    assert np.flatnonzero(compare(c, everything, 2, "compete").mask).tolist() == [0, 1]
-    assert np.flatnonzero(compare(c, everything, 3, "compete").mask).tolist() == [0, 1, 2]
+    assert np.flatnonzero(to_compare(c, everything, 2, "compete").mask).tolist() == [0, 1]
+    assert np.flatnonzero(to_compare(c, everything, 3, "compete").mask).tolist() == [0, 1, 2]
 
 
 @settings(deadline=None)

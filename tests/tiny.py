@@ -16,18 +16,17 @@ from rest.evaluation.evaluate import EvaluationSettings
 from rest.experiment import Experiment
 from rest.grow import GrowSettings
 from rest.improve import ImproveSettings
-from rest.learning.losses import VMPO, Anchored
-from rest.learning.train import Schedule, TrainSettings
-from rest.model.transformer import TransformerSettings
+from rest.learning.losses import GOLD, NLL, VMPO, Anchored
+from rest.learning.mesh import MachineSettings
+from rest.learning.optimizers import Schedule
+from rest.learning.train import TrainSettings
+from rest.model.layers import TransformerSettings
 from rest.policy.beam import BeamSettings
 from rest.policy.sampler import SamplingSettings
-from rest.reward.fit import Refresh, RewardSettings
+from rest.reward.learned.settings import Refresh, RewardSettings
 from rest.reward.raters import SimulatedRater
 from rest.reward.reward import Reward
 from rest.thresholds import Fixed, GlobalPercentile
-
-batch = BatchSettings(batch_tokens=512, source_tokens=64, target_tokens=64)
-sampling = SamplingSettings(max_target_tokens=32, rows=96)
 
 
 def training(steps: int, every: int) -> TrainSettings:
@@ -38,15 +37,16 @@ experiment = Experiment(
     corpus=SyntheticCorpus(SyntheticLanguage(train=240, dev=16, test=16)),
     tokenizer=SentencePieceSettings(256),
     model=TransformerSettings(width=32, heads=2, feed_forward=64, encoder_layers=1, decoder_layers=1),
-    batch=batch,
+    batch=BatchSettings(batch_tokens=512, source_tokens=64, target_tokens=64),
+    sampling=SamplingSettings(max_target_tokens=32),
+    machine=MachineSettings(rows=96),
     bc=BCSettings(train=replace(training(60, 20), average=2)),
-    reward=RewardSettings(rater=SimulatedRater(), sources=60, samples_per_source=2, batch=batch, train=training(10, 5)),
-    grow=GrowSettings(sources=64, samples_per_source=3, sampling=sampling, sources_per_shard=16),
+    reward=RewardSettings(rater=SimulatedRater(), sources=60, samples_per_source=2, train=training(10, 5)),
+    grow=GrowSettings(sources=64, samples_per_source=3, sources_per_shard=16),
     improve=ImproveSettings(rule=GlobalPercentile((50.0, 75.0)), train=training(20, 10)),
     evaluation=EvaluationSettings(
         samples_per_source=2,
-        sampling=sampling,
-        beam=BeamSettings(beams=2, max_target_tokens=32),
+        beam=BeamSettings(beams=2),
         dev_samples_per_source=2,
         kl_sources=8,
         shown=4,
@@ -88,7 +88,7 @@ ppo = replace(
     ppo=PPOSettings(
         rollouts=4,
         evaluate_every=2,
-        rollout=RolloutSettings(16, 2, replace(sampling, temperature=0.9), keep_every=3),
+        rollout=RolloutSettings(16, 2, temperature=0.9, keep_every=3),
         schedule=Schedule(1e-3),
         pretraining=0.1,
         pretraining_pairs=8,
@@ -99,7 +99,12 @@ nothing_passes = replace(given, improve=replace(given.improve, rule=Fixed((0.0, 
 refreshed = replace(
     experiment, grow_steps=2, refresh=Refresh(sources=40), improve=replace(experiment.improve, unfiltered=False)
 )
-# V-MPO with a behavioural prior asks for everything: BC's and the anchor's log-probabilities, a value, and duals.
+# V-MPO with a behavioural prior asks for everything: BC's and the anchor's log-probabilities, a value, dual variables.
 bvmpo = replace(
     experiment, improve=replace(experiment.improve, loss=Anchored(VMPO()), train=training(4, 4), value=training(4, 2))
 )
+# A group of variants, which have BC and the Grow step in common.
+losses = {
+    name: replace(given, improve=replace(given.improve, loss=loss, rule=GlobalPercentile((50.0,)), unfiltered=False))
+    for name, loss in {"NLL": NLL(), "GOLD": GOLD()}.items()
+}

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
+from jaxtyping import Array
 
-from rest.data.batches import BatchSettings, Examples, evaluation_batches, fitting, training_batches
+from rest.data.batches import Batch, BatchSettings, Examples, evaluation_batches, fitting
 from rest.data.corpus import Split
 from rest.errors import UserError
+from rest.folder import seed_for
 from rest.journal import say
+from rest.learning.apply import apply
 from rest.learning.losses import NLL
-from rest.learning.mesh import data_mesh, divide
-from rest.learning.train import Schedule, Trained, TrainSettings, train
+from rest.learning.mesh import MachineSettings
+from rest.learning.optimizers import Schedule
+from rest.learning.train import Trained, TrainSettings, shuffled, train
+from rest.model.transformer import Transformer
 from rest.policy.policy import Policy, PolicyObjective
-from rest.stage import seed_for
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,8 @@ class BCSettings:
     )
 
 
-@partial(jax.jit, static_argnames=("objective",))
-def _loss(objective: PolicyObjective, parameters: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
-    loss = objective(parameters, batch, None)
+def _loss(network: Transformer, batch: Batch) -> tuple[Array, Array]:
+    loss = PolicyObjective(NLL(0.0))(network, batch, None, {})
     return loss.metrics["nll"], loss.weight
 
 
@@ -68,14 +68,12 @@ def drop_long(policy: Policy, split: Split, batch: BatchSettings) -> tuple[Split
     return (split, 0) if fits.all() else (split.take(np.flatnonzero(fits)), int((~fits).sum()))
 
 
-def dev_loss(policy: Policy, dev: Split, batch: BatchSettings) -> Callable[[Any], Mapping[str, float]]:
-    """An evaluation for `train`: the negative log-likelihood of dev references, nats a token."""
-    examples = human_pairs(policy, dev, batch)
-    batches = evaluation_batches(examples, batch, pad_id=policy.tokenizer.pad_id)
-    objective, mesh = PolicyObjective(policy.graph, NLL(0.0)), data_mesh()
+def dev_loss(policy: Policy, dev: Split, batch: BatchSettings) -> Callable[[Policy], Mapping[str, float]]:
+    """An evaluation for `train` of policies with this one's tokenizer: the dev references' loss, nats per token."""
+    batches = evaluation_batches(human_pairs(policy, dev, batch), batch, pad_id=policy.tokenizer.pad_id)
 
-    def evaluate(parameters: Any) -> dict[str, float]:
-        sums = np.sum([_loss(objective, parameters, divide(part, mesh)) for part in batches], axis=0)
+    def evaluate(policy: Policy) -> dict[str, float]:
+        sums = np.sum([apply(_loss, policy.network, part) for part in batches], axis=0)
         return {"score": -float(sums[0] / sums[1])}
 
     return evaluate
@@ -88,29 +86,24 @@ def clone(
     settings: TrainSettings,
     batch: BatchSettings,
     *,
-    evaluate: Callable[[Any], Mapping[str, float]],
+    evaluate: Callable[[Policy], Mapping[str, float]],
     folder: Path,
     seed: int,
     description: str,
-) -> tuple[Policy, Trained]:
+    machine: MachineSettings | None = None,
+) -> Trained[Policy]:
     """Train a policy on human pairs; what `evaluate` scores best is kept."""
-    examples = human_pairs(policy, pairs, batch)
-    batches, plan = training_batches(
-        examples,
-        batch,
-        pad_id=policy.tokenizer.pad_id,
-        seed=seed_for(seed, f"{description} batches"),
-        process=(jax.process_index(), jax.process_count()),
-    )
+    examples, pad_id = human_pairs(policy, pairs, batch), policy.tokenizer.pad_id
+    batches, plan = shuffled(examples, batch, pad_id=pad_id, seed=seed_for(seed, f"{description} batches"))
     say(f"{description}: {len(examples)} pairs in {len(plan.rows)} rows, {plan.padding:.1%} padding")
-    trained = train(
-        PolicyObjective(policy.graph, loss),
-        policy.parameters,
+    return train(
+        policy,
+        PolicyObjective(loss),
         batches,
         settings,
         evaluate=evaluate,
         folder=folder,
         seed=seed_for(seed, description),
         description=description,
+        machine=machine,
     )
-    return policy.with_parameters(trained.parameters), trained

@@ -16,32 +16,34 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Bool, Float32
 
-from rest.baselines.rollout import Rollout, RolloutSettings, apart, roll_out, side_by_side, sources_of, token_rewards
+from rest.baselines.rollout import Rollout, RolloutSettings, per_row, roll_out, side_by_side, sources_of, token_rewards
 from rest.data.batches import Batch, BatchSettings, Examples, minibatches
 from rest.data.corpus import Split
+from rest.data.segments import Segments
 from rest.data.shards import write_shard
 from rest.data.store import write_manifest
 from rest.errors import UserError
+from rest.folder import describe, seed_for
 from rest.journal import Journal, progress, say
 from rest.learning.checkpoint import Checkpoints, State
+from rest.learning.lora import Trainable
 from rest.learning.losses import Loss
-from rest.learning.mesh import data_mesh, divide
+from rest.learning.mesh import MachineSettings, refuse_several_processes
+from rest.learning.optimizers import Adam, Schedule
 from rest.learning.returns import GAE, Group, LeaveOneOut, whiten
 from rest.learning.surrogate import ClippedSurrogate, ClippedValue
-from rest.learning.train import Adam, Learner, Schedule
-from rest.learning.value import Value
-from rest.model.lora import Trainable
+from rest.learning.train import Learner, resume, state_of
+from rest.model.transformer import Transformer
 from rest.policy.policy import Policy, hidden_states
+from rest.policy.value import Value, ValueNetwork
 from rest.reward.reward import Reward
-from rest.stage import describe, seed_for
 
 METRICS = {
     "objective/reward": "mean reward of the rollout's hypotheses, before anything is taken off",
     "objective/kl": "divergence to the anchor by `rollout.estimator`, summed over tokens, nats a hypothesis",
-    "objective/coefficient": "weight of the divergence in this rollout",
+    "objective/coefficient": "the KL coefficient in this rollout",
     "objective/penalised_reward": "mean of what a hypothesis' tokens are paid in all, before whitening",
     "ppo/policy_loss": "the clipped surrogate, mean over updates",
     "ppo/clip_fraction": "share of tokens whose ratio is held by the clip",
@@ -50,7 +52,7 @@ METRICS = {
     "ppo/entropy": "entropy of the next token, nats",
     "ppo/pretraining_nll": "negative log-likelihood of human pairs, nats a token; only with `pretraining`",
     "ppo/gradient_norm": "of the policy, before clipping",
-    "ppo/updates": "updates of the policy in this rollout; fewer when `stop_at_kl` ends it",
+    "ppo/updates": "updates of the policy in this rollout; fewer when `target_kl` ends it",
     "ppo/value_loss": "the critic's loss, mean over updates",
     "ppo/value_clip_fraction": "share of tokens whose value is held by the clip",
     "ppo/explained_variance": "1 - variance of (return - value) / variance of returns, before the updates",
@@ -69,8 +71,8 @@ class CriticSettings:
     """How the value function learns; it is a network of its own, started from BC."""
 
     loss: ClippedValue = field(default_factory=ClippedValue)
-    schedule: Schedule = field(default_factory=lambda: Schedule(3e-4))
-    adam: Adam = field(default_factory=Adam)
+    schedule: Any = field(default_factory=lambda: Schedule(3e-4))
+    optimizer: Any = field(default_factory=Adam)
     warmup_rollouts: int = 2
     """In the first so many rollouts only the critic learns."""
 
@@ -90,22 +92,20 @@ class PPOSettings:
     surrogate: ClippedSurrogate = field(default_factory=ClippedSurrogate)
     epochs: int = 2
     """How often a rollout is gone through."""
-    accumulate: int = 1
-    """Micro-batches (of batch.batch_tokens) an update."""
-    stop_at_kl: float = 0.0
+    target_kl: float = 0.0
     """A rollout's updates of the policy end when one has a ppo/approx_kl above this; 0: never."""
     pretraining: float = 0.0
     """γ of PPO-ptx: the weight of the log-likelihood of human pairs (Ouyang et al. 2022, eq. 2), a token."""
     pretraining_pairs: int = 64
     """Human pairs joined to a rollout, where `pretraining` is not 0."""
-    schedule: Schedule = field(default_factory=lambda: Schedule(1e-4))
-    adam: Adam = field(default_factory=Adam)
+    schedule: Any = field(default_factory=lambda: Schedule(1e-4))
+    optimizer: Any = field(default_factory=Adam)
     trainable: Trainable = field(default_factory=Trainable)
     """What of the policy trains; what does not is shared with the anchor."""
     critic: CriticSettings = field(default_factory=CriticSettings)
 
     def __post_init__(self) -> None:
-        for name, least in {"rollouts": 0, "evaluate_every": 1, "epochs": 1, "accumulate": 1}.items():
+        for name, least in {"rollouts": 0, "evaluate_every": 1, "epochs": 1}.items():
             if getattr(self, name) < least:
                 raise UserError(f"ppo.{name} must be at least {least}, not {getattr(self, name)}")
         if not isinstance(self.advantage, GAE) and self.rollout.samples_per_source < 2:
@@ -123,24 +123,25 @@ class PPOSettings:
 class PolicyUpdate:
     """What an update of the policy minimises. No dropout: ratios compare the network that drew with itself."""
 
-    graph: Any
     surrogate: ClippedSurrogate
     temperature: float
     pretraining: float
 
-    def __call__(self, parameters: Any, batch: Batch, key: Array) -> Loss:
-        network = nnx.merge(self.graph, parameters)
+    def __call__(
+        self, network: Transformer, batch: Batch, key: Array | None, dual_variables: Mapping[str, Any]
+    ) -> Loss:
         states = hidden_states(network, batch, None)
         scores = network.scores(states, batch.target, temperature=self.temperature, entropy=True)
-        human, segments = batch.columns["human"] > 0, batch.target_segments
-        of_human = jnp.take_along_axis(human, jnp.maximum(segments - 1, 0), axis=1) & (segments > 0)
+        assert scores.entropies is not None
+        human = batch.columns["human"] > 0
+        of_human = batch.targets.spread(human) & batch.targets.mask
         loss = self.surrogate(
             scores.log_probs,
             batch.token_columns["log_probs"],
             batch.token_columns["advantages"],
             scores.entropies,
-            jnp.where(of_human, 0, segments),
-            (batch.sequence_ids >= 0) & ~human,
+            Segments(jnp.where(of_human, 0, batch.target_segments)),
+            batch.real & ~human,
         )
         if not self.pretraining:
             return loss
@@ -154,61 +155,57 @@ class PolicyUpdate:
 class CriticUpdate:
     """What an update of the critic minimises."""
 
-    graph: Any
     loss: ClippedValue
 
-    def __call__(self, parameters: Any, batch: Batch, key: Array) -> Loss:
-        values = nnx.merge(self.graph, parameters)(batch, None)
-        human = jnp.take_along_axis(batch.columns["human"], jnp.maximum(batch.target_segments - 1, 0), axis=1) > 0
-        mask = (batch.target_segments > 0) & ~human
-        return self.loss(values, batch.token_columns["values"], batch.token_columns["returns"], mask)
+    def __call__(
+        self, network: ValueNetwork, batch: Batch, key: Array | None, dual_variables: Mapping[str, Any]
+    ) -> Loss:
+        human = batch.targets.spread(batch.columns["human"]) > 0
+        values, columns = network(batch, None), batch.token_columns
+        return self.loss(values, columns["values"], columns["returns"], batch.targets.mask & ~human)
 
 
 @dataclass
 class _Training:
-    """What rollouts change: the networks, the weight of the divergence, and the evaluations so far."""
+    """What rollouts change: the networks, the KL coefficient, and the evaluations so far."""
 
-    learners: dict[str, Learner]  # the policy, and the critic where there is one
+    actor: Learner[Policy]
+    critic: Learner[Value] | None
     coefficient: float
     history: list[tuple[int, float]] = field(default_factory=list)  # (rollout, score on dev)
 
     @classmethod
-    def start(cls, policy: Policy, value: Value | None, settings: PPOSettings, seed: int) -> _Training:
-        surrogate, temperature = settings.surrogate, settings.rollout.sampling.temperature
-        objective = PolicyUpdate(policy.graph, surrogate, temperature, settings.pretraining)
-        learners = {
-            "policy": Learner.start(
-                objective,
-                policy.parameters,
-                settings.adam,
-                settings.schedule,
-                settings.trainable,
-                seed_for(seed, "ppo additions"),
+    def start(cls, policy: Policy, settings: PPOSettings, seed: int, machine: MachineSettings) -> _Training:
+        updating = PolicyUpdate(settings.surrogate, settings.rollout.temperature, settings.pretraining)
+        actor = Learner.begin(
+            policy,
+            updating,
+            settings.optimizer,
+            settings.schedule,
+            settings.trainable,
+            seed=seed_for(seed, "ppo additions"),
+            machine=machine,
+        )
+        critic, how = None, settings.critic
+        if settings.has_critic:
+            value, regression = Value.start(policy), CriticUpdate(how.loss)
+            critic = Learner.begin(
+                value, regression, how.optimizer, how.schedule, Trainable(), seed=seed, machine=machine
             )
-        }
-        if value is not None:
-            critic = settings.critic
-            judging = CriticUpdate(value.graph, critic.loss)
-            learners["critic"] = Learner.start(
-                judging, value.parameters, critic.adam, critic.schedule, Trainable(), seed
-            )
-        return cls(learners, settings.rollout.coefficient.start)
+        return cls(actor, critic, settings.rollout.coefficient.start)
+
+    @property
+    def learners(self) -> dict[str, Learner[Any]]:
+        return {"policy": self.actor} | ({} if self.critic is None else {"critic": self.critic})
 
     def state(self) -> State:
         """What a checkpoint keeps."""
-        progress = {"history": self.history, "coefficient": self.coefficient}
-        return State(
-            {who: learner.trained for who, learner in self.learners.items()},
-            {who: learner.optimizer for who, learner in self.learners.items()},
-            progress | {who: learner.steps for who, learner in self.learners.items()},
-        )
+        return state_of(self.learners, {"history": self.history, "coefficient": self.coefficient})
 
-    def resume(self, saved: State) -> None:
+    def go_on(self, saved: State) -> None:
         """Go on from what a checkpoint kept."""
         self.history, self.coefficient = saved.progress["history"], saved.progress["coefficient"]
-        for who, learner in self.learners.items():
-            learner.trained, learner.optimizer = saved.parameters[who], saved.optimizer[who]
-            learner.steps = saved.progress[who]
+        resume(self.learners, saved)
 
 
 def ppo(
@@ -219,28 +216,31 @@ def ppo(
     settings: PPOSettings,
     batch: BatchSettings,
     *,
-    evaluate: Callable[[Any], Mapping[str, float]],
+    max_target_tokens: int,
+    evaluate: Callable[[Policy], Mapping[str, float]],
     folder: Path,
     seed: int,
+    machine: MachineSettings | None = None,
 ) -> tuple[Policy, dict[str, Any]]:
     """Train a policy on the rewards of its own samples for `text`; what scores best on dev is kept.
+
+    A hypothesis has at most `max_target_tokens`.
 
     The policy given is the anchor and candidate 0. `human` are the pairs of PPO-ptx, None without. A call on the same
     folder goes on from the last evaluation with the same results.
     """
-    if jax.process_count() > 1:
-        raise UserError(f"ppo: runs in one process, not {jax.process_count()}")
+    refuse_several_processes("ppo")
+    machine = machine or MachineSettings()
     anchor, paid, pad_id = policy, settings.rollout, policy.tokenizer.pad_id
     n = paid.sources * paid.samples_per_source
-    value = Value.start(policy) if settings.has_critic else None
-    training = _Training.start(policy, value, settings, seed)
-    actor = training.learners["policy"]
+    training = _Training.start(policy, settings, seed, machine)
+    actor, critic = training.actor, training.critic
     (folder / "rollouts").mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(folder / "checkpoints")
     kept = checkpoints.steps()
     number = kept[-1] if kept else 0
     if kept:
-        training.resume(checkpoints.restore(number, training.state()))
+        training.go_on(checkpoints.restore(number, training.state()))
     say(
         f"ppo: {settings.rollouts} rollouts of {n} hypotheses for {len(text)} sources, "
         f"advantage {settings.advantage}, divergence {paid.estimator}, coefficient {paid.coefficient}"
@@ -253,7 +253,7 @@ def ppo(
     ):
 
         def look() -> None:
-            values = evaluate(actor.parameters)
+            values = evaluate(actor.now)
             score = float(values["score"])
             if not math.isfinite(score):
                 raise UserError(f"ppo: the evaluation after rollout {number} gave the score {score}")
@@ -267,18 +267,25 @@ def ppo(
         while number < settings.rollouts:
             number += 1
             part = sources_of(text, paid.sources, number, seed)
-            current = policy.with_parameters(actor.parameters)
-            rollout = roll_out(current, anchor, part, reward, paid, batch, number=number, seed=seed)
+            rollout = roll_out(
+                actor.now,
+                anchor,
+                part,
+                reward,
+                paid,
+                batch,
+                max_target_tokens=max_target_tokens,
+                number=number,
+                seed=seed,
+                machine=machine,
+            )
             if paid.keep_every and (number - 1) % paid.keep_every == 0:
                 write_shard(folder / "rollouts", *_shard(settings, number), rollout.columns)
-            foreseen = None
-            if value is not None:
-                critic = value.with_parameters(training.learners["critic"].parameters)
-                foreseen = critic.of(rollout.examples, batch, pad_id)
+            foreseen = None if critic is None else critic.now.of(rollout.examples, batch)
             learned, metrics = learn_from(rollout, foreseen, settings, training.coefficient)
             learned = join(learned, human, settings, np.random.default_rng(seed_for(seed, "ppo human pairs", number)))
             metrics |= {"objective/coefficient": training.coefficient}
-            metrics |= run_epochs(training.learners, learned, settings, batch, pad_id=pad_id, number=number, seed=seed)
+            metrics |= run_epochs(actor, critic, learned, settings, batch, pad_id=pad_id, number=number, seed=seed)
             training.coefficient = paid.coefficient.after(training.coefficient, metrics["objective/kl"], n)
             journal.record(number, metrics)
             bar.update(number, f"reward {metrics['objective/reward']:.3f}, kl {metrics['objective/kl']:.2f}")
@@ -286,16 +293,16 @@ def ppo(
                 look()
 
         best = max(training.history, key=lambda entry: (entry[1], entry[0]))[0]
-        chosen = actor.joined(checkpoints.parameters(best, training.state().parameters)["policy"])
+        chosen = actor.having(checkpoints.parameters(best, training.state().parameters)["policy"])
     if paid.keep_every and settings.rollouts:
         identities = {"policy": anchor.identity, "reward": reward.identity, "tokenizer": policy.tokenizer.identity}
         write_manifest(
             folder / "rollouts", settings=describe(settings), identities=identities, seed=seed, scale=reward.range
         )
-    return policy.with_parameters(chosen), {
+    return chosen, {
         "best_step": best,
         "gradient_steps": actor.steps,
-        "critic_steps": training.learners["critic"].steps if settings.has_critic else 0,
+        "critic_steps": 0 if critic is None else critic.steps,
         "samples": settings.rollouts * n,
         "dev_reward": training.history,
         "coefficient": training.coefficient,
@@ -305,7 +312,8 @@ def ppo(
 
 
 def run_epochs(
-    learners: Mapping[str, Learner],
+    actor: Learner[Policy],
+    critic: Learner[Value] | None,
     learned: Examples,
     settings: PPOSettings,
     batch: BatchSettings,
@@ -315,31 +323,28 @@ def run_epochs(
     seed: int,
 ) -> dict[str, float]:
     """Go through a rollout `epochs` times, updating the critic and the policy; means over the updates."""
-    mesh, key = data_mesh(), jax.random.fold_in(jax.random.key(seed_for(seed, "ppo")), number)
-    updates: dict[str, list[dict[str, float]]] = {"policy": [], "critic": []}
+    key = jax.random.fold_in(jax.random.key(seed_for(seed, "ppo")), number)
+    of_policy, of_critic = list[dict[str, float]](), list[dict[str, float]]()
 
-    def update(who: str, batches: Batch) -> dict[str, float]:
-        metrics = {name: float(x) for name, x in learners[who].update(batches, key).items()}
+    def update(who: str, learner: Learner[Any], part: Batch) -> dict[str, float]:
+        metrics = {name: float(x) for name, x in learner.update(part, key).items()}
         if not math.isfinite(metrics["loss"]):
             last = (number - 1) // settings.evaluate_every * settings.evaluate_every
             raise UserError(
                 f"ppo: the {who}'s loss in rollout {number} is {metrics['loss']}; "
                 f"the last checkpoint, of rollout {last}, is kept"
             )
-        updates[who].append(metrics)
         return metrics
 
-    moves = not settings.has_critic or number > settings.critic.warmup_rollouts
+    moves = critic is None or number > settings.critic.warmup_rollouts
     for epoch in range(settings.epochs):
         shuffle = seed_for(seed, "ppo batches", number, epoch)
-        for batches in minibatches(learned, batch, pad_id=pad_id, seed=shuffle, accumulate=settings.accumulate):
-            shared = divide(batches, mesh, axis=1)
-            if settings.has_critic:  # also when the policy has stopped: its targets stay what they are
-                update("critic", shared)
+        for part in minibatches(learned, batch, pad_id=pad_id, seed=shuffle):
+            if critic is not None:  # also when the policy has stopped: its targets stay what they are
+                of_critic.append(update("critic", critic, part))
             if moves:
-                divergence = update("policy", shared)["approx_kl"]
-                moves = not settings.stop_at_kl or divergence <= settings.stop_at_kl
-    of_policy, of_critic = updates.values()
+                of_policy.append(update("policy", actor, part))
+                moves = not settings.target_kl or of_policy[-1]["approx_kl"] <= settings.target_kl
     return {"ppo/updates": float(len(of_policy))} | named(of_policy, POLICY) | named(of_critic, CRITIC)
 
 
@@ -378,7 +383,7 @@ def learn_from(
     return replace(
         rollout.examples,
         columns={"human": np.zeros(len(rollout.examples), np.float32)},
-        token_columns={name: apart(x, rollout.lengths) for name, x in columns.items()},
+        token_columns={name: per_row(x, rollout.lengths) for name, x in columns.items()},
     ), metrics
 
 

@@ -1,33 +1,32 @@
 """One rollout of online RL: sources, hypotheses from the current policy, rewards, and how far it is from the anchor.
 
-Every log-probability here is of the law that was sampled from: the softmax of the logits divided by the sampling
+Every log-probability here is under the sampling distribution: the softmax of the logits divided by the sampling
 temperature, for the policy, for the policy of a rollout ago and for the anchor alike. All are computed by the same
 teacher-forced pass without dropout, which the update differentiates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jaxtyping import Array, Bool, Float32
+from jaxtyping import Array, Bool, Float, Float32
 
-from rest.data.batches import Batch, BatchSettings, Examples, gather_tokens, minibatches
+from rest.data.batches import Batch, BatchSettings, Examples
 from rest.data.corpus import Split
 from rest.errors import UserError
-from rest.grow import GrowSettings, score
-from rest.learning.divergence import K1, K2, K3, Adaptive, Exact, Fixed, exact
-from rest.learning.mesh import data_mesh, divide
-from rest.policy.policy import Policy, hidden_states
+from rest.folder import seed_for
+from rest.grow import GrowSettings, scored_columns
+from rest.learning.apply import per_token
+from rest.learning.divergence import K1, K2, K3, AdaptiveCoefficient, Exact, FixedCoefficient, exact
+from rest.learning.mesh import MachineSettings
+from rest.model.transformer import Transformer
+from rest.policy.policy import Policy, hidden_states, token_log_probs
 from rest.policy.sampler import SamplingSettings, sample
 from rest.reward.reward import Reward
-from rest.stage import seed_for
 
 
 @dataclass(frozen=True)
@@ -38,12 +37,13 @@ class RolloutSettings:
     """Sources a rollout; the text is shuffled anew each time it is used up."""
     samples_per_source: int = 4
     """N."""
-    sampling: SamplingSettings = field(default_factory=lambda: SamplingSettings(temperature=1.0))
-    """The law of the rollouts: a temperature, without top_k and top_p."""
+    temperature: float = 1.0
+    """Of the samples. They are of the whole vocabulary, whatever the experiment's `sampling`: a token that a truncated
+    distribution cannot draw any more has no ratio."""
     estimator: K1 | K2 | K3 | Exact = field(default_factory=K1)
     """Of the divergence to the anchor, nats a token: from the token drawn, or exact over the whole vocabulary."""
-    coefficient: Fixed | Adaptive = field(default_factory=Fixed)
-    """How much of the estimate is taken off the reward, at each token."""
+    coefficient: FixedCoefficient | AdaptiveCoefficient = field(default_factory=FixedCoefficient)
+    """The KL coefficient: how much of the estimate is taken off the reward, at each token."""
     missing_eos_penalty: float = 0.0
     """Taken off the reward of a hypothesis that was cut."""
     clip_reward: float = 0.0
@@ -59,16 +59,17 @@ class RolloutSettings:
                 f"rollout: sources {self.sources} and samples_per_source {self.samples_per_source} must be at least 1, "
                 f"and keep_every {self.keep_every} not below 0"
             )
-        if self.sampling.top_k or self.sampling.top_p < 1:
-            raise UserError(
-                f"rollout.sampling: top_k {self.sampling.top_k} and top_p {self.sampling.top_p} must be 0 and 1.0: "
-                f"a token that the truncated law cannot draw any more has no ratio"
-            )
+        if not self.temperature > 0:
+            raise UserError(f"rollout: temperature must be above 0, not {self.temperature}")
         if self.missing_eos_penalty < 0 or self.clip_reward < 0:
             raise UserError(
                 f"rollout: missing_eos_penalty {self.missing_eos_penalty} and clip_reward {self.clip_reward} "
                 f"must not be below 0"
             )
+
+    def sampling(self, max_target_tokens: int) -> SamplingSettings:
+        """What is drawn from."""
+        return SamplingSettings(self.temperature, max_target_tokens=max_target_tokens)
 
 
 @dataclass(frozen=True)
@@ -97,56 +98,34 @@ def side_by_side(rows: list[np.ndarray], mask: Bool[np.ndarray, "n T"]) -> Float
     return out
 
 
-def apart(x: Float32[np.ndarray, "n T"], lengths: np.ndarray) -> list[np.ndarray]:
+def per_row(x: Float32[np.ndarray, "n T"], lengths: np.ndarray) -> list[np.ndarray]:
     """The way back: [n] of [tokens]."""
     return [row[:length] for row, length in zip(x, lengths, strict=True)]
 
 
-@partial(jax.jit, static_argnames=("graph", "temperature"))
-def _log_probs(graph: Any, parameters: Any, batch: Batch, temperature: float) -> Array:
-    network = nnx.merge(graph, parameters)
-    return network.scores(hidden_states(network, batch, None), batch.target, temperature=temperature).log_probs
+@dataclass(frozen=True)
+class _Divergences:
+    """KL(policy ‖ anchor) of the next token before every target token, at a temperature."""
+
+    temperature: float
+
+    def __call__(self, policy: Transformer, anchor: Transformer, batch: Batch) -> Float[Array, "B T"]:
+        networks = policy, anchor
+        states = [hidden_states(network, batch, None).swapaxes(0, 1) for network in networks]  # [T, B, D]
+
+        def at(position: list[Array]) -> Array:  # one at a time: [B, V] is all that exists of the vocabulary
+            logits = [network.logits(x) for network, x in zip(networks, position, strict=True)]
+            return exact(*(jax.nn.log_softmax(x / self.temperature) for x in logits))
+
+        return jax.lax.map(at, states).swapaxes(0, 1)
 
 
-@partial(jax.jit, static_argnames=("graph", "temperature"))
-def _divergences(graph: Any, parameters: Any, anchor: Any, batch: Batch, temperature: float) -> Array:
-    networks = [nnx.merge(graph, each) for each in (parameters, anchor)]
-    states = [hidden_states(network, batch, None).swapaxes(0, 1) for network in networks]  # [T, B, D]
-
-    def at(position: list[Array]) -> Array:  # one at a time: [B, V] is all that exists of the vocabulary
-        logits = [network.logits(x) for network, x in zip(networks, position, strict=True)]
-        return exact(*(jax.nn.log_softmax(x / temperature) for x in logits))
-
-    return jax.lax.map(at, states).swapaxes(0, 1)
-
-
-def _of_tokens(
-    examples: Examples, batch: BatchSettings, pad_id: int, measure: Callable[[Batch], Array]
-) -> list[np.ndarray]:
-    """A number for every target token, float32 [tokens], from a function of batches [B, T]."""
-    mesh = data_mesh()
-    parts = [jax.tree.map(lambda leaf: leaf[0], part) for part in minibatches(examples, batch, pad_id=pad_id, seed=0)]
-    return gather_tokens([(part, np.asarray(measure(divide(part, mesh)))) for part in parts], len(examples))
-
-
-def law_log_probs(policy: Policy, examples: Examples, batch: BatchSettings, temperature: float) -> list[np.ndarray]:
-    """Log-probability of every target token under the policy's law at a temperature, float32 [tokens], nats."""
-
-    def measure(part: Batch) -> Array:
-        return _log_probs(policy.graph, policy.parameters, part, temperature)
-
-    return _of_tokens(examples, batch, policy.tokenizer.pad_id, measure)
-
-
-def law_divergences(
+def divergences_to(
     policy: Policy, anchor: Policy, examples: Examples, batch: BatchSettings, temperature: float
 ) -> list[np.ndarray]:
     """KL(policy ‖ anchor) of the next token before every target token, at a temperature, float32 [tokens], nats."""
-
-    def measure(part: Batch) -> Array:
-        return _divergences(policy.graph, policy.parameters, anchor.parameters, part, temperature)
-
-    return _of_tokens(examples, batch, policy.tokenizer.pad_id, measure)
+    networks, pad_id = (policy.network, anchor.network), policy.tokenizer.pad_id
+    return per_token(_Divergences(temperature), networks, examples, batch, pad_id=pad_id, same_shapes=True)
 
 
 def sources_of(text: Split, sources: int, number: int, seed: int) -> Split:
@@ -166,27 +145,33 @@ def roll_out(
     settings: RolloutSettings,
     batch: BatchSettings,
     *,
+    max_target_tokens: int,
     number: int,
     seed: int,
+    machine: MachineSettings | None = None,
 ) -> Rollout:
-    """Draw and score. `number` is folded into the key of every draw: no two rollouts share their randomness."""
-    n, sampling = settings.samples_per_source, settings.sampling
-    if sampling.max_target_tokens > batch.target_tokens:
+    """Draw and score hypotheses of at most `max_target_tokens`.
+
+    `number` is folded into the key of every draw: no two rollouts share their randomness.
+    """
+    n, sampling = settings.samples_per_source, settings.sampling(max_target_tokens)
+    if max_target_tokens > batch.target_tokens:
         raise UserError(
-            f"batch.target_tokens {batch.target_tokens} is less than "
-            f"ppo.rollout.sampling.max_target_tokens {sampling.max_target_tokens}"
+            f"batch.target_tokens {batch.target_tokens} is less than sampling.max_target_tokens {max_target_tokens}"
         )
-    drawn = sample(policy, part.sources, part.ids, n, sampling, seed=seed_for(seed, "ppo rollouts"), grow_step=number)
-    columns = score(policy, part, drawn, reward, GrowSettings(samples_per_source=n, human_pairs=False))
+    own = seed_for(seed, "ppo rollouts")
+    drawn = sample(policy, part.sources, part.ids, n, sampling, seed=own, grow_step=number, machine=machine)
+    columns = scored_columns(policy, part, drawn, reward, GrowSettings(samples_per_source=n, human_pairs=False))
     examples = Examples([ids for ids in policy.encode_sources(part.sources) for _ in range(n)], columns["tokens"])
     lengths = np.asarray([len(y) for y in columns["tokens"]])
-    mask = np.arange(sampling.max_target_tokens) < lengths[:, None]
+    mask = np.arange(max_target_tokens) < lengths[:, None]
     of_policy, of_anchor = (
-        side_by_side(law_log_probs(who, examples, batch, sampling.temperature), mask) for who in (policy, anchor)
+        side_by_side(token_log_probs(who, examples, batch, temperature=settings.temperature, same_shapes=True), mask)
+        for who in (policy, anchor)
     )
     gap = np.abs(of_policy - side_by_side(columns["behaviour_log_probs"], mask)).max()
     if isinstance(settings.estimator, Exact):
-        divergences = side_by_side(law_divergences(policy, anchor, examples, batch, sampling.temperature), mask)
+        divergences = side_by_side(divergences_to(policy, anchor, examples, batch, settings.temperature), mask)
     else:
         divergences = np.asarray(settings.estimator(jnp.asarray(of_policy - of_anchor)))  # of 0 on padding it is 0
     return Rollout(columns, examples, lengths, mask, of_policy, of_anchor, divergences, float(gap))

@@ -7,13 +7,16 @@ padding. Which pairs share a row is planned once; every epoch shuffles the rows.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool
 
+from rest.data.segments import Segments
 from rest.errors import UserError
 
 Ids = Sequence[int] | np.ndarray
@@ -22,7 +25,7 @@ Ids = Sequence[int] | np.ndarray
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Batch:
-    """Packed pairs. B rows, S source and T target positions, Q pairs a row at most. Segment 0 is padding."""
+    """Packed pairs. B rows, S source and T target positions, Q pairs per row at most. Segment 0 is padding."""
 
     source: Any  # int32 [B, S], each source ends in EOS
     source_segments: Any  # int32 [B, S], 1.. for the pairs of the row
@@ -33,8 +36,41 @@ class Batch:
     target_positions: Any  # int32 [B, T]
     target_sources: Any  # int32 [B, T], the source segment that a token's pair belongs to
     sequence_ids: Any  # int32 [B, Q], row of the dataset that each segment comes from; -1: none
-    columns: dict[str, Any]  # float32 [B, Q], one number a sequence
-    token_columns: dict[str, Any] = field(default_factory=dict)  # float32 [B, T], one number a target token
+    columns: dict[str, Any]  # float32 [B, Q], one number per sequence
+    token_columns: dict[str, Any] = field(default_factory=dict)  # float32 [B, T], one number per target token
+
+    @property
+    def targets(self) -> Segments:
+        """Which pair each target token is of."""
+        return Segments(self.target_segments)
+
+    @property
+    def sequences(self) -> int:
+        """Q."""
+        return int(self.sequence_ids.shape[-1])
+
+    @property
+    def real(self) -> Any:
+        """Which of the Q sequences a row has, bool [B, Q]."""
+        return self.sequence_ids >= 0
+
+    def source_mask(self) -> Bool[Array, "B S S"]:
+        """What a source token may attend to: its own source."""
+        return _together(self.source_segments, self.source_segments)
+
+    def target_mask(self, causal: bool = True) -> Bool[Array, "B T T"]:
+        """What a target token may attend to: its own target, and where `causal` nothing after itself."""
+        own = _together(self.target_segments, self.target_segments)
+        return own & jnp.tril(jnp.ones((own.shape[1],) * 2, bool))[None] if causal else own
+
+    def cross_mask(self) -> Bool[Array, "B T S"]:
+        """What of the sources a target token may attend to: the source of its pair."""
+        return _together(self.target_sources, self.source_segments)
+
+
+def _together(queries: Any, keys: Any) -> Bool[Array, "B _ _"]:
+    """Which key is real and of the same segment as the query."""
+    return (queries[:, :, None] == keys[:, None, :]) & (keys > 0)[:, None]
 
 
 @dataclass(frozen=True)
@@ -43,12 +79,12 @@ class Examples:
 
     sources: Sequence[Ids]
     targets: Sequence[Ids]
-    columns: Mapping[str, np.ndarray] = field(default_factory=dict)  # float32 [n], one number a pair
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)  # float32 [n], one number per pair
     groups: np.ndarray | None = None  # int64 [n]: pairs of one group share a row, as far as they fit into one
     source_of: np.ndarray | None = None  # int64 [n]: where in `sources` each target's is; pairs of one source share it
     token_columns: Mapping[str, Sequence[np.ndarray]] = field(
         default_factory=dict
-    )  # [n] float32 [tokens], one a target token
+    )  # [n] float32 [tokens], one per target token
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -73,6 +109,20 @@ class BatchSettings:
     @property
     def rows(self) -> int:
         return max(1, self.batch_tokens // self.target_tokens)
+
+
+@dataclass(frozen=True)
+class BatchOverrides:
+    """What a stage has otherwise than the experiment's `batch`; None: as there."""
+
+    batch_tokens: int | None = None
+    source_tokens: int | None = None
+    target_tokens: int | None = None
+    share_sources: bool | None = None
+
+    def of(self, shared: BatchSettings) -> BatchSettings:
+        """The experiment's settings with these in their place."""
+        return replace(shared, **{name: value for name, value in vars(self).items() if value is not None})
 
 
 def fitting(examples: Examples, settings: BatchSettings) -> np.ndarray:
@@ -121,7 +171,7 @@ def plan_rows(examples: Examples, settings: BatchSettings, seed: int) -> Plan:
         window = window[np.argsort(-np.maximum(source_sums, target_sums)[window], kind="stable")]
         packed = _pack(window, source_sums, target_sums, settings)
         rows.extend(np.concatenate([units[unit] for unit in row]) for row in packed)
-    max_pairs = room(max((len(row) for row in rows), default=1))  # few programs to compile, whatever the examples
+    max_pairs = bucket(max((len(row) for row in rows), default=1))  # few programs to compile, whatever the examples
     positions = max(1, len(rows) * settings.target_tokens)
     return Plan(rows, max_pairs, 1.0 - float(target_lengths.sum()) / positions)
 
@@ -249,7 +299,7 @@ def pad(rows: Sequence[Ids], width: int, pad_id: int) -> np.ndarray:
     return out
 
 
-def room(tokens: int) -> int:
+def bucket(tokens: int) -> int:
     """The least of 16, 24, 32, 48, 64, 96, ... that holds so many tokens: few widths to compile, little padding."""
     power = 1 << max(4, (tokens - 1).bit_length())
     return power * 3 // 4 if 16 < tokens <= power * 3 // 4 else power
@@ -260,14 +310,14 @@ def padded_batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """All rows once, like lengths together: (which rows, int64 [n]; ids, int32 [B, S]; mask, bool [B, S]).
 
-    S is the `room` of the longest row and B what gives about `batch_tokens` positions, a multiple of `devices`, so
+    S is the `bucket` of the longest row and B what gives about `batch_tokens` positions, a multiple of `devices`, so
     few shapes are compiled. n is below B in the last batch, which is filled up with empty rows.
     """
     lengths = np.fromiter((len(row) for row in rows), np.int64, len(rows))
     order = np.argsort(-lengths, kind="stable")
     start = 0
     while start < len(order):
-        width = room(int(lengths[order[start]]))
+        width = bucket(int(lengths[order[start]]))
         height = max(1, batch_tokens // width // devices) * devices
         part = order[start : start + height]
         ids, mask = np.full((height, width), pad_id, np.int32), np.zeros((height, width), bool)
@@ -290,27 +340,20 @@ def evaluation_batches(examples: Examples, settings: BatchSettings, *, pad_id: i
     return batches
 
 
-def minibatches(
-    examples: Examples, settings: BatchSettings, *, pad_id: int, seed: int, accumulate: int = 1
-) -> list[Batch]:
-    """All examples once, packed, each batch `accumulate` micro-batches stacked along a first axis.
+def minibatches(examples: Examples, settings: BatchSettings, *, pad_id: int, seed: int) -> list[Batch]:
+    """All examples once, packed.
 
     Rows are shuffled and shared evenly between batches, and batches filled up with empty rows: whatever the examples,
     the shapes are the same, so that one program serves every rollout.
     """
     plan = plan_rows(examples, settings, seed)
     assemble = _Assemble(examples, settings, settings.target_tokens, pad_id)  # no pair is shorter than a token
-    empty, size = np.empty(0, np.int64), settings.rows * accumulate
+    empty = np.empty(0, np.int64)
     order = np.random.default_rng(seed).permutation(len(plan.rows))
     batches = []
-    for part in np.array_split(order, -(-len(order) // size)):
-        rows = [plan.rows[k] for k in part] + [empty] * (size - len(part))
-        # like cards: every micro-batch gets its share of the empty rows
-        micro = [
-            jax.tree.map(lambda *leaves: np.stack(leaves), *[assemble(row) for row in rows[i::accumulate]])
-            for i in range(accumulate)
-        ]
-        batches.append(jax.tree.map(lambda *leaves: np.stack(leaves), *micro))
+    for part in np.array_split(order, -(-len(order) // settings.rows)):
+        rows = [plan.rows[k] for k in part] + [empty] * (settings.rows - len(part))
+        batches.append(jax.tree.map(lambda *leaves: np.stack(leaves), *[assemble(row) for row in rows]))
     return batches
 
 
@@ -318,6 +361,6 @@ def gather_tokens(parts: Iterable[tuple[Batch, np.ndarray]], pairs: int) -> list
     """Values of packed target tokens [B, T] by pair: `pairs` arrays of [tokens]. The way back from packing."""
     out: list[np.ndarray] = [np.empty(0, np.float32)] * pairs
     for batch, values in parts:
-        for row, slot in zip(*np.nonzero(batch.sequence_ids >= 0), strict=True):
+        for row, slot in zip(*np.nonzero(batch.real), strict=True):
             out[batch.sequence_ids[row, slot]] = values[row][batch.target_segments[row] == slot + 1]
     return out

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import gzip
-import re
 import unicodedata
 import zlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -17,6 +16,10 @@ import numpy as np
 
 from rest.data.synthetic import SyntheticLanguage
 from rest.errors import UserError
+from rest.statistics.words import count_words
+
+Gold = Callable[[Sequence[str], Sequence[str]], np.ndarray]
+"""Exact quality where a task knows it: (sources, hypotheses) -> float32 [n] in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -48,21 +51,10 @@ class Corpus:
     dev: Split
     test: Split
     counts: dict[str, dict[str, int]]  # {"train": {"read": 29000, "empty": 0, "too_long": 3, ...}, ...}
-    # (sources, hypotheses) -> float32 [n] in [0, 1]
-    gold: Callable[[list[str], list[str]], np.ndarray] | None = None
+    gold: Gold | None = None
 
 
 COUNTS = ("read", "kept", "empty", "too_long", "ratio", "duplicate", "in_test")
-
-# Scripts written without spaces between words. A character counts as a word, as in sacreBLEU's zh tokenizer,
-# so that limits in words mean about the same for Chinese and Japanese as for English.
-_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
-
-
-def count_words(text: str) -> int:
-    """The number of words between white space; a Chinese character or Japanese kana is a word of its own."""
-    return len(text.split()) if text.isascii() else len(_WORD.findall(text))
 
 
 @dataclass(frozen=True)
@@ -75,10 +67,11 @@ class Cleaning:
 
     unicode_form: Literal["NFC", "NFKC", "none"] = "NFC"  # Unicode normalisation of every line
     collapse_white_space: bool = True  # a run of white space becomes one space, and none is left at the ends
-    max_words: int | None = 100  # a line with more words, on either side, is over-long
+    # a line with more words, on either side, is over-long; a Chinese or Japanese character is a word
+    max_words: int | None = 100
     bad_train_lines: Literal["drop", "refuse"] = "drop"  # what becomes of empty and over-long training lines
-    min_length_ratio: float | None = None  # drop training pairs with fewer source words a reference word
-    max_length_ratio: float | None = None  # drop training pairs with more source words a reference word
+    min_length_ratio: float | None = None  # drop training pairs with fewer source words per reference word
+    max_length_ratio: float | None = None  # drop training pairs with more source words per reference word
     drop_train_in_test: bool = True  # drop training pairs whose source is also in dev or test
     drop_duplicates: bool = False  # keep only the first of equal training pairs
 
@@ -106,7 +99,7 @@ class Cleaning:
         return "too_long" if self.max_words is not None and words > self.max_words else None
 
     def ratio_is_off(self, source_words: int, reference_words: int) -> bool:
-        """Whether a pair's source words a reference word are outside the limits."""
+        """Whether a pair's source words per reference word are outside the limits."""
         ratio = source_words / reference_words
         low, high = self.min_length_ratio, self.max_length_ratio
         return (low is not None and ratio < low) or (high is not None and ratio > high)
@@ -312,7 +305,7 @@ def _corpus(
     dev: _Rows,
     test: _Rows,
     cleaning: Cleaning,
-    gold: Callable[[list[str], list[str]], np.ndarray] | None = None,
+    gold: Gold | None = None,
 ) -> Corpus:
     """Dev and test come first: their mistakes show before the long read, and train may not repeat them."""
     dev_split, dev_counts = _clean(dev, cleaning, set())

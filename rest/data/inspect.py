@@ -17,11 +17,12 @@ import pyarrow.compute as pc
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
-from rich.text import Text
 
-from rest.data.shards import SCHEMA, replacing
+from rest.data.shards import SCHEMA
 from rest.data.store import ScoredDataset
 from rest.errors import UserError
+from rest.folder import replacing
+from rest.journal import literal
 
 BINS = 20
 BAR = 30  # characters
@@ -29,7 +30,7 @@ REPEATED = 64  # times that a text among the best may be there, and as many diff
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
-def describe(
+def overview(
     dataset: ScoredDataset, rows: int = 5, chosen: np.ndarray | None = None, duplicates: bool = False
 ) -> RenderableType:
     """Everything worth a look, to print with rich.
@@ -76,7 +77,7 @@ def _lengths(dataset: ScoredDataset, chosen: np.ndarray | None) -> np.ndarray:
 
 
 def _disputed(columns: dict[str, np.ndarray], k: int) -> np.ndarray:
-    """Of the k sources whose samples' rewards are furthest apart the best and the worst sample, two rows a source."""
+    """Of the k sources whose samples' rewards are furthest apart the best and the worst sample, two rows per source."""
     rows = np.flatnonzero(~columns["is_reference"])
     if not len(rows):
         return rows
@@ -116,7 +117,7 @@ def _duplicates(dataset: ScoredDataset, chosen: np.ndarray | None, rows: int) ->
     title = f"{samples - different:,} of {samples:,} samples ({share:.1%}) repeat another sample of their source"
     table = Table("times", "source", "hypothesis", title=title, box=box.SIMPLE)
     for times, source_id, text in often:
-        table.add_row(str(times), str(source_id), _plain(text))
+        table.add_row(str(times), str(source_id), literal(text))
     return table
 
 
@@ -133,7 +134,7 @@ def export(dataset: ScoredDataset, path: Path, chosen: np.ndarray | None = None)
     """
     if path.suffix not in (".jsonl", ".csv"):
         raise UserError(f"{path}: rows are exported to a file named .jsonl or .csv")
-    names, count = [*SCHEMA.names, *dataset.column_names], 0
+    names, count = [*SCHEMA.names, *dataset.sidecars.names], 0
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as raw:
         file = codecs.getwriter("utf-8")(raw)
@@ -155,7 +156,7 @@ def export(dataset: ScoredDataset, path: Path, chosen: np.ndarray | None = None)
 def _counts(dataset: ScoredDataset, source_ids: np.ndarray, chosen: int | None) -> Table:
     """Where the rows are and what made them."""
     manifest = dataset.manifest
-    table = Table(title=_plain(f"Scored dataset {dataset.folder.name}"), box=None, show_header=False)
+    table = Table(title=literal(f"Scored dataset {dataset.folder.name}"), box=None, show_header=False)
     table.add_row("rows", f"{dataset.rows:,}")
     if chosen is not None:
         table.add_row("rows looked at", f"{chosen:,}")
@@ -165,8 +166,8 @@ def _counts(dataset: ScoredDataset, source_ids: np.ndarray, chosen: int | None) 
     table.add_row("rewards clipped", f"{manifest.clipped:,}")
     table.add_row("seed", str(manifest.seed))
     for name, identity in sorted(manifest.identities.items()):
-        table.add_row(_plain(name), _plain(identity[:16]))
-    for name in dataset.column_names:
+        table.add_row(literal(name), literal(identity[:16]))
+    for name in dataset.sidecars.names:
         table.add_row("sidecar column", name)
     return table
 
@@ -209,7 +210,7 @@ def _flags(dataset: ScoredDataset) -> Table:
     """How many rows each guard flagged."""
     table = Table("guard", "rows flagged", "share", title="Flags", box=box.SIMPLE)
     for flag, count in sorted(dataset.manifest.flagged.items(), key=lambda item: (-item[1], item[0])):
-        table.add_row(_plain(flag), f"{count:,}", f"{count / dataset.rows:.2%}")
+        table.add_row(literal(flag), f"{count:,}", f"{count / dataset.rows:.2%}")
     return table
 
 
@@ -222,7 +223,7 @@ def _rows(dataset: ScoredDataset, title: str, chosen: np.ndarray) -> Table:
     for row in (found[place] for place in np.searchsorted(ordered, chosen)):
         human = row["sample_index"] == -1
         number = f"{row['source_id']}, " + ("human" if human else f"sample {row['sample_index']}")
-        texts = [_plain(row[name]) for name in ("source", "hypothesis", "flags")]
+        texts = [literal(row[name]) for name in ("source", "hypothesis", "flags")]
         table.add_row(f"{row['reward']:.4f}", number, *texts)
     return table
 
@@ -241,8 +242,3 @@ def _bar(share: float) -> str:
     eighths = max(round(share * BAR * 8), int(share > 0))
     full, rest = divmod(eighths, 8)
     return ("█" * full + EIGHTHS[rest] * (rest > 0)).ljust(BAR)
-
-
-def _plain(text: str) -> Text:
-    """Text as it stands: no markup, nothing that steers a terminal."""
-    return Text("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))

@@ -5,16 +5,13 @@ The same columns give the same bytes (under the same pyarrow), and every page ca
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rest.errors import UserError
+from rest.folder import replacing
 
 SCHEMA_VERSION = 1
 
@@ -35,7 +33,7 @@ SCHEMA = pa.schema(
         ("hypothesis", pa.string()),
         ("tokens", pa.list_(pa.int32())),  # ends in EOS exactly when finish is "eos"
         ("log_probs", pa.list_(pa.float32())),  # nats, temperature 1; null for human pairs
-        ("behaviour_log_probs", pa.list_(pa.float32())),  # nats, the law sampled from; null for human pairs
+        ("behaviour_log_probs", pa.list_(pa.float32())),  # nats, under the sampling distribution; null for human pairs
         ("finish", pa.string()),  # "eos" or "length"; "eos" for human pairs
         ("raw_score", pa.float32()),
         ("reward", pa.float32()),  # in [0, 1]
@@ -195,34 +193,6 @@ def reading(path: Path) -> Iterator[None]:
         raise UserError(f"{path} cannot be read, it may be damaged: {reason}") from error
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which takes the name `path` once it is whole and on disk; many processes may race."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.writing")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise UserError(f"{path} cannot be written: the disk is full") from error
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames in a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def write_parquet(path: Path, table: pa.Table, row_group: int) -> None:
     with replacing(path) as file:
         writer = pq.ParquetWriter(
@@ -236,12 +206,6 @@ def write_parquet(path: Path, table: pa.Table, row_group: int) -> None:
         with writer:
             if len(table):  # Hugging Face `datasets` cannot read a row group without rows
                 writer.write_table(table, row_group)
-
-
-def write_json(path: Path, data: dict[str, Any]) -> None:
-    text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    with replacing(path) as file:
-        file.write(text.encode() + b"\n")
 
 
 def read_manifest(folder: Path, what: str) -> tuple[dict[str, Any], str]:

@@ -13,11 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -33,22 +30,23 @@ from rest.data.shards import (
     SCHEMA,
     SCHEMA_VERSION,
     Shard,
-    as_array,
     check_shards,
     describe_shards,
     open_shard,
     read_manifest,
     reading,
-    replacing,
     sha256,
-    sync_folder,
-    write_json,
-    write_parquet,
 )
+from rest.data.sidecars import DERIVED, Sidecars
 from rest.errors import UserError
+from rest.folder import replacing, write_json
 
-# Columns that `ScoredDataset.columns` derives, and the stored column each is read from.
-DERIVED = {"is_reference": "origin", "is_truncated": "finish", "is_flagged": "flags", "length": "tokens"}
+DERIVE: dict[str, Callable[[Any], Any]] = {
+    "is_reference": lambda origin: pc.equal(origin, "reference"),
+    "is_truncated": lambda finish: pc.equal(finish, "length"),
+    "is_flagged": lambda flags: pc.not_equal(flags, ""),
+    "length": pc.list_value_length,
+}
 QUANTILES = tuple(round(0.05 * k, 2) for k in range(1, 20))
 
 
@@ -163,9 +161,9 @@ class ScoredDataset:
     def verify(self) -> None:
         """Hashes every shard, sidecars too. UserError naming the first whose bytes are not those written."""
         folders = [(self.folder, self.manifest.shards)]
-        for name in self.column_names:
-            folder, data, _ = self._sidecar(name)
-            folders.append((folder, tuple(Shard(**shard) for shard in data["shards"])))
+        for name in self.sidecars.names:
+            sidecar = self.sidecars.open(name)
+            folders.append((sidecar.folder, sidecar.shards))
         for folder, shards in folders:
             for shard in shards:
                 if sha256(folder / shard.name) != shard.sha256:
@@ -194,9 +192,9 @@ class ScoredDataset:
         `rows`: bool [rows] or ascending int [k]; row groups with none of them are neither read nor yielded.
         UserError naming the shard that cannot be read.
         """
-        mask = None if rows is None else self._mask(rows)
+        mask = None if rows is None else _mask(rows, self.rows)
         kinds = {name: self._field(name).type for name in names}
-        place = {name: self.folder if name in SCHEMA.names else self._sidecar(name)[0] for name in names}
+        place = {name: self.folder if name in SCHEMA.names else self.sidecars.open(name).folder for name in names}
         start = 0
         for shard in self.manifest.shards:
             with ExitStack() as files:
@@ -220,7 +218,7 @@ class ScoredDataset:
                     yield table if chosen is None else table.filter(pa.array(chosen))
 
     def by_shard(self, names: Sequence[str]) -> Iterator[pa.Table]:
-        """Stored columns and sidecars a shard at a time: what `write_column` takes its parts from."""
+        """Stored columns and sidecars a shard at a time: what a sidecar is made from."""
         batches = self.batches(names)
         for shard in self.manifest.shards:
             groups = -(-shard.rows // self.manifest.row_group)
@@ -232,8 +230,8 @@ class ScoredDataset:
         It is an uncompressed Arrow file in `cache`, in row order, named by a hash of what it holds; written a
         row group at a time whenever it is not there, so it may be deleted.
         """
-        mask = self._mask(mask)
-        sidecars = [self._sidecar(name)[2] for name in names if name not in SCHEMA.names]
+        mask = _mask(mask, self.rows)
+        sidecars = [self.sidecars.open(name).identity for name in names if name not in SCHEMA.names]
         key = hashlib.sha256(json.dumps([self.identity, list(names), sidecars]).encode())
         key.update(np.packbits(mask).tobytes())
         path = Path(cache) / f"{key.hexdigest()[:32]}.arrow"
@@ -253,77 +251,16 @@ class ScoredDataset:
             return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
     @property
-    def column_names(self) -> list[str]:
-        """The names of the sidecars."""
-        return sorted(path.parent.name for path in self.folder.glob("columns/[!.]*/manifest.json"))
-
-    def column_settings(self, name: str) -> dict[str, Any]:
-        """What a sidecar was made with."""
-        return self._sidecar(name)[1]["settings"]
-
-    def column(self, name: str) -> np.ndarray | pa.ChunkedArray:
-        """A whole sidecar in row order: numpy [rows] when scalar, else a pyarrow list column."""
-        if pa.types.is_list(self._field(name).type):
-            return pa.chunked_array(
-                [chunk for batch in self.batches([name]) for chunk in batch[name].chunks],
-                self._field(name).type,
-            )
-        return self.columns([name])[name]
-
-    def write_column(self, name: str, values: np.ndarray | Iterable[Any], settings: dict[str, Any]) -> None:
-        """Adds a sidecar column, complete or not at all.
-
-        `values`: numpy [rows] in row order, or an iterable with one entry a shard (so that not all need be
-        held): an array [rows of the shard], or a list of that many arrays, None where a row has no value.
-        """
-        if not name.isidentifier() or name in SCHEMA.names or name in DERIVED:
-            raise UserError(f"column name {name!r} cannot be used: it must be an identifier that is not yet taken")
-        final = self.folder / "columns" / name
-        if final.exists():
-            raise UserError(f"{final} exists already: columns never change, choose another name")
-        temporary = final.with_name(f".{name}.{uuid.uuid4().hex[:8]}.writing")
-        temporary.mkdir(parents=True)
-        try:
-            edges = np.cumsum([shard.rows for shard in self.manifest.shards])[:-1]
-            parts = np.split(values, edges) if isinstance(values, np.ndarray) else values
-            kind = None
-            for shard, part in zip(self.manifest.shards, parts, strict=True):
-                array = as_array(part, kind)
-                if len(array) != shard.rows or pa.types.is_null(array.type):
-                    raise ValueError(f"column {name}, {shard.name}: {array.type} [{len(array)}], not [{shard.rows}]")
-                kind = array.type
-                write_parquet(temporary / shard.name, pa.table({name: array}), self.manifest.row_group)
-            shards = [asdict(shard) for shard in describe_shards(temporary)]
-            data = {
-                "dataset": self.identity,
-                "settings": settings,
-                "schema_version": SCHEMA_VERSION,
-                "shards": shards,
-            }
-            write_json(temporary / "manifest.json", data)
-            os.replace(temporary, final)
-            sync_folder(final.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-    def _sidecar(self, name: str) -> tuple[Path, dict[str, Any], str]:
-        """Folder, manifest and identity of a sidecar. UserError if it is absent or belongs to other rows."""
-        folder = self.folder / "columns" / name
-        if not folder.is_dir():
-            known = ", ".join([*SCHEMA.names, *DERIVED, *self.column_names])
-            raise UserError(f"{self.folder} has no column {name!r}; it has {known}")
-        data, identity = read_manifest(folder, "column")
-        if data["dataset"] != self.identity:
-            raise UserError(f"{folder} was made for another dataset than the one now in {self.folder}")
-        check_shards(folder, tuple(Shard(**shard) for shard in data["shards"]), None)
-        return folder, data, identity
+    def sidecars(self) -> Sidecars:
+        """Its further columns, which may be added to."""
+        return Sidecars(self.folder, self.identity, self.manifest.shards, self.manifest.row_group)
 
     def _field(self, name: str) -> pa.Field:
         """Name and Arrow type of a stored column or sidecar."""
         if name in SCHEMA.names:
             return SCHEMA.field(name)
-        folder, data, _ = self._sidecar(name)
-        with open_shard(folder / data["shards"][0]["name"]) as file:
+        sidecar = self.sidecars.open(name)
+        with open_shard(sidecar.folder / sidecar.shards[0].name) as file:
             return file.schema_arrow.field(name)
 
     def _numpy_type(self, name: str) -> np.dtype:
@@ -337,30 +274,25 @@ class ScoredDataset:
             raise ValueError(f"{name} is {kind}, not a scalar column: read it with `batches`")
         return np.dtype(kind.to_pandas_dtype())
 
-    def _mask(self, rows: np.ndarray) -> np.ndarray:
-        """Bool [rows] from bool [rows] or ascending int [k]."""
-        rows = np.asarray(rows)
-        if rows.dtype != np.bool_:
-            if len(rows) and (rows[0] < 0 or rows[-1] >= self.rows or (np.diff(rows) <= 0).any()):
-                raise ValueError(f"rows must rise and lie in [0, {self.rows})")
-            mask = np.zeros(self.rows, np.bool_)
-            mask[rows.astype(np.int64)] = True
-            return mask
-        if rows.shape != (self.rows,):
-            raise ValueError(f"the mask has shape {rows.shape}, not ({self.rows},)")
-        return rows
+
+def _mask(rows: np.ndarray, count: int) -> np.ndarray:
+    """Bool [rows] from bool [rows] or ascending int [k]."""
+    rows = np.asarray(rows)
+    if rows.dtype != np.bool_:
+        if len(rows) and (rows[0] < 0 or rows[-1] >= count or (np.diff(rows) <= 0).any()):
+            raise ValueError(f"rows must rise and lie in [0, {count})")
+        mask = np.zeros(count, np.bool_)
+        mask[rows.astype(np.int64)] = True
+        return mask
+    if rows.shape != (count,):
+        raise ValueError(f"the mask has shape {rows.shape}, not ({count},)")
+    return rows
 
 
 def _scalars(name: str, column: pa.ChunkedArray, shared: dict[str, str]) -> np.ndarray:
     """One column of one row group as `columns` gives it; equal strings become one object through `shared`."""
-    if name == "is_reference":
-        column = pc.equal(column, "reference")
-    elif name == "is_truncated":
-        column = pc.equal(column, "length")
-    elif name == "is_flagged":
-        column = pc.not_equal(column, "")
-    elif name == "length":
-        column = pc.list_value_length(column)
+    if name in DERIVE:
+        column = DERIVE[name](column)
     elif pa.types.is_string(column.type):
         coded = column.combine_chunks().dictionary_encode()
         words = [shared.setdefault(word, word) for word in coded.dictionary.to_pylist()]

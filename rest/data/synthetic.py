@@ -1,4 +1,4 @@
-"""A made-up language pair with exact quality: it is learnt in minutes, and every translation can be judged.
+"""A made-up language pair with exact quality: it is learnt in minutes, and every translation can be scored exactly.
 
 The source language puts objects after verbs and adjectives before nouns, as `GRAMMAR` says. The target
 language puts the verb last, adjectives, determiners and adpositions after the noun, and has no definite
@@ -7,7 +7,7 @@ gender and number, verbs with the subject in number. Some source words have two 
 the verb of its clause, a verb's by its first subject, an adjective's by its noun.
 
 Every source word has one kind and the grammar is LL(1), so a source has one parse and one clean reference:
-nothing but the source is needed to judge a hypothesis. Train and dev references are those of human
+nothing but the source is needed to score a hypothesis. Train and dev references are those of human
 translators of different carefulness (`Noise`). Test references are clean, so that BLEU on test means
 something.
 """
@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from hashlib import blake2b
 from random import Random
 from typing import NamedTuple
@@ -134,7 +134,7 @@ class Phrase(NamedTuple):
 
 
 class Target(NamedTuple):
-    """A clean reference, ready to judge hypotheses: bit i of a mask tells if the word is at position i."""
+    """A clean reference, ready to score hypotheses: bit i of a mask tells if the word is at position i."""
 
     tokens: list[Token]
     words: list[str]
@@ -236,42 +236,20 @@ class _Parser:
     def _phrase(self) -> Phrase:
         first = self._simple()
         if (coordinator := self._take("coordinator")) is not None:
-            second = self._simple()
-            return Phrase(
-                first.noun,
-                True,
-                lambda verb, case: [
-                    *first.translate(verb, case),
-                    coordinator.token(),
-                    *second.translate(verb, case),
-                ],
-            )
+            return Phrase(first.noun, True, partial(_both, first, coordinator, self._simple()))
         if (relative := self._take("relative")) is not None:
             inner, past = self._need("verb")
             object_ = self._simple().translate(inner, ACCUSATIVE) if self._kinds[self._at] in NOMINAL else []
             last = inner.token(past * 2 + first.plural, decided_by=first.noun)
-
-            def translate(verb: Entry, case: int) -> list[Token]:
-                tokens = first.translate(verb, case)
-                agreement = tokens[0].lexeme.gender * 2 + first.plural
-                return [*tokens, relative.token(agreement), *object_, last]
-
-            return Phrase(first.noun, first.plural, translate)
+            return Phrase(first.noun, first.plural, partial(_with_relative, first, relative, [*object_, last]))
         return first
 
     def _simple(self) -> Phrase:
-        determiner, adjectives = self._take("determiner"), []
+        determiner, adjectives = self._take("determiner"), list[Entry]()
         while (adjective := self._take("adjective")) is not None:
             adjectives.append(adjective)
         noun, plural = self._need("noun")
-
-        def translate(verb: Entry, case: int) -> list[Token]:
-            head = noun.token(plural * 3 + case, decided_by=verb)
-            agreement = head.lexeme.gender * 2 + plural
-            determiners = [determiner.token(agreement)] if determiner is not None and determiner.senses else []
-            return [head, *(word.token(agreement, decided_by=noun) for word in adjectives), *determiners]
-
-        return Phrase(noun, bool(plural), translate)
+        return Phrase(noun, bool(plural), partial(_noun_phrase, determiner, adjectives, noun, plural))
 
     def _take(self, kind: str) -> Entry | None:
         return self._need(kind)[0] if self._kinds[self._at] == kind else None
@@ -289,6 +267,29 @@ class _Parser:
             f"source {self._source[:200]!r} is not in this synthetic language: "
             f"word {self._at + 1} should be {expected}, but is {found}."
         )
+
+
+# Translations of phrases, to be governed by a verb and in a case. No closures: where types are checked, each would be
+# checked anew for every phrase that is read.
+
+
+def _both(first: Phrase, coordinator: Entry, second: Phrase, verb: Entry, case: int) -> list[Token]:
+    return [*first.translate(verb, case), coordinator.token(), *second.translate(verb, case)]
+
+
+def _with_relative(first: Phrase, relative: Entry, clause: list[Token], verb: Entry, case: int) -> list[Token]:
+    tokens = first.translate(verb, case)
+    agreement = tokens[0].lexeme.gender * 2 + first.plural
+    return [*tokens, relative.token(agreement), *clause]
+
+
+def _noun_phrase(
+    determiner: Entry | None, adjectives: list[Entry], noun: Entry, plural: int, verb: Entry, case: int
+) -> list[Token]:
+    head = noun.token(plural * 3 + case, decided_by=verb)
+    agreement = head.lexeme.gender * 2 + plural
+    determiners = [determiner.token(agreement)] if determiner is not None and determiner.senses else []
+    return [head, *(word.token(agreement, decided_by=noun) for word in adjectives), *determiners]
 
 
 def _common_subsequence(items: Sequence[str], masks: dict[str, int], length: int) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 import sentencepiece
 
 from rest.errors import UserError
-from rest.stage import read_json, write_json
+from rest.folder import read_json, write_json
 
 
 @runtime_checkable

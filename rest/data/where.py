@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rest.data.shards import SCHEMA
-from rest.data.store import DERIVED, ScoredDataset
+from rest.data.store import DERIVE, DERIVED, ScoredDataset
 from rest.errors import UserError
 
 COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
@@ -30,12 +30,6 @@ COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.LtE: pc.less_equal,
     ast.Gt: pc.greater,
     ast.GtE: pc.greater_equal,
-}
-DERIVE: dict[str, Callable[[Any], Any]] = {
-    "is_reference": lambda origin: pc.equal(origin, "reference"),
-    "is_truncated": lambda finish: pc.equal(finish, "length"),
-    "is_flagged": lambda flags: pc.not_equal(flags, ""),
-    "length": pc.list_value_length,
 }
 YES_OR_NO = ("is_reference", "is_truncated", "is_flagged")
 _LIKE_SQL = re.compile(r"\b(AND|OR|NOT|IN)\b")
@@ -144,7 +138,7 @@ def _refused(text: str, why: str) -> UserError:
 def rows_where(dataset: ScoredDataset, text: str) -> np.ndarray:
     """Bool [rows]: the rows that fulfil a condition; only the columns that it names are read."""
     lists = ("tokens", "log_probs", "behaviour_log_probs")
-    known = [name for name in (*SCHEMA.names, *DERIVED, *dataset.column_names) if name not in lists]
+    known = [name for name in (*SCHEMA.names, *DERIVED, *dataset.sidecars.names) if name not in lists]
     condition = Condition.parse(text, known)
     for name, value in _compared(condition.tree):
         if name in SCHEMA.names and pa.types.is_string(SCHEMA.field(name).type) != isinstance(value, str):

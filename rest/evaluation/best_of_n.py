@@ -1,6 +1,6 @@
 """Best-of-N: the sample that the reward likes best of N, for all N at once, and what else is true of that sample.
 
-M samples a source are drawn once. Every choice of N of them is a Best-of-N trial, and the mean over all of them has a
+M samples per source are drawn once. Every choice of N of them is a Best-of-N trial, and the mean over all of them has a
 closed form: the i-th lowest of M samples is the best of N with probability C(i-1, N-1) / C(M, N). It has no bias,
 which resampling N of M with replacement has (PAPER.md, figure 6; Gao et al. 2023, arXiv 2210.10760, appendix I).
 
@@ -18,9 +18,10 @@ import numpy as np
 from rest.data.corpus import Split
 from rest.errors import UserError
 from rest.evaluation.outputs import Chooser, Outputs, draw, flat_scores
-from rest.evaluation.statistics import resampled_curves
+from rest.learning.mesh import MachineSettings
 from rest.policy.policy import Policy
 from rest.policy.sampler import SamplingSettings
+from rest.statistics.intervals import resampled_curves
 
 CELLS_AT_ONCE = 4_000_000  # pairs of samples compared at a time, about 100 MB
 
@@ -53,7 +54,7 @@ def win_rate(reward: np.ndarray, values: np.ndarray) -> np.ndarray:
     reward, values = _checked(reward, values)
     sources, samples = reward.shape
     if samples < 2:
-        raise UserError("a win rate against one sample needs at least 2 samples a source")
+        raise UserError("a win rate against one sample needs at least 2 samples per source")
     block = max(1, CELLS_AT_ONCE // samples**2)
     parts = [_wins(reward[k : k + block], values[k : k + block]) for k in range(0, sources, block)]
     return np.concatenate(parts)
@@ -152,7 +153,7 @@ def crossing(curve: Curve, other: Curve, at: int) -> Crossing:
     return Crossing(at, float(other.mean[at - 1]), n, lo, hi)
 
 
-def measure(scores: Mapping[str, np.ndarray], seed: int) -> tuple[dict[str, Curve], dict[str, Curve]]:
+def curves_of(scores: Mapping[str, np.ndarray], seed: int) -> tuple[dict[str, Curve], dict[str, Curve]]:
     """Curves of every metric of the chosen sample, and win rates against N = 1, by the name of the metric.
 
     `scores` are float [sources, M]; "reward" chooses.
@@ -166,7 +167,7 @@ def measure(scores: Mapping[str, np.ndarray], seed: int) -> tuple[dict[str, Curv
 
 def record(outputs: Outputs) -> dict[str, dict[str, dict[str, list[float]]]]:
     """All curves and win rates of samples, as JSON."""
-    curves, wins = measure(outputs.scores, seed=0)
+    curves, wins = curves_of(outputs.scores, seed=0)
     named = {"curves": curves, "win_rates": wins}
     return {kind: {name: curve.record() for name, curve in found.items()} for kind, found in named.items()}
 
@@ -176,17 +177,24 @@ class BestOfN:
     """Decoding: of N samples the one with the highest reward, of equal ones the first."""
 
     n: int = 8
-    """Samples a source."""
+    """Samples per source."""
     sampling: SamplingSettings = SamplingSettings()
 
     def __post_init__(self) -> None:
         if self.n < 1:
             raise UserError(f"n must be at least 1, not {self.n}")
 
-    def __call__(self, policy: Policy, split: Split, reward: Chooser | None, seed: int) -> list[str]:
-        """One hypothesis a source."""
+    def __call__(
+        self,
+        policy: Policy,
+        split: Split,
+        reward: Chooser | None,
+        seed: int,
+        machine: MachineSettings | None = None,
+    ) -> list[str]:
+        """One hypothesis per source."""
         if reward is None:
             raise UserError("Best-of-N chooses by a reward, and there is none")
-        drawn = draw(policy, split, self.n, self.sampling, seed)
+        drawn = draw(policy, split, self.n, self.sampling, seed, machine)
         best = flat_scores(reward, split, drawn).argmax(1)
         return [texts[k] for texts, k in zip(drawn, best, strict=True)]

@@ -14,10 +14,10 @@ import numpy as np
 
 from rest.errors import UserError
 from rest.evaluation.outputs import Outputs
-from rest.evaluation.significance import PairedTest, paired_corpus, paired_means
-from rest.evaluation.statistics import corpus_metrics
+from rest.folder import open_stage, read_json, seed_for
 from rest.journal import say
-from rest.stage import open_stage, read_json, seed_for
+from rest.statistics.intervals import corpus_metrics
+from rest.statistics.paired import PairedTest, paired_corpus, paired_means
 
 ROWS = 10  # shown beside an alarm
 ERRORS = ("ter",)  # metrics of which less is better
@@ -34,31 +34,26 @@ class Evaluated:
     def read(cls, folder: Path) -> Evaluated:
         return cls(Outputs.read(folder / "samples.parquet"), Outputs.read(folder / "greedy.parquet"))
 
-    @staticmethod
-    def kept(folder: Path) -> bool:
-        """Whether the folder has them: evaluations made before outputs were kept do not."""
-        return (folder / "samples.parquet").is_file() and (folder / "greedy.parquet").is_file()
-
 
 def compare_stages(evaluation: Path, new: str, old: str, seed: int) -> None:
     """Compares two evaluations in a run's folder `evaluation`, in <new>-against-<old>, and says an alarm.
 
-    Nothing is done where one of them is not there, or was made by a version that kept no outputs.
+    Nothing is done where one of them is not there.
     """
     ours, theirs = evaluation / new, evaluation / old
-    if not (Evaluated.kept(ours) and Evaluated.kept(theirs)):
+    if not (ours.exists() and theirs.exists()):
         return
     settings = {side: read_json(path / "stage.json")["settings"] for side, path in (("new", ours), ("old", theirs))}
     with open_stage(evaluation / f"{new}-against-{old}", settings) as stage:
         if not stage.finished:
             tokenize = settings["new"]["evaluation"]["bleu_tokenizer"]
-            result = compare(Evaluated.read(ours), Evaluated.read(theirs), seed_for(seed, "compare"), tokenize)
+            result = paired_tests(Evaluated.read(ours), Evaluated.read(theirs), seed_for(seed, "compare"), tokenize)
             stage.finish(result | {"new": new, "old": old})
         if fell := stage.result["fell"]:
             say(f"{new}: warning: against {old} the reward rose while these got worse: {', '.join(fell)}")
 
 
-def compare(new: Evaluated, old: Evaluated, seed: int, tokenize: str = "13a") -> dict[str, Any]:
+def paired_tests(new: Evaluated, old: Evaluated, seed: int, tokenize: str = "13a") -> dict[str, Any]:
     """`tests`: new minus old of every metric, paired. `fell`: the alarm, [] for none. `rows`: what the alarm is about.
 
     Reward and gold are those of samples; BLEU, chrF and TER those of greedy outputs.

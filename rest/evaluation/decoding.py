@@ -7,17 +7,18 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from rest.data.corpus import Split
+from rest.data.corpus import Gold, Split
 from rest.evaluation.best_of_n import BestOfN
 from rest.evaluation.mbr import MBR, UTILITIES
-from rest.evaluation.outputs import Chooser, Gold, Outputs, draw, score
-from rest.evaluation.statistics import bootstrap_ci, corpus_scores, length_ratio
-from rest.evaluation.text_metrics import copy_rate, empty_rate, repeated_ngrams
+from rest.evaluation.outputs import Chooser, Outputs, draw, score
+from rest.folder import seed_for
+from rest.learning.mesh import MachineSettings
 from rest.policy.beam import BeamSettings, translate
 from rest.policy.policy import Policy
 from rest.policy.sampler import SamplingSettings
 from rest.reward.reward import Reward
-from rest.stage import seed_for
+from rest.statistics.intervals import bootstrap_ci, corpus_scores, length_ratio
+from rest.statistics.text_metrics import copy_rate, empty_rate, repeated_ngrams
 
 Way = Literal["greedy", "beam", "sample", "best_of_n", "mbr"]
 
@@ -26,7 +27,9 @@ Way = Literal["greedy", "beam", "sample", "best_of_n", "mbr"]
 class Decoder(Protocol):
     """A policy's hypothesis for every source; some choose by a reward."""
 
-    def __call__(self, policy: Policy, split: Split, reward: Chooser | None, seed: int, /) -> list[str]: ...
+    def __call__(
+        self, policy: Policy, split: Split, reward: Chooser | None, seed: int, machine: MachineSettings | None = None, /
+    ) -> list[str]: ...
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,15 @@ class Beam:
 
     settings: BeamSettings = BeamSettings()
 
-    def __call__(self, policy: Policy, split: Split, reward: Chooser | None, seed: int) -> list[str]:
-        return translate(policy, split.sources, self.settings)
+    def __call__(
+        self,
+        policy: Policy,
+        split: Split,
+        reward: Chooser | None,
+        seed: int,
+        machine: MachineSettings | None = None,
+    ) -> list[str]:
+        return translate(policy, split.sources, self.settings, machine)
 
 
 @dataclass(frozen=True)
@@ -45,8 +55,15 @@ class Sampled:
 
     sampling: SamplingSettings = SamplingSettings()
 
-    def __call__(self, policy: Policy, split: Split, reward: Chooser | None, seed: int) -> list[str]:
-        return [texts[0] for texts in draw(policy, split, 1, self.sampling, seed)]
+    def __call__(
+        self,
+        policy: Policy,
+        split: Split,
+        reward: Chooser | None,
+        seed: int,
+        machine: MachineSettings | None = None,
+    ) -> list[str]:
+        return [texts[0] for texts in draw(policy, split, 1, self.sampling, seed, machine)]
 
 
 @dataclass(frozen=True)
@@ -56,7 +73,7 @@ class DecodingSettings:
     decode: Way = "beam"
     """best_of_n: the sample with the highest reward; mbr: the sample that is most like the others."""
     n: int = 16
-    """Samples a source of best_of_n and mbr."""
+    """Samples per source of best_of_n and mbr."""
     utility: Literal["chrf", "chrf-aggregate", "chrf++", "bleu"] = "chrf"
     """What mbr compares samples by; chrf-aggregate is quick where n is in the hundreds."""
     prune_to: int = 0
@@ -74,7 +91,7 @@ class DecodingSettings:
 
     @property
     def draws(self) -> int:
-        """Samples a source."""
+        """Samples per source."""
         return {"greedy": 0, "beam": 0, "sample": 1}.get(self.decode, self.n)
 
     @property

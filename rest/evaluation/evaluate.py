@@ -10,17 +10,18 @@ from typing import Any, Literal
 import numpy as np
 
 from rest.data.batches import BatchSettings, Examples
-from rest.data.corpus import Split
+from rest.data.corpus import Gold, Split
 from rest.errors import UserError
-from rest.evaluation.outputs import Gold, Outputs, draw, score
-from rest.evaluation.statistics import bootstrap_ci, corpus_scores, distinct_per_source, length_ratio
-from rest.evaluation.text_metrics import copy_rate, distinct_ngrams, empty_rate, repeated_ngrams, self_bleu
+from rest.evaluation.outputs import Outputs, draw, score
+from rest.folder import seed_for
+from rest.learning.mesh import MachineSettings
 from rest.policy.beam import BeamSettings, translate
 from rest.policy.policy import Policy, sequence_log_probs
-from rest.policy.sampler import SamplingSettings, sample
-from rest.reward.fit import rank_correlation
+from rest.policy.sampler import SamplingOverrides, SamplingSettings, sample
 from rest.reward.reward import Reward
-from rest.stage import seed_for
+from rest.statistics.correlation import spearman
+from rest.statistics.intervals import bootstrap_ci, corpus_scores, distinct_per_source, length_ratio
+from rest.statistics.text_metrics import copy_rate, distinct_ngrams, empty_rate, repeated_ngrams, self_bleu
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,12 @@ class EvaluationSettings:
     """How policies are compared."""
 
     samples_per_source: int = 4
-    """Samples at Grow's temperature whose mean reward is the policy's."""
-    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    """Samples whose mean reward is the policy's."""
+    sampling: SamplingOverrides = field(default_factory=SamplingOverrides)
+    """What samples are drawn from otherwise than the experiment's `sampling`."""
     beam: BeamSettings = field(default_factory=BeamSettings)
     dev_samples_per_source: int = 4
-    """Samples a dev source behind the mean reward that chooses checkpoints."""
+    """Samples per dev source behind the mean reward that chooses checkpoints."""
     dev_sources: int = 0
     """Dev sources for choosing checkpoints; 0: all."""
     kl_sources: int = 500
@@ -53,14 +55,19 @@ class EvaluationSettings:
 
 
 def mean_reward(
-    policy: Policy, dev: Split, reward: Reward, settings: EvaluationSettings, seed: int
-) -> Callable[[Any], dict[str, float]]:
-    """An evaluation for `train`: the mean reward of samples on dev, the same draws at every call."""
+    dev: Split,
+    reward: Reward,
+    settings: EvaluationSettings,
+    sampling: SamplingSettings,
+    seed: int,
+    machine: MachineSettings | None = None,
+) -> Callable[[Policy], dict[str, float]]:
+    """An evaluation for `train`: the mean reward of a policy's samples on dev, the same draws at every call."""
     if settings.dev_sources and settings.dev_sources < len(dev):
         dev = dev.take(slice(0, settings.dev_sources))
 
-    def evaluate(parameters: Any) -> dict[str, float]:
-        drawn = draw(policy.with_parameters(parameters), dev, settings.dev_samples_per_source, settings.sampling, seed)
+    def evaluate(policy: Policy) -> dict[str, float]:
+        drawn = draw(policy, dev, settings.dev_samples_per_source, sampling, seed, machine)
         return {"score": float(score(reward, None, dev, drawn)["reward"].mean(dtype=np.float64))}
 
     return evaluate
@@ -82,23 +89,26 @@ def evaluate(
     reward: Reward,
     settings: EvaluationSettings,
     *,
+    sampling: SamplingSettings,
+    beam: BeamSettings,
     bc: Policy,
     batch: BatchSettings,
     gold: Gold | None,
     seed: int,
     first: Reward | None = None,
     previous: Policy | None = None,
+    machine: MachineSettings | None = None,
 ) -> Evaluation:
-    """Samples at Grow's temperature, greedy and beam outputs, and the KL divergences to BC and the step before.
+    """Samples, greedy and beam outputs, and the KL divergences to BC and the step before.
 
     `first` is what a refreshed reward was at first; the same samples are scored by it too.
     """
-    drawn = draw(policy, split, settings.samples_per_source, settings.sampling, seed)
-    greedy = translate(policy, split.sources, replace(settings.beam, beams=1))
-    beam = translate(policy, split.sources, settings.beam)
+    drawn = draw(policy, split, settings.samples_per_source, sampling, seed, machine)
+    greedy = translate(policy, split.sources, replace(beam, beams=1), machine)
+    widest = translate(policy, split.sources, beam, machine)
     samples = Outputs(split, drawn, score(reward, gold, split, drawn))
     one = Outputs(split, [[y] for y in greedy], score(reward, gold, split, [[y] for y in greedy], chrf=True))
-    beam_reward = score(reward, None, split, [[y] for y in beam])["reward"]
+    beam_reward = score(reward, None, split, [[y] for y in widest])["reward"]
 
     def interval(values: np.ndarray) -> list[float]:
         return list(bootstrap_ci(values, seed_for(seed, "bootstrap")))
@@ -130,12 +140,10 @@ def evaluate(
             "gold_ci95": interval(samples.scores["gold"]),
             "gold_greedy_mean": mean(one.scores["gold"]),
             "gold_greedy_ci95": interval(one.scores["gold"]),
-            "reward_gold_spearman": rank_correlation(samples.scores["reward"].ravel(), samples.scores["gold"].ravel()),
+            "reward_gold_spearman": spearman(samples.scores["reward"].ravel(), samples.scores["gold"].ravel()),
         }
         if first_rewards is not None:
-            metrics["first_reward_gold_spearman"] = rank_correlation(
-                first_rewards.ravel(), samples.scores["gold"].ravel()
-            )
+            metrics["first_reward_gold_spearman"] = spearman(first_rewards.ravel(), samples.scores["gold"].ravel())
     if split.references is not None:
         on_text = partial(
             corpus_scores,
@@ -143,12 +151,13 @@ def evaluate(
             more_references=split.more_references,
             tokenize=settings.bleu_tokenizer,
         )
-        of_beam = on_text(beam, resamples=1, names=("bleu", "chrf"))
+        of_beam = on_text(widest, resamples=1, names=("bleu", "chrf"))
         metrics |= on_text(greedy)
         metrics |= {"bleu_beam": of_beam["bleu"], "chrf_beam": of_beam["chrf"]}
         metrics["length_ratio"] = length_ratio(greedy, split.references)
     metrics |= _variety(split.sources, greedy, drawn)
-    metrics |= divergences(policy, {"bc": bc, "previous": previous}, split, settings, batch, seed)
+    some = split.take(slice(0, settings.kl_sources))
+    metrics |= divergences(policy, {"bc": bc, "previous": previous}, some, sampling, batch, seed, machine)
     return Evaluation(metrics, samples, one, _shown(one, settings.shown))
 
 
@@ -183,21 +192,21 @@ def divergences(
     policy: Policy,
     anchors: Mapping[str, Policy | None],
     split: Split,
-    settings: EvaluationSettings,
+    sampling: SamplingSettings,
     batch: BatchSettings,
     seed: int,
+    machine: MachineSettings | None = None,
 ) -> dict[str, float]:
-    """Entropy and KL(policy ‖ anchor), nats a sentence, all from the same draws at temperature 1.
+    """Entropy and KL(policy ‖ anchor), nats per sentence, all from the same draws at temperature 1.
 
     Means of -log π and of log π - log π_anchor: `entropy` and `kl_to_<name>` of every anchor that is given.
     """
-    split = split.take(slice(0, settings.kl_sources))
-    law = replace(settings.sampling, temperature=1.0, top_k=0, top_p=1.0)
-    drawn = sample(policy, split.sources, split.ids, 1, law, seed=seed_for(seed, "kl"))
+    whole = SamplingSettings(temperature=1.0, max_target_tokens=sampling.max_target_tokens)
+    drawn = sample(policy, split.sources, split.ids, 1, whole, seed=seed_for(seed, "kl"), machine=machine)
     tokens = [y[0] for y in drawn.tokens]
     if max(map(len, tokens)) > batch.target_tokens:
         raise UserError(
-            f"batch.target_tokens {batch.target_tokens} is less than max_target_tokens {law.max_target_tokens}"
+            f"batch.target_tokens {batch.target_tokens} is less than max_target_tokens {whole.max_target_tokens}"
         )
     sources = [x[: batch.source_tokens] for x in policy.encode_sources(split.sources)]
     own = np.asarray([values[0].sum() for values in drawn.log_probs], np.float64)
@@ -207,10 +216,3 @@ def divergences(
             other = sequence_log_probs(anchor, Examples(sources, tokens), batch)
             found[f"kl_to_{name}"] = float((own - other).mean())
     return found
-
-
-def kl_divergence(
-    policy: Policy, anchor: Policy, split: Split, settings: EvaluationSettings, batch: BatchSettings, seed: int
-) -> float:
-    """KL(policy ‖ anchor), nats a sentence."""
-    return divergences(policy, {"anchor": anchor}, split, settings, batch, seed)["kl_to_anchor"]

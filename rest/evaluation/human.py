@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import kendalltau, rankdata
+from scipy.stats import rankdata
 
 from rest.errors import UserError
 from rest.evaluation.outputs import Outputs
-from rest.evaluation.significance import paired_means
-from rest.stage import read_json, seed_for, write_json
+from rest.folder import read_json, seed_for, write_json
+from rest.statistics.correlation import kendall
+from rest.statistics.paired import paired_means
 
 HEAD = ("item", "source", "output_1", "output_2", "score_1", "score_2")
 LOWEST, HIGHEST = 0.0, 6.0
@@ -27,9 +28,9 @@ LOWEST, HIGHEST = 0.0, 6.0
 def export_sheet(outputs: Mapping[str, Outputs], baseline: str, sources: int, seed: int, sheet: Path, key: Path) -> int:
     """Writes `sheet` (CSV, for raters) and `key` (JSON, not for raters), and returns the number of items.
 
-    `outputs` are one hypothesis a source of each policy. The same random sources for every policy; the order of items
-    and of the two outputs in each is random. Where both say the same no judgement is needed: such items are left out,
-    and count as equal.
+    `outputs` are one hypothesis per source of each policy. The same random sources for every policy; the order of
+    items and of the two outputs in each is random. Where both say the same there is nothing to score: such items are
+    left out, and count as equal.
     """
     base = outputs[baseline]
     for name, other in outputs.items():
@@ -60,7 +61,7 @@ def export_sheet(outputs: Mapping[str, Outputs], baseline: str, sources: int, se
 
 
 def read_sheet(path: Path, items: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
-    """The two scores of every item that was judged; UserError naming the line for what cannot be read."""
+    """The two scores of every item that has them; UserError naming the line for what cannot be read."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.reader(file))
@@ -101,7 +102,7 @@ class HumanResult:
     """What people and the reward say of one policy against the baseline."""
 
     policy: str
-    items: int  # sources that were judged, or equal
+    items: int  # sources that were scored, or equal
     difference: float  # mean score minus the baseline's, -6..6
     ci95: tuple[float, float]  # over sources
     p: float  # of no difference, by randomisation
@@ -114,7 +115,7 @@ class HumanEvaluation:
 
     baseline: str
     results: list[HumanResult]
-    rank_correlation: float | None  # Kendall's τ of policies by people and by reward; None for one policy
+    kendall: float | None  # Kendall's τ of policies by people and by reward; None for one policy
     agreement: float | None  # Krippendorff's α of the raters' differences, 1: they agree; None for one rater
     raters: int
 
@@ -131,9 +132,9 @@ def import_sheets(sheets: Sequence[Path], key: Path, seed: int = 0) -> HumanEval
     """What the filled sheets of one or several raters say. An item's difference is the mean of its raters'."""
     known = read_json(key)
     baseline, items = known["baseline"], known["items"]
-    judged = [read_sheet(path, items) for path in sheets]
+    filled = [read_sheet(path, items) for path in sheets]
     differences = np.full((len(sheets), len(items)), np.nan)  # of each rater and item: policy minus baseline
-    for rater, scores in enumerate(judged):
+    for rater, scores in enumerate(filled):
         for place, item in enumerate(items):
             if item in scores:
                 first, second = scores[item]
@@ -154,11 +155,12 @@ def import_sheets(sheets: Sequence[Path], key: Path, seed: int = 0) -> HumanEval
     results.sort(key=lambda result: -result.difference)
     tau = None
     if len(results) > 1:
-        tau = float(kendalltau([r.difference for r in results], [r.reward_difference for r in results]).statistic)
-    return HumanEvaluation(baseline, results, tau, krippendorff(differences), len(sheets))
+        people, reward = (np.array([getattr(r, name) for r in results]) for name in ("difference", "reward_difference"))
+        tau = kendall(people, reward)
+    return HumanEvaluation(baseline, results, tau, krippendorffs_alpha(differences), len(sheets))
 
 
-def krippendorff(ratings: np.ndarray) -> float | None:
+def krippendorffs_alpha(ratings: np.ndarray) -> float | None:
     """Krippendorff's α of ratings float [raters, items] on an interval scale; NaN: not rated.
 
     1 - (mean squared difference within items) / (mean squared difference between any two ratings), over the items

@@ -18,9 +18,11 @@ import numpy as np
 from rest.data.corpus import Split
 from rest.errors import UserError
 from rest.evaluation.outputs import Chooser, draw, flat_scores
+from rest.learning.mesh import MachineSettings
 from rest.policy.policy import Policy
 from rest.policy.sampler import SamplingSettings
 from rest.reward.reference_based import SentenceBLEU, SentenceChrF
+from rest.reward.reward import with_references
 
 CHRF_ORDER, CHRF_BETA = 6, 2
 
@@ -92,7 +94,7 @@ class Pairwise:
         self, source: str, candidates: Sequence[str], references: Sequence[str], weights: np.ndarray
     ) -> np.ndarray:
         own = [y for y in candidates for _ in references]
-        scores = self.function([source] * len(own), own, list(references) * len(candidates))
+        scores = with_references(self.function)([source] * len(own), own, list(references) * len(candidates))
         return np.asarray(scores, np.float64).reshape(len(candidates), -1) @ weights / weights.sum()
 
 
@@ -112,7 +114,7 @@ class MBR:
     """Decoding: of n samples the one that is most like all of them."""
 
     n: int = 16
-    """Samples a source."""
+    """Samples per source."""
     utility: Any = ChrF()
     """A Utility: ChrF(), ChrF(aggregate=True), Pairwise(SentenceBLEU()), Pairwise(a function of yours)."""
     prune_to: int = 0
@@ -123,9 +125,16 @@ class MBR:
         if self.n < 1 or self.prune_to < 0:
             raise UserError(f"n {self.n} must be at least 1 and prune_to {self.prune_to} not below 0")
 
-    def __call__(self, policy: Policy, split: Split, reward: Chooser | None, seed: int) -> list[str]:
-        """One hypothesis a source."""
-        drawn = draw(policy, split, self.n, self.sampling, seed)
+    def __call__(
+        self,
+        policy: Policy,
+        split: Split,
+        reward: Chooser | None,
+        seed: int,
+        machine: MachineSettings | None = None,
+    ) -> list[str]:
+        """One hypothesis per source."""
+        drawn = draw(policy, split, self.n, self.sampling, seed, machine)
         allowed: list[list[str] | None] = [None] * len(drawn)
         if self.prune_to:
             if reward is None:

@@ -10,24 +10,31 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rest.data.corpus import Split
+from rest.data.corpus import Gold, Split
 from rest.data.shards import reading
 from rest.errors import UserError
+from rest.folder import seed_for
+from rest.learning.mesh import MachineSettings
 from rest.policy.policy import Policy
 from rest.policy.sampler import SamplingSettings, sample
 from rest.reward.reference_based import SentenceChrF
 from rest.reward.reward import Reward
-from rest.stage import seed_for
 
-Gold = Callable[[list[str], list[str]], np.ndarray]
 # (sources, hypotheses, references) -> [n]: what Best-of-N chooses by; only the order of the numbers matters
 Chooser = Callable[[list[str], list[str], list[str] | None], np.ndarray]
 
 
-def draw(policy: Policy, split: Split, n: int, sampling: SamplingSettings, seed: int) -> list[list[str]]:
+def draw(
+    policy: Policy,
+    split: Split,
+    n: int,
+    sampling: SamplingSettings,
+    seed: int,
+    machine: MachineSettings | None = None,
+) -> list[list[str]]:
     """[sources][n] samples; more of them begin with the same."""
-    drawn = sample(policy, split.sources, split.ids, n, sampling, seed=seed_for(seed, f"sample {split.name}"))
-    return drawn.texts
+    own = seed_for(seed, f"sample {split.name}")
+    return sample(policy, split.sources, split.ids, n, sampling, seed=own, machine=machine).texts
 
 
 def score(

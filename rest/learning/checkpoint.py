@@ -13,7 +13,9 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
 
 from rest.errors import UserError
-from rest.learning.mesh import data_mesh, replicate
+from rest.learning.mesh import data_mesh, replicated
+
+STATE = "state"  # what an optimizer's state is written under: Orbax writes no tree that is empty, as that of plain SGD
 
 
 def identity_of(parameters: Any, known: str) -> str:
@@ -62,7 +64,7 @@ class Checkpoints:
             step,
             args=ocp.args.Composite(
                 parameters=ocp.args.StandardSave(state.parameters),
-                optimizer=ocp.args.StandardSave(state.optimizer),
+                optimizer=ocp.args.StandardSave({STATE: state.optimizer}),
                 progress=ocp.args.JsonSave(copy.deepcopy(state.progress)),  # the caller goes on changing it
             ),
             metrics={"score": score},
@@ -75,11 +77,11 @@ class Checkpoints:
             step,
             args=ocp.args.Composite(
                 parameters=ocp.args.StandardRestore(_abstract(like.parameters)),
-                optimizer=ocp.args.StandardRestore(_abstract(like.optimizer)),
+                optimizer=ocp.args.StandardRestore(_abstract({STATE: like.optimizer})),
                 progress=ocp.args.JsonRestore(),
             ),
         )
-        return State(restored["parameters"], restored["optimizer"], restored["progress"])
+        return State(restored["parameters"], restored["optimizer"][STATE], restored["progress"])
 
     def parameters(self, step: int, like: Any) -> Any:
         """Only the parameters at a step."""
@@ -101,9 +103,9 @@ def save_parameters(folder: Path, parameters: Any) -> None:
         checkpointer.save(folder.absolute(), parameters, force=True)
 
 
-def load_parameters(folder: Path, like: Any) -> Any:
-    """Read one set of parameters, with the shapes and types of `like`, onto every device."""
+def load_parameters(folder: Path, shapes: Any) -> Any:
+    """Read one set of parameters, of these shapes and types, onto every device."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no parameters there")
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(folder.absolute(), _abstract(replicate(like, data_mesh())))
+        return checkpointer.restore(folder.absolute(), replicated(shapes, data_mesh()))

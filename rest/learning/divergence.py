@@ -1,4 +1,4 @@
-"""How far a policy is from an anchor: estimators of the KL divergence, and what its weight does over time.
+"""How far a policy is from an anchor: estimators of the KL divergence, and its coefficient over time.
 
 Of a token drawn from π, d = log π - log π_anchor (nats) is known; the estimators are functions of it (Schulman 2020,
 "Approximating KL divergence"). Their means are compared in the tests.
@@ -73,7 +73,7 @@ def exact(log_probs: Float[Array, "*B V"], anchor_log_probs: Float[Array, "*B V"
 
 @runtime_checkable
 class Coefficient(Protocol):
-    """The weight of the divergence, from one rollout to the next."""
+    """The KL coefficient: what a nat of divergence costs, from one rollout to the next."""
 
     @property
     def start(self) -> float: ...
@@ -81,8 +81,8 @@ class Coefficient(Protocol):
 
 
 @dataclass(frozen=True)
-class Fixed:
-    """The same weight throughout."""
+class FixedCoefficient:
+    """The same KL coefficient throughout."""
 
     weight: float = 0.05
 
@@ -91,19 +91,19 @@ class Fixed:
         return self.weight
 
     def after(self, coefficient: float, divergence: float, sequences: int) -> float:
-        """The weight after a rollout."""
+        """The coefficient after a rollout."""
         return coefficient
 
 
 @dataclass(frozen=True)
-class Adaptive:
-    """A weight that steers the divergence to a target (Ziegler et al. 2019, §2.2)."""
+class AdaptiveCoefficient:
+    """A KL coefficient that steers the divergence to a target (Ziegler et al. 2019, §2.2)."""
 
     initial: float = 0.2
     target: float = 6.0
-    """Nats a sequence."""
+    """Nats per sequence."""
     horizon: int = 10_000
-    """Sequences in which the weight changes by a factor of e at a constant error of 1 (errors are cut at 0.2)."""
+    """Sequences in which the coefficient changes by a factor of e at a constant error of 1 (errors are cut at 0.2)."""
 
     def __post_init__(self) -> None:
         if not (self.initial > 0 and self.target > 0 and self.horizon > 0):
@@ -116,6 +116,6 @@ class Adaptive:
         return self.initial
 
     def after(self, coefficient: float, divergence: float, sequences: int) -> float:
-        """The weight after a rollout of so many sequences, whose divergence had this mean, summed over tokens."""
+        """The coefficient after a rollout of so many sequences, whose divergence had this mean, summed over tokens."""
         error = min(max(divergence / self.target - 1.0, -0.2), 0.2)
         return coefficient * (1.0 + error * sequences / self.horizon)

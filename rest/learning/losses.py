@@ -12,8 +12,9 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
+from rest.data.segments import Segments
 from rest.learning.returns import v_trace
 
 
@@ -31,35 +32,22 @@ class Tokens:
 
     log_probs: Float[Array, "B T"]  # of the labels
     mean_log_probs: Float[Array, "B T"]  # over the vocabulary, for label smoothing
-    segments: Int[Array, "B T"]  # which sequence of the row a token is of, from 1; 0: padding
-    columns: Mapping[str, Any] = field(default_factory=dict)  # float32 [B, Q], one number a sequence
-    token_columns: Mapping[str, Any] = field(default_factory=dict)  # float32 [B, T], one number a token
+    segments: Segments  # which sequence of its row each token is of
+    columns: Mapping[str, Any] = field(default_factory=dict)  # float32 [B, Q], one number per sequence
+    token_columns: Mapping[str, Any] = field(default_factory=dict)  # float32 [B, T], one number per token
 
     @property
     def mask(self) -> Bool[Array, "B T"]:
-        return self.segments > 0
+        """True on real tokens."""
+        return self.segments.mask
 
     def nll(self, label_smoothing: float) -> Float[Array, "B T"]:
         """Negative log-likelihood of each label, some of its mass spread over the vocabulary."""
         return -((1 - label_smoothing) * self.log_probs + label_smoothing * self.mean_log_probs)
 
-    def spread(self, numbers: Float[Array, "B Q"]) -> Float[Array, "B T"]:
-        """A sequence's number at each of its tokens."""
-        return jnp.take_along_axis(numbers, jnp.maximum(self.segments - 1, 0), axis=1)
-
-    def sums(self, numbers: Float[Array, "B T"], sequences: int) -> Float[Array, "B Q"]:
-        """The sum over the tokens of each of Q sequences; 0 where a row has fewer."""
-        own = self.segments[:, :, None] == jnp.arange(1, sequences + 1)[None, None]
-        return jnp.where(own, numbers[:, :, None], 0.0).sum(1)
-
-    def later(self, numbers: Float[Array, "B T"], steps: int, end: float) -> Float[Array, "B T"]:
-        """The number `steps` tokens later in the same sequence, and `end` past its last token."""
-        moved, segments = (jnp.pad(x, ((0, 0), (0, steps)))[:, steps:] for x in (numbers, self.segments))
-        return jnp.where(segments == self.segments, moved, end)
-
     def advantages(self) -> Float[Array, "B T"]:
         """Reward of the sequence minus the value of the prefix that the token was drawn after: undiscounted."""
-        return self.spread(self.columns["reward"]) - self.token_columns["value"]
+        return self.segments.spread(self.columns["reward"]) - self.token_columns["value"]
 
     def loss(self, losses: Float[Array, "B T"], **metrics: Float[Array, "B T"]) -> Loss:
         """A mean over the real tokens; the plain negative log-likelihood is reported with it."""
@@ -70,13 +58,13 @@ class Tokens:
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """A loss of a policy's tokens: `loss(tokens, duals)`, any frozen dataclass that says what it needs."""
+    """A loss of a policy's tokens: `loss(tokens, dual_variables)`, any frozen dataclass that says what it needs."""
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Columns that it reads. A number a sequence: reward; advantage, over the mean of the source's samples;
-        progress, the share of the training that is done. A number a token, nats: bc_log_probs, and anchor_log_probs
-        of the policy that this training starts from; value, the reward to expect before the token.
+        """Columns that it reads. One number per sequence: reward; advantage, over the mean of the source's samples;
+        progress, the share of the training that is done. One number per token, nats: bc_log_probs, and
+        anchor_log_probs of the policy that this training starts from; value, the reward to expect before the token.
         """
         return ()
 
@@ -85,17 +73,17 @@ class PolicyLoss:
         """Rows of one source that it compares, from the best to the worst; 1: rows stand alone."""
         return 1
 
-    def duals(self) -> dict[str, float]:
-        """Parameters of its own, where training starts."""
+    def dual_variables(self) -> dict[str, float]:
+        """Parameters of its own, such as Lagrange multipliers, by name: their values where training starts."""
         return {}
 
-    def __call__(self, tokens: Tokens, duals: Mapping[str, Any]) -> Loss:
+    def __call__(self, tokens: Tokens, dual_variables: Mapping[str, Any]) -> Loss:
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class NLL(PolicyLoss):
-    """Negative log-likelihood a token with label smoothing (Szegedy et al. 2016), divided by tokens.
+    """Negative log-likelihood per token with label smoothing (Szegedy et al. 2016), divided by tokens.
 
     This is the L of ReST's equation 2; on rows that pass a threshold it is the paper's best Improve loss.
     """
@@ -103,7 +91,7 @@ class NLL(PolicyLoss):
     label_smoothing: float = 0.1
     """Probability mass spread evenly over the vocabulary."""
 
-    def __call__(self, tokens: Tokens, duals: Mapping[str, Any]) -> Loss:
+    def __call__(self, tokens: Tokens, dual_variables: Mapping[str, Any]) -> Loss:
         return tokens.loss(tokens.nll(self.label_smoothing))
 
 
@@ -120,8 +108,8 @@ class RewardWeighted(PolicyLoss):
     def needs(self) -> tuple[str, ...]:
         return ("reward",)
 
-    def __call__(self, tokens: Tokens, duals: Mapping[str, Any]) -> Loss:
-        return tokens.loss(tokens.spread(tokens.columns["reward"]) * tokens.nll(self.label_smoothing))
+    def __call__(self, tokens: Tokens, dual_variables: Mapping[str, Any]) -> Loss:
+        return tokens.loss(tokens.segments.spread(tokens.columns["reward"]) * tokens.nll(self.label_smoothing))
 
 
 @dataclass(frozen=True)
@@ -140,9 +128,9 @@ class AdvantageWeighted(PolicyLoss):
     def needs(self) -> tuple[str, ...]:
         return ("advantage",)
 
-    def __call__(self, tokens: Tokens, duals: Mapping[str, Any]) -> Loss:
+    def __call__(self, tokens: Tokens, dual_variables: Mapping[str, Any]) -> Loss:
         weights = jnp.minimum(jnp.exp(tokens.columns["advantage"] / self.temperature), self.max_weight)
-        return tokens.loss(tokens.spread(weights) * tokens.nll(self.label_smoothing))
+        return tokens.loss(tokens.segments.spread(weights) * tokens.nll(self.label_smoothing))
 
 
 @dataclass(frozen=True)
@@ -156,7 +144,7 @@ class OfflineActorCritic(PolicyLoss):
     def needs(self) -> tuple[str, ...]:
         return ("reward", "value")
 
-    def __call__(self, tokens: Tokens, duals: Mapping[str, Any]) -> Loss:
+    def __call__(self, tokens: Tokens, dual_variables: Mapping[str, Any]) -> Loss:
         advantages = tokens.advantages()
         return tokens.loss(-advantages * tokens.log_probs, advantage=advantages)
 
@@ -188,11 +176,11 @@ class GOLD(PolicyLoss):
     def needs(self) -> tuple[str, ...]:
         return ("bc_log_probs",)
 
-    def __call__(self, tokens: Tokens, duals: Mapping[str, Any]) -> Loss:
+    def __call__(self, tokens: Tokens, dual_variables: Mapping[str, Any]) -> Loss:
         weights = jnp.clip(jnp.exp(jax.lax.stop_gradient(tokens.log_probs)), self.least_weight, 1.0)
         returns = jnp.zeros_like(weights)
         for j in range(self.steps + 1):
-            expected = tokens.later(tokens.token_columns["bc_log_probs"], j, end=0.0)
+            expected = tokens.segments.later(tokens.token_columns["bc_log_probs"], j, end=0.0)
             rewards = jnp.exp(expected) if self.reward == "probability" else expected - self.baseline
             returns += self.discount**j * jnp.maximum(rewards, self.least_reward)
         smoothing = self.label_smoothing
@@ -200,7 +188,7 @@ class GOLD(PolicyLoss):
         return tokens.loss(-losses, importance=weights, returns=returns)
 
 
-def divergence(log_probs: Float[Array, "B T"], anchor: Float[Array, "B T"]) -> Float[Array, "B T"]:
+def kl_of_anchor(log_probs: Float[Array, "B T"], anchor: Float[Array, "B T"]) -> Float[Array, "B T"]:
     """KL(anchor ‖ π) of each token, estimated on a token that the anchor drew: eᵈ - 1 - d, d = log π - log anchor.
 
     Value and gradient are unbiased there, and it is never negative. Above d = 1 the exponential goes on as a straight
@@ -223,8 +211,8 @@ class VTrace:
     """Most that it may pass on of what came after it."""
 
     def __call__(self, tokens: Tokens) -> Float[Array, "B T"]:
-        goes_on = tokens.later(jnp.ones_like(tokens.log_probs), 1, end=0.0)
-        rewards = jnp.where(goes_on > 0, 0.0, tokens.spread(tokens.columns["reward"]))
+        goes_on = tokens.segments.later(jnp.ones_like(tokens.log_probs), 1, end=0.0)
+        rewards = jnp.where(goes_on > 0, 0.0, tokens.segments.spread(tokens.columns["reward"]))
         ratios = jax.lax.stop_gradient(tokens.log_probs) - tokens.token_columns["bc_log_probs"]
         values, segments = tokens.token_columns["value"], tokens.segments
         return v_trace(rewards, values, ratios, segments, 1.0, self.steps, self.clip_rho, self.clip_c).advantages
@@ -241,7 +229,7 @@ class VMPO(PolicyLoss):
     temperature_bound: float = 0.1
     """ε_η, nats: how far the weights may be from even."""
     divergence_bound: float = 0.01
-    """ε_α, nats a token: how far π may go from the policy that training starts from."""
+    """ε_α, nats per token: how far π may go from the policy that training starts from."""
     top: float = 0.5
     """Share of the tokens, those of the highest advantage, that is learned from."""
     temperature: float = 0.1
@@ -257,12 +245,12 @@ class VMPO(PolicyLoss):
     def needs(self) -> tuple[str, ...]:
         return ("reward", "value", "anchor_log_probs", *(("bc_log_probs",) if self.correction else ()))
 
-    def duals(self) -> dict[str, float]:
+    def dual_variables(self) -> dict[str, float]:
         return {"temperature": 0.0, "weight": 0.0}
 
-    def __call__(self, tokens: Tokens, duals: Mapping[str, Any]) -> Loss:
-        eta = self.temperature * jnp.exp(self.dual_rate * _quiet(duals["temperature"]))
-        alpha = self.weight * jnp.exp(self.dual_rate * _quiet(duals["weight"]))
+    def __call__(self, tokens: Tokens, dual_variables: Mapping[str, Any]) -> Loss:
+        eta = self.temperature * jnp.exp(self.dual_rate * _quiet(dual_variables["temperature"]))
+        alpha = self.weight * jnp.exp(self.dual_rate * _quiet(dual_variables["weight"]))
         mask = tokens.mask
         advantages = self.correction(tokens) if self.correction else tokens.advantages()
         count = jnp.maximum(mask.sum(), 1)
@@ -273,7 +261,7 @@ class VMPO(PolicyLoss):
         psi = jax.lax.stop_gradient(jnp.where(chosen, jnp.exp(scaled - jax.nn.logsumexp(scaled)), 0.0))
         log_mean = jax.nn.logsumexp(scaled) - jnp.log(jnp.maximum(chosen.sum(), 1))
         of_temperature = eta * (self.temperature_bound + log_mean)
-        kl = divergence(tokens.log_probs, tokens.token_columns["anchor_log_probs"])
+        kl = kl_of_anchor(tokens.log_probs, tokens.token_columns["anchor_log_probs"])
         fixed = jax.lax.stop_gradient
         of_kl = fixed(alpha) * kl + alpha * (self.divergence_bound - fixed(kl))
         even = jnp.ones_like(kl)
@@ -313,14 +301,14 @@ class Anchored(PolicyLoss):
     def candidates(self) -> int:
         return self.loss.candidates
 
-    def duals(self) -> dict[str, float]:
-        return self.loss.duals()
+    def dual_variables(self) -> dict[str, float]:
+        return self.loss.dual_variables()
 
-    def __call__(self, tokens: Tokens, duals: Mapping[str, Any]) -> Loss:
-        weights = self.first * (self.last / self.first) ** tokens.spread(tokens.columns["progress"])
-        kl = divergence(tokens.log_probs, tokens.token_columns["bc_log_probs"])
+    def __call__(self, tokens: Tokens, dual_variables: Mapping[str, Any]) -> Loss:
+        weights = self.first * (self.last / self.first) ** tokens.segments.spread(tokens.columns["progress"])
+        kl = kl_of_anchor(tokens.log_probs, tokens.token_columns["bc_log_probs"])
         added = tokens.loss(weights * kl, kl_to_bc=kl)
-        base = self.loss(tokens, duals)
+        base = self.loss(tokens, dual_variables)
         # the other loss may be divided by pairs and not by tokens: λ stays what a token's KL weighs
         share = base.weight / jnp.maximum(added.weight, 1.0)
         others = {"kl_to_bc": added.metrics["kl_to_bc"] * share}
@@ -329,7 +317,7 @@ class Anchored(PolicyLoss):
 
 @dataclass(frozen=True)
 class SquaredError:
-    """Regression of one number a sequence, divided by sequences."""
+    """Regression of one number per sequence, divided by sequences."""
 
     def __call__(self, predicted: Float[Array, "B Q"], wanted: Float[Array, "B Q"], mask: Bool[Array, "B Q"]) -> Loss:
         squares = jnp.where(mask, jnp.square(predicted - wanted), 0.0).sum()

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rest.errors import UserError
+
+
+@dataclass(frozen=True)
+class MachineSettings:
+    """How the devices are used. It decides no result: what was begun on one machine goes on on another."""
+
+    rows: int = 128
+    """Hypotheses that are sampled at the same time on a device; a GPU wants some thousands."""
+    beam_rows: int = 256
+    """Hypotheses of greedy and beam search that are decoded at the same time: sources x beams."""
+    micro_batches: int = 1
+    """Parts in which an update goes through its batch, one after another: less memory."""
+    remat: bool = False
+    """Keep only what goes from layer to layer, and compute the rest again in the backward pass: less memory, slower.
+    On CPU, where XLA orders operations for speed, it saves a tenth of the memory at most."""
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "beam_rows", "micro_batches"):
+            if getattr(self, name) < 1:
+                raise UserError(f"machine.{name} must be at least 1, not {getattr(self, name)}")
 
 
 def data_mesh() -> Mesh:
@@ -21,6 +43,12 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
+def replicated(shapes: Any, mesh: Mesh) -> Any:
+    """What arrays of these shapes are, once they are on every device."""
+    sharding = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
+
+
 def divide(batch: Any, mesh: Mesh, axis: int = 0) -> Any:
     """This process's rows of a batch (along `axis`), divided over its devices."""
     sharding = NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
@@ -29,3 +57,20 @@ def divide(batch: Any, mesh: Mesh, axis: int = 0) -> Any:
     if any(n % devices for n in rows):
         raise UserError(f"batch: {sorted(rows)[0]} rows cannot be divided over {devices} devices; change batch_tokens")
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch)
+
+
+def on_device(tree: Any, device: jax.Device) -> Any:
+    """Replicated arrays on one device of this process; not copied where they are there."""
+
+    def there(leaf: Any) -> jax.Array:
+        shards = jnp.asarray(leaf).addressable_shards
+        here = [shard.data for shard in shards if shard.device == device]
+        return jax.device_put(here[0] if here else shards[0].data, device)
+
+    return jax.tree.map(there, tree)
+
+
+def refuse_several_processes(what: str) -> None:
+    """UserError where a run that cannot be shared is shared by several processes."""
+    if jax.process_count() > 1:
+        raise UserError(f"{what}: runs in one process, not {jax.process_count()}")

@@ -1,4 +1,4 @@
-"""Losses of rankings and ratings: one number a sequence in, a `Loss` out. They know no network.
+"""Losses of rankings and ratings: one number per sequence in, a `Loss` out. They know no network.
 
 What ranks is the rating of a reward model's training pairs, or the reward of what a policy compares of one source.
 """
@@ -85,12 +85,12 @@ class Compared(NamedTuple):
 def compared(tokens: Tokens) -> Compared:
     """Sequences of one `group` (a source, or a part of its rows) by their `reward`."""
     group, reward = tokens.columns["group"], tokens.columns["reward"]
-    lengths = tokens.sums(jnp.ones_like(tokens.log_probs), group.shape[1])
+    lengths = tokens.segments.lengths(group.shape[1])
     found = pairs(reward, group, lengths > 0)
     together = (group[:, :, None] == group[:, None, :]) & (lengths > 0)[:, :, None] & (lengths > 0)[:, None, :]
     best = found.ordered.any(2) & ~found.ordered.any(1)
     ties = (together & best[:, None, :]).sum(2)
-    log_probs = tokens.sums(tokens.log_probs, group.shape[1])
+    log_probs = tokens.segments.sums(tokens.log_probs, group.shape[1])
     return Compared(log_probs, jnp.maximum(lengths, 1.0), found, jnp.where(best, 1.0 / jnp.maximum(ties, 1), 0.0))
 
 
@@ -111,9 +111,9 @@ class DPO(PolicyLoss):
     def candidates(self) -> int:
         return 2
 
-    def __call__(self, tokens: Tokens, duals: Mapping[str, Any]) -> Loss:
+    def __call__(self, tokens: Tokens, dual_variables: Mapping[str, Any]) -> Loss:
         of = compared(tokens)
-        anchor = tokens.sums(tokens.token_columns["anchor_log_probs"], of.log_probs.shape[1])
+        anchor = tokens.segments.sums(tokens.token_columns["anchor_log_probs"], of.log_probs.shape[1])
         margins = _margins(self.beta * (of.log_probs - anchor))
         return _of_pairs(jax.nn.softplus(-margins), margins, of, jnp.zeros_like(anchor))
 
@@ -122,7 +122,7 @@ class DPO(PolicyLoss):
 class CPO(PolicyLoss):
     """Contrastive preference optimisation (Xu et al. 2024, eqs. 3-5) on best and worst, divided by sources.
 
-    -log σ(β (log π(y_w) - log π(y_l))) + `nll` times the negative log-likelihood of the best, a token.
+    -log σ(β (log π(y_w) - log π(y_l))) + `nll` times the negative log-likelihood of the best, per token.
     """
 
     beta: float = 0.1
@@ -136,7 +136,7 @@ class CPO(PolicyLoss):
     def candidates(self) -> int:
         return 2
 
-    def __call__(self, tokens: Tokens, duals: Mapping[str, Any]) -> Loss:
+    def __call__(self, tokens: Tokens, dual_variables: Mapping[str, Any]) -> Loss:
         of = compared(tokens)
         margins = _margins(self.beta * of.log_probs)
         return _of_pairs(jax.nn.softplus(-margins), margins, of, -self.nll * of.log_probs / of.lengths)
@@ -146,7 +146,7 @@ class CPO(PolicyLoss):
 class RRHF(PolicyLoss):
     """Rank responses to align (Yuan et al. 2023, eqs. 2-4), divided by sources.
 
-    With p the log-likelihood a token: Σ max(0, p_worse - p_better) over all pairs, without a margin, and -p of the
+    With p the log-likelihood per token: Σ max(0, p_worse - p_better) over all pairs, without a margin, and -p of the
     best.
     """
 
@@ -161,7 +161,7 @@ class RRHF(PolicyLoss):
     def candidates(self) -> int:
         return self.ranked
 
-    def __call__(self, tokens: Tokens, duals: Mapping[str, Any]) -> Loss:
+    def __call__(self, tokens: Tokens, dual_variables: Mapping[str, Any]) -> Loss:
         of = compared(tokens)
         each = of.log_probs / of.lengths
         margins = _margins(each)

@@ -11,7 +11,9 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float
+
+from rest.data.segments import Segments
 
 Variance = Literal["bessel", "population"]
 """The variance of n numbers is their sum of squares about the mean divided by n - 1, or by n."""
@@ -29,39 +31,29 @@ def gae(
     values: Float[Array, "B T"],
     mask: Bool[Array, "B T"],
     discount: float,
-    decay: float,
+    lambda_: float,
 ) -> Estimate:
-    """Generalized advantage estimation (Schulman et al. 2016, eq. 16), with γ = `discount` and λ = `decay`.
+    """Generalized advantage estimation (Schulman et al. 2016, eq. 16), with γ = `discount` and λ = `lambda_`.
 
     Aₜ = δₜ + γλ Aₜ₊₁ where δₜ = rₜ + γ Vₜ₊₁ - Vₜ; returns are Aₜ + Vₜ, before any whitening of A.
     """
     rewards, values = jnp.where(mask, rewards, 0.0), jnp.where(mask, values, 0.0)
-    surprises = jnp.where(mask, rewards + discount * _later(values, 1) - values, 0.0)
+    following = jnp.pad(values, ((0, 0), (0, 1)))[:, 1:]
+    td_errors = jnp.where(mask, rewards + discount * following - values, 0.0)
 
-    def back(advantage: Array, surprise: Array) -> tuple[Array, Array]:
-        advantage = surprise + discount * decay * advantage
+    def back(advantage: Array, td_error: Array) -> tuple[Array, Array]:
+        advantage = td_error + discount * lambda_ * advantage
         return advantage, advantage
 
-    _, advantages = jax.lax.scan(back, jnp.zeros_like(rewards[:, 0]), surprises.T, reverse=True)
+    _, advantages = jax.lax.scan(back, jnp.zeros_like(rewards[:, 0]), td_errors.T, reverse=True)
     return Estimate(advantages.T, advantages.T + values)
-
-
-def n_step(
-    rewards: Float[Array, "B T"], values: Float[Array, "B T"], mask: Bool[Array, "B T"], discount: float, steps: int
-) -> Float[Array, "B T"]:
-    """The next `steps` rewards and the value after them: Σ_{k<n} γᵏ rₜ₊ₖ + γⁿ Vₜ₊ₙ (Sutton & Barto 2018, eq. 7.1)."""
-    rewards, values = jnp.where(mask, rewards, 0.0), jnp.where(mask, values, 0.0)
-    total = discount**steps * _later(values, steps)
-    for k in range(min(steps, rewards.shape[1])):
-        total = total + discount**k * _later(rewards, k)
-    return jnp.where(mask, total, 0.0)
 
 
 def v_trace(
     rewards: Float[Array, "B T"],
     values: Float[Array, "B T"],
     log_ratios: Float[Array, "B T"],
-    segments: Int[Array, "B T"],
+    segments: Segments,
     discount: float,
     steps: int,
     clip_rho: float = 1.0,
@@ -69,22 +61,22 @@ def v_trace(
 ) -> Estimate:
     """Returns of a policy from tokens that another one drew (Espeholt et al. 2018, eq. 1).
 
-    `log_ratios` are log π(token) - log μ(token), nats, μ the law sampled from. With ratios of 1 the returns are those
-    of `n_step`. The advantages are those of the policy gradient there: ρₜ (rₜ + γ vₜ₊₁ - Vₜ). Rows may be packed:
-    `segments` number a row's sequences from 1, and 0 is padding.
+    `log_ratios` are log π(token) - log μ(token), nats, μ the distribution sampled from. With ratios of 1 the returns
+    are the next `steps` rewards and the value after them: Σ_{k<n} γᵏ rₜ₊ₖ + γⁿ Vₜ₊ₙ (Sutton & Barto 2018, eq. 7.1).
+    The advantages are those of the policy gradient there: ρₜ (rₜ + γ vₜ₊₁ - Vₜ). Rows may be packed.
     """
 
     def later(x: Array, tokens: int) -> Array:
-        return jnp.where(_later(segments, tokens) == segments, _later(x, tokens), 0.0)
+        return segments.later(x, tokens, end=0.0)
 
-    mask = segments > 0
+    mask = segments.mask
     rewards, values = jnp.where(mask, rewards, 0.0), jnp.where(mask, values, 0.0)
     ratios = jnp.exp(jnp.where(mask, log_ratios, 0.0))
     rho, c = jnp.minimum(ratios, clip_rho), jnp.minimum(ratios, clip_c)
-    surprises = jnp.where(mask, rho * (rewards + discount * later(values, 1) - values), 0.0)
+    td_errors = jnp.where(mask, rho * (rewards + discount * later(values, 1) - values), 0.0)
     returns, weight = values, jnp.ones_like(values)
     for k in range(min(steps, rewards.shape[1])):
-        returns = returns + weight * later(surprises, k)
+        returns = returns + weight * later(td_errors, k)
         weight = discount * weight * later(c, k)
     returns = jnp.where(mask, returns, 0.0)
     advantages = rho * (rewards + discount * later(returns, 1) - values)
@@ -95,7 +87,7 @@ def leave_one_out(rewards: Float[Array, "B N"]) -> Float[Array, "B N"]:
     """A sample's reward less the mean of its source's other samples (RLOO: Ahmadian et al. 2024, §3.3)."""
     n = rewards.shape[1]
     if n < 2:
-        raise ValueError("leave-one-out needs two samples a source")
+        raise ValueError("leave-one-out needs two samples per source")
     return (rewards - rewards.mean(1, keepdims=True)) * (n / (n - 1))
 
 
@@ -105,7 +97,7 @@ def group_advantages(rewards: Float[Array, "B N"], epsilon: float = 1e-6) -> Flo
     A source whose samples have all the same reward gives 0.
     """
     if rewards.shape[1] < 2:
-        raise ValueError("a group needs two samples a source")
+        raise ValueError("a group needs two samples per source")
     standard = (rewards - rewards.mean(1, keepdims=True)) / (rewards.std(1, ddof=1, keepdims=True) + epsilon)
     return jnp.where(rewards.max(1, keepdims=True) > rewards.min(1, keepdims=True), standard, 0.0)
 
@@ -133,7 +125,7 @@ class GAE:
 
     discount: float = 1.0
     """γ."""
-    decay: float = 0.95
+    lambda_: float = 0.95
     """λ."""
 
     def __call__(
@@ -144,7 +136,7 @@ class GAE:
         samples_per_source: int,
     ) -> Estimate:
         """The samples of a source may stand anywhere."""
-        return gae(rewards, values, mask, self.discount, self.decay)
+        return gae(rewards, values, mask, self.discount, self.lambda_)
 
 
 @dataclass(frozen=True)
@@ -182,9 +174,3 @@ class Group:
 
 def _alike(advantages: Array, rewards: Array, mask: Array) -> Estimate:
     return Estimate(jnp.where(mask, advantages.reshape(-1, 1), 0.0), jnp.zeros_like(rewards))
-
-
-def _later(x: Shaped[Array, "B T"], steps: int) -> Shaped[Array, "B T"]:
-    """Each token's entry `steps` tokens later; 0 past the end."""
-    width = x.shape[1]
-    return jnp.pad(x, ((0, 0), (0, min(steps, width))))[:, min(steps, width) :]

@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
+from rest.data.segments import Segments
 from rest.errors import UserError
 from rest.learning.losses import Loss
 
 
 @dataclass(frozen=True)
 class ClippedSurrogate:
-    """-min(r A, clip(r, 1 - ε, 1 + ε) A) a token, with r = π / π_old and A the advantage (eq. 7)."""
+    """-min(r A, clip(r, 1 - ε, 1 + ε) A) per token, with r = π / π_old and A the advantage (eq. 7)."""
 
     clip: float = 0.2
     """ε."""
@@ -35,14 +36,14 @@ class ClippedSurrogate:
         old_log_probs: Float[Array, "B T"],
         advantages: Float[Array, "B T"],
         entropies: Float[Array, "B T"],
-        segments: Int[Array, "B T"],
+        segments: Segments,
         sequences: Bool[Array, "B Q"],
     ) -> Loss:
-        """Both log-probabilities are of the same law. Divided by tokens or by sequences, as `average` says.
+        """Both log-probabilities are of the same sampling distribution. Divided as `average` says.
 
-        `segments` are 1.. for the sequences of a row and 0 for padding; `sequences` says which of them exist.
+        `sequences` says which of a row's Q sequences exist.
         """
-        mask = segments > 0
+        mask = segments.mask
         log_ratios = jnp.where(mask, log_probs - old_log_probs, 0.0)
         ratios = jnp.exp(log_ratios)
         free, held = -advantages * ratios, -advantages * jnp.clip(ratios, 1 - self.clip, 1 + self.clip)
@@ -64,19 +65,20 @@ class ClippedSurrogate:
 
 
 def _weights(
-    segments: Int[Array, "B T"], sequences: Bool[Array, "B Q"], average: str
+    segments: Segments, sequences: Bool[Array, "B Q"], average: Literal["tokens", "sequences"]
 ) -> tuple[Float[Array, "B T"], Float[Array, ""]]:
-    """What each token counts, and the sum of it: 1 a token, or 1 a sequence."""
+    """What each token counts, and the sum of it: 1 per token, or 1 per sequence."""
     if average == "tokens":
-        return jnp.ones(segments.shape, jnp.float32), (segments > 0).sum().astype(jnp.float32)
-    own = (segments[:, :, None] == jnp.arange(1, sequences.shape[1] + 1)[None, None]).astype(jnp.float32)
-    lengths = own.sum(1, keepdims=True)  # [B, 1, Q]
-    return (own / jnp.maximum(lengths, 1.0)).sum(-1), sequences.sum().astype(jnp.float32)
+        mask = segments.mask
+        return jnp.ones(mask.shape, jnp.float32), mask.sum().astype(jnp.float32)
+    own, lengths = segments.own(sequences.shape[1]), segments.lengths(sequences.shape[1])
+    weights = (own.astype(jnp.float32) / jnp.maximum(lengths, 1.0)[:, None]).sum(-1)
+    return weights, sequences.sum().astype(jnp.float32)
 
 
 @dataclass(frozen=True)
 class ClippedValue:
-    """½ max((V - R)², (V_old + clip(V - V_old, ± ε) - R)²) a token, divided by tokens."""
+    """½ max((V - R)², (V_old + clip(V - V_old, ± ε) - R)²) per token, divided by tokens."""
 
     clip: float = 0.2
     """How far a value may move from the old one before its gradient ends; 0: as far as it likes."""

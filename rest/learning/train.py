@@ -5,31 +5,48 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rest.data.batches import Batch
+from rest.data.batches import Batch, BatchSettings, Examples, Plan, training_batches
 from rest.errors import UserError
 from rest.journal import Journal, progress, say
 from rest.learning.checkpoint import Checkpoints, State
+from rest.learning.lora import DUAL_VARIABLES, Trainable
 from rest.learning.losses import Loss
-from rest.learning.mesh import data_mesh, divide, replicate
-from rest.model.lora import Trainable
-from rest.model.transformer import rematerialised
+from rest.learning.mesh import MachineSettings, data_mesh, divide, replicate
+from rest.learning.optimizers import Adam, LearningRate, Optimizer, Schedule
 
 
 @runtime_checkable
 class Objective(Protocol):
-    """A network joined to a loss. Hashable, so that equal objectives share one compiled update."""
+    """What an update minimises. Hashable, so that equal objectives share one compiled update.
 
-    def __call__(self, parameters: Any, batch: Batch, key: jax.Array) -> Loss: ...
+    `network` is the module. The dual variables are parameters of the loss itself; most have none.
+    """
+
+    def __call__(
+        self, network: Any, batch: Batch, key: jax.Array | None, dual_variables: Mapping[str, Any]
+    ) -> Loss: ...
+
+
+@runtime_checkable
+class Trainee(Protocol):
+    """What holds the network that is trained: a policy, a value, a learned reward."""
+
+    @property
+    def network(self) -> Any: ...
+    def with_network(self, network: Any) -> Any: ...
+
+
+T = TypeVar("T", bound=Trainee)
 
 
 @runtime_checkable
@@ -42,46 +59,6 @@ class Batches(Protocol):
 
 
 @dataclass(frozen=True)
-class Adam:
-    """AdamW (Loshchilov & Hutter 2019) after clipping by the global norm."""
-
-    beta1: float = 0.9
-    beta2: float = 0.98
-    epsilon: float = 1e-9
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
-    """Gradients longer than this are scaled down to it; 0 leaves them."""
-
-    def direction(self) -> optax.GradientTransformation:
-        """The update before the learning rate."""
-        return optax.chain(
-            optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity(),
-            optax.scale_by_adam(self.beta1, self.beta2, self.epsilon),
-            optax.add_decayed_weights(self.weight_decay) if self.weight_decay else optax.identity(),
-        )
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """The learning rate against steps."""
-
-    learning_rate: float = 1e-3
-    """At the end of warm-up."""
-    warmup_steps: int = 0
-    """Steps of linear rise from zero."""
-    decay: Literal["constant", "inverse_sqrt"] = "constant"
-    """After warm-up."""
-
-    def __call__(self, step: int) -> float:
-        """The rate of update number `step`, from 1."""
-        if step < self.warmup_steps:
-            return self.learning_rate * step / self.warmup_steps
-        if self.decay == "inverse_sqrt":
-            return self.learning_rate * math.sqrt(max(1, self.warmup_steps) / step)
-        return self.learning_rate
-
-
-@dataclass(frozen=True)
 class TrainSettings:
     """How long to train and when to look."""
 
@@ -91,51 +68,59 @@ class TrainSettings:
     """Updates between evaluations; a checkpoint is written at each."""
     patience: int = 3
     """Stop after so many evaluations in a row without a new best."""
-    accumulate: int = 1
-    """Micro-batches an update."""
-    remat: bool = False
-    """Keep only what goes from layer to layer, and compute the rest again in the backward pass: less memory, slower.
-    On CPU, where XLA orders operations for speed, it saves a tenth of the memory at most."""
     average: int = 1
     """Average the parameters of so many last evaluations at the end; kept only if that scores better."""
-    schedule: Schedule = field(default_factory=Schedule)
-    adam: Adam = field(default_factory=Adam)
+    schedule: Any = field(default_factory=Schedule)  # a LearningRate
+    """The learning rate: Schedule, or any function of the step, such as a schedule of optax."""
+    rate_factor: float = 1.0
+    """Times the schedule's rate; what makes the rate fall from one Improve step to the next."""
+    optimizer: Any = field(default_factory=Adam)  # an Optimizer
+    """Adam, Adafactor, or any function that returns an optax transformation."""
     trainable: Trainable = field(default_factory=Trainable)
 
     def __post_init__(self) -> None:
-        for name, least in {"max_steps": 0, "evaluate_every": 1, "patience": 1, "accumulate": 1, "average": 1}.items():
+        for name, least in {"max_steps": 0, "evaluate_every": 1, "patience": 1, "average": 1}.items():
             if getattr(self, name) < least:
                 raise UserError(f"{name} must be at least {least}, not {getattr(self, name)}")
 
+    @property
+    def highest_rate(self) -> float:
+        """The highest learning rate of all updates; of a schedule that is not ours, of 1,000 of them at most."""
+        every = 1 if isinstance(self.schedule, Schedule) else -(-self.max_steps // 1000) or 1
+        rates = (float(self.schedule(step)) for step in range(1, self.max_steps + 1, every))
+        return self.rate_factor * max(rates, default=0.0)
+
 
 @dataclass(frozen=True)
-class Trained:
-    """The best parameters and how they were found."""
+class Trained(Generic[T]):
+    """The best of what was trained and how it was found."""
 
-    parameters: Any
-    best_step: int  # 0: the parameters that training started from
+    best: T
+    best_step: int  # 0: what training started from
     score: float
     steps: int  # updates done
     stopped: Literal["converged", "step limit"]
     history: list[tuple[int, float]]  # (step, score) of every evaluation
 
 
-@partial(jax.jit, static_argnames=("objective", "adam", "trainable"), donate_argnames=("trained", "optimizer"))
+@partial(jax.jit, static_argnames=("objective", "optimizer", "trainable"), donate_argnames=("trained", "state"))
 def update(
     objective: Objective,
-    adam: Adam,
+    optimizer: Optimizer,
     trainable: Trainable,
+    network: Any,
     trained: Any,
     frozen: Any,
-    optimizer: Any,
+    state: Any,
     batches: Batch,
     learning_rate: jax.Array,
     key: jax.Array,
 ) -> tuple[Any, Any, dict[str, jax.Array]]:
-    """One update from the micro-batches stacked along the first axis."""
+    """One update from the micro-batches stacked along the first axis; `network` has no parameters of its own."""
 
     def summed(trained: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Loss]:
-        loss = objective(trainable.join(trained, frozen), batch, key)
+        dual_variables, parameters = parted(trainable.join(trained, frozen))
+        loss = objective(network.with_parameters(parameters).module, batch, key, dual_variables)
         return loss.sum, loss
 
     def gradient(i: int | jax.Array) -> tuple[Any, Loss]:
@@ -149,95 +134,192 @@ def update(
     )
     weight = jnp.maximum(loss.weight, 1.0)
     gradients = jax.tree.map(lambda g: g / weight, gradients)
-    updates, optimizer = adam.direction().update(gradients, optimizer, trained)
+    updates, state = optimizer().update(gradients, state, trained)
     trained = jax.tree.map(lambda p, u: p - learning_rate * u, trained, updates)
     metrics = {"loss": loss.sum / weight, **{name: value / weight for name, value in loss.metrics.items()}}
-    return trained, optimizer, {**metrics, "gradient_norm": optax.tree.norm(gradients)}
+    return trained, state, {**metrics, "gradient_norm": optax.tree.norm(gradients)}
+
+
+def parted(parameters: Any) -> tuple[Any, Any]:
+    """The dual variables, and the parameters of the network."""
+    return parameters.get(DUAL_VARIABLES, {}), {
+        name: part for name, part in parameters.items() if name != DUAL_VARIABLES
+    }
+
+
+def in_parts(batch: Batch, parts: int) -> Batch:
+    """The rows of a batch [R, ...] as [parts, R / parts, ...], dealt out like cards."""
+    rows = batch.target.shape[0]
+    if rows % parts:
+        raise UserError(f"machine.micro_batches {parts}: a batch has {rows} rows, which that does not divide")
+    return jax.tree.map(lambda leaf: leaf.reshape(rows // parts, parts, *leaf.shape[1:]).swapaxes(0, 1), batch)
 
 
 @dataclass
-class Learner:
-    """A network that is being trained, and by what."""
+class Learner(Generic[T]):
+    """What is being trained, and by what."""
 
+    start: T  # as it was given; its parameters are left alone
     objective: Objective
-    adam: Adam
-    schedule: Schedule
+    optimizer: Optimizer
     trainable: Trainable
+    rate: Callable[[int], Any]  # not fetched from the device, which may still be at work
+    network: Any  # without parameters
+    micro_batches: int
     trained: Any  # what updates change
-    frozen: Any  # what they do not, shared with whoever gave the parameters
-    optimizer: Any
+    frozen: Any  # what they do not, shared with whoever gave it
+    state: Any  # the optimizer's
     steps: int = 0  # updates done
 
     @classmethod
-    def start(
+    def begin(
         cls,
+        start: T,
         objective: Objective,
-        parameters: Any,
-        adam: Adam,
-        schedule: Schedule,
+        optimizer: Optimizer,
+        schedule: LearningRate,
         trainable: Trainable,
+        *,
         seed: int,
-    ) -> Learner:
-        """Before the first update, on every device. The parameters given stay as they are."""
+        machine: MachineSettings,
+        rate_factor: float = 1.0,
+        dual_variables: Mapping[str, float] | None = None,
+    ) -> Learner[T]:
+        """Before the first update, on every device; `dual_variables` where they start."""
         mesh = data_mesh()
-        trained, frozen = trainable.split(parameters, seed)
+        duals = {name: jnp.float32(value) for name, value in (dual_variables or {}).items()}
+        beside = {DUAL_VARIABLES: duals} if duals else {}
+        trained, frozen = trainable.split({**start.network.parameters, **beside}, seed)
         trained, frozen = replicate(jax.tree.map(jnp.copy, trained), mesh), replicate(frozen, mesh)
-        optimizer = replicate(adam.direction().init(trained), mesh)
-        return cls(objective, adam, schedule, trainable, trained, frozen, optimizer)
+        state = replicate(optimizer().init(trained), mesh)
+        return cls(
+            start,
+            objective,
+            optimizer,
+            trainable,
+            lambda step: schedule(step) * rate_factor,
+            (start.network.rematerialised() if machine.remat else start.network).with_parameters(None),
+            machine.micro_batches,
+            trained,
+            frozen,
+            state,
+        )
 
     @property
-    def parameters(self) -> Any:
-        return self.joined(self.trained)
+    def now(self) -> T:
+        """What it is after the updates so far."""
+        return self.having(self.trained)
 
-    def joined(self, trained: Any) -> Any:
-        """All parameters, with others in place of those that are trained."""
-        return self.trainable.join(trained, self.frozen)
+    def having(self, trained: Any) -> T:
+        """What it is with other numbers in place of those that are trained."""
+        _, parameters = parted(self.trainable.join(trained, self.frozen))
+        return self.start.with_network(self.start.network.with_parameters(parameters))
 
-    def update(self, batches: Batch, key: jax.Array) -> dict[str, jax.Array]:
-        """One update from micro-batches that are divided over the devices, and what there is to report of it."""
+    def update(self, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
+        """One update from a batch, and what there is to report of it; the device may still be at work."""
         self.steps += 1
-        rate = jnp.float32(self.schedule(self.steps))
-        self.trained, self.optimizer, metrics = update(
+        rate = jnp.float32(self.rate(self.steps))
+        self.trained, self.state, metrics = update(
             self.objective,
-            self.adam,
+            self.optimizer,
             self.trainable,
+            self.network,
             self.trained,
             self.frozen,
-            self.optimizer,
-            batches,
+            self.state,
+            divide(in_parts(batch, self.micro_batches), data_mesh(), axis=1),
             rate,
             key,
         )
         return {**metrics, "learning_rate": rate}
 
 
+def state_of(learners: Mapping[str, Learner[Any]], progress: dict[str, Any]) -> State:
+    """What a checkpoint keeps of learners that are trained together."""
+    return State(
+        {who: learner.trained for who, learner in learners.items()},
+        {who: learner.state for who, learner in learners.items()},
+        progress | {who: learner.steps for who, learner in learners.items()},
+    )
+
+
+def resume(learners: Mapping[str, Learner[Any]], saved: State) -> None:
+    """Go on from what a checkpoint kept."""
+    for who, learner in learners.items():
+        learner.trained, learner.state = saved.parameters[who], saved.optimizer[who]
+        learner.steps = saved.progress[who]
+
+
+def shuffled(
+    examples: Examples, batch: BatchSettings, *, pad_id: int, seed: int, progress_of: int = 0
+) -> tuple[Batches, Plan]:
+    """Endless batches of this process's share of the rows, and the plan that they follow.
+
+    With `progress_of` updates they have the column `progress`: how much of the training is done.
+    """
+    process = jax.process_index(), jax.process_count()
+    batches, plan = training_batches(examples, batch, pad_id=pad_id, seed=seed, process=process)
+    return WithProgress(batches, progress_of) if progress_of else batches, plan
+
+
+class WithProgress:
+    """Batches whose column `progress` says how much of the training is done, 0 at its start and 1 at its end."""
+
+    def __init__(self, batches: Batches, total: int) -> None:
+        self.batches, self.total, self.drawn = batches, total, 0
+
+    def __next__(self) -> Batch:
+        batch = next(self.batches)
+        done = np.full(batch.sequence_ids.shape, self.drawn / max(1, self.total - 1), np.float32)
+        self.drawn += 1
+        return replace(batch, columns={**batch.columns, "progress": done})
+
+    def get_state(self) -> dict[str, Any]:
+        return {"drawn": self.drawn, "batches": self.batches.get_state()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self.drawn = state["drawn"]
+        self.batches.set_state(state["batches"])
+
+
 def train(
+    start: T,
     objective: Objective,
-    parameters: Any,
     batches: Batches,
     settings: TrainSettings,
     *,
-    evaluate: Callable[[Any], Mapping[str, float]],
+    evaluate: Callable[[T], Mapping[str, float]],
     folder: Path,
     seed: int,
     description: str,
-) -> Trained:
-    """Update until `max_steps`, or until `evaluate(parameters)["score"]` (higher is better) stops rising.
+    machine: MachineSettings | None = None,
+    dual_variables: Mapping[str, float] | None = None,
+) -> Trained[T]:
+    """Update until `max_steps`, or until `evaluate(...)["score"]` (higher is better) stops rising.
 
-    Only what `settings.trainable` names has gradients, optimizer state and checkpoints; `evaluate` and the result have
-    all parameters. The starting parameters are candidate 0. Progress is checkpointed in `folder`/checkpoints at every
-    evaluation, and a call on the same folder goes on from there with the same results.
+    Only what `settings.trainable` names has gradients, optimizer state and checkpoints. What training starts from is
+    candidate 0; its parameters stay as they are. `dual_variables` are what the loss starts its own with. Progress is
+    checkpointed in `folder`/checkpoints at every evaluation, and a call on the same folder goes on from there with the
+    same results.
     """
-    mesh, root = data_mesh(), jax.random.key(seed)
-    if settings.remat:
-        objective = rematerialised(objective, parameters)
-    learner = Learner.start(objective, parameters, settings.adam, settings.schedule, settings.trainable, seed)
+    root = jax.random.key(seed)
+    learner = Learner.begin(
+        start,
+        objective,
+        settings.optimizer,
+        settings.schedule,
+        settings.trainable,
+        seed=seed,
+        machine=machine or MachineSettings(),
+        rate_factor=settings.rate_factor,
+        dual_variables=dual_variables,
+    )
     history: list[tuple[int, float]] = []
     checkpoints = Checkpoints(folder / "checkpoints", keep_latest=settings.average)
     kept = checkpoints.steps()
     if kept:
-        saved = checkpoints.restore(kept[-1], State(learner.trained, learner.optimizer, {}))
-        learner.trained, learner.optimizer, learner.steps = saved.parameters, saved.optimizer, kept[-1]
+        saved = checkpoints.restore(kept[-1], State(learner.trained, learner.state, {}))
+        learner.trained, learner.state, learner.steps = saved.parameters, saved.optimizer, kept[-1]
         batches.set_state(saved.progress["data"])
         history = [(int(at), float(score)) for at, score in saved.progress["history"]]
 
@@ -248,37 +330,36 @@ def train(
     ):
 
         def look() -> None:
-            values, step = evaluate(learner.parameters), learner.steps
+            values, step = evaluate(learner.now), learner.steps
             score = float(values["score"])
             if not math.isfinite(score):
                 raise UserError(f"{description}: the evaluation at step {step} gave the score {score}")
             history.append((step, score))
             journal.record(step, {f"dev/{name}": value for name, value in values.items()})
             position = {"history": history, "data": batches.get_state()}
-            checkpoints.save(step, State(learner.trained, learner.optimizer, position), score)
+            checkpoints.save(step, State(learner.trained, learner.state, position), score)
             say(f"{description}: step {step}, " + ", ".join(f"{n} {v:.4g}" for n, v in values.items()))
 
-        def settle(step: int, micro: list[Batch], metrics: dict[str, jax.Array]) -> None:
+        def settle(step: int, batch: Batch, metrics: dict[str, jax.Array]) -> None:
             loss = float(metrics["loss"])
             if not math.isfinite(loss):
                 raise UserError(
-                    f"{description}: the loss of step {step} is {loss} in the batch with rows {_rows(micro)}; "
+                    f"{description}: the loss of step {step} is {loss} in the batch with rows {_rows(batch)}; "
                     f"the last checkpoint, of step {history[-1][0]}, is kept"
                 )
             bar.update(step, f"loss {loss:.3f}, dev {history[-1][1]:.4g}")
             if step % 10 == 0:
                 journal.record(step, metrics)
 
-        waiting: tuple[int, list[Batch], dict[str, jax.Array]] | None = None
+        waiting: tuple[int, Batch, dict[str, jax.Array]] | None = None
         if not history:
             look()
         while learner.steps < settings.max_steps and not _stalled(history, settings.patience):
-            micro = [next(batches) for _ in range(settings.accumulate)]
-            stacked = divide(jax.tree.map(lambda *leaves: np.stack(leaves), *micro), mesh, axis=1)
-            metrics = learner.update(stacked, jax.random.fold_in(root, learner.steps + 1))
+            batch = next(batches)
+            metrics = learner.update(batch, jax.random.fold_in(root, learner.steps + 1))
             if waiting:  # the device has the next update already
                 settle(*waiting)
-            waiting = learner.steps, micro, metrics
+            waiting = learner.steps, batch, metrics
             if learner.steps % settings.evaluate_every == 0 or learner.steps == settings.max_steps:
                 settle(*waiting)
                 waiting = None
@@ -289,12 +370,12 @@ def train(
         if settings.average > 1 and len(checkpoints.steps()) > 1:
             last = checkpoints.steps()[-settings.average :]
             mean = _mean([checkpoints.parameters(at, learner.trained) for at in last])
-            averaged = float(evaluate(learner.joined(mean))["score"])
+            averaged = float(evaluate(learner.having(mean))["score"])
             say(f"{description}: average of steps {last} scores {averaged:.4g}, the best step {score:.4g}")
             if averaged > score:
                 best, score, best_step = mean, averaged, learner.steps
     stopped: Literal["converged", "step limit"] = "converged" if _stalled(history, settings.patience) else "step limit"
-    return Trained(learner.joined(best), best_step, score, learner.steps, stopped, history)
+    return Trained(learner.having(best), best_step, score, learner.steps, stopped, history)
 
 
 def _stalled(history: list[tuple[int, float]], patience: int) -> bool:
@@ -307,6 +388,6 @@ def _mean(trees: list[Any]) -> Any:
     return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *trees)
 
 
-def _rows(batches: list[Batch]) -> list[int]:
-    """Rows of the dataset in these batches, for messages."""
-    return sorted({int(row) for batch in batches for row in np.ravel(batch.sequence_ids) if row >= 0})
+def _rows(batch: Batch) -> list[int]:
+    """Rows of the dataset in a batch, for messages."""
+    return sorted({int(row) for row in np.ravel(batch.sequence_ids) if row >= 0})

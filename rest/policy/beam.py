@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Int
 
 from rest.data.batches import pad
-from rest.model.transformer import BLOCKED
+from rest.learning.mesh import MachineSettings
+from rest.model.layers import BLOCKED
+from rest.model.network import Network
 from rest.policy.policy import Policy
+from rest.policy.sampler import SamplingSettings
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,13 @@ class BeamSettings:
     beams: int = 4
     length_penalty: float = 1.0
     """A hypothesis of n tokens scores log-probability / n^length_penalty (Wu et al. 2016 without the offset)."""
-    max_target_tokens: int = 64
-    rows: int = 256
-    """Hypotheses decoded at the same time: sources x beams."""
+    max_target_tokens: int | None = None
+    """Longest output, EOS included; None: as long as samples may be."""
+
+
+def longest(settings: BeamSettings) -> int:
+    """The most tokens of an output."""
+    return SamplingSettings().max_target_tokens if settings.max_target_tokens is None else settings.max_target_tokens
 
 
 class _Beams(NamedTuple):
@@ -39,31 +45,30 @@ class _Beams(NamedTuple):
     ended_scores: Array  # float32 [B, K], penalised
 
 
-@partial(jax.jit, static_argnames=("graph", "settings", "eos"))
+@partial(jax.jit, static_argnames=("settings", "eos"))
 def _search(
-    graph: Any,
-    parameters: Any,
+    network: Network,
     settings: BeamSettings,
     eos: int,
     sources: Int[Array, "B S"],
     lengths: Int[Array, " B"],
 ) -> tuple[Array, Array]:
     """The best hypothesis of each source, int32 [B, T], and its score."""
-    network = nnx.merge(graph, parameters)
-    batch, beams, steps = sources.shape[0], settings.beams, settings.max_target_tokens
+    module = network.module
+    batch, beams, steps = sources.shape[0], settings.beams, longest(settings)
     # without a penalty a greedy hypothesis that has ended stays ahead of all that could still come
     length_penalty = settings.length_penalty if beams > 1 else 0.0
     positions = jnp.broadcast_to(jnp.arange(sources.shape[1])[None], sources.shape)
     mask = positions < lengths[:, None]
-    cross = network.cross_keys(network.encode(sources, positions, mask[:, None]))
+    cross = module.cross_keys(module.encode(sources, positions, mask[:, None]))
 
     def penalised(scores: Array, length: Array) -> Array:
         return scores / length.astype(jnp.float32) ** length_penalty
 
     def step(s: _Beams) -> _Beams:
         t = s.step
-        last = jnp.where(t == 0, network.pad_id, s.tokens[:, :, jnp.maximum(t - 1, 0)])
-        logits, cache = network.decode_step(last.reshape(-1), jnp.full(batch * beams, t), t, s.cache, cross, mask)
+        last = jnp.where(t == 0, module.pad_id, s.tokens[:, :, jnp.maximum(t - 1, 0)])
+        logits, cache = module.decode_step(last.reshape(-1), jnp.full(batch * beams, t), t, s.cache, cross, mask)
         log_probs = jax.nn.log_softmax(logits, axis=-1).reshape(batch, beams, -1)
         size = log_probs.shape[-1]
         candidates = (s.scores[:, :, None] + log_probs).reshape(batch, -1)
@@ -95,10 +100,10 @@ def _search(
 
     start = _Beams(
         jnp.int32(0),
-        network.empty_cache(batch * beams, steps),
-        jnp.full((batch, beams, steps), network.pad_id, jnp.int32),
+        module.empty_cache(batch * beams, steps),
+        jnp.full((batch, beams, steps), module.pad_id, jnp.int32),
         jnp.broadcast_to(jnp.where(jnp.arange(beams) == 0, 0.0, BLOCKED)[None], (batch, beams)),
-        jnp.full((batch, beams, steps), network.pad_id, jnp.int32),
+        jnp.full((batch, beams, steps), module.pad_id, jnp.int32),
         jnp.full((batch, beams), BLOCKED),
     )
     end = jax.lax.while_loop(unfinished, step, start)
@@ -113,11 +118,13 @@ def _search(
     )
 
 
-def translate(policy: Policy, sources: Sequence[str], settings: BeamSettings) -> list[str]:
+def translate(
+    policy: Policy, sources: Sequence[str], settings: BeamSettings, machine: MachineSettings | None = None
+) -> list[str]:
     """The best hypothesis of each source."""
     encoded = policy.encode_sources(sources)
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
-    per_batch = max(1, settings.rows // settings.beams)
+    per_batch = max(1, (machine or MachineSettings()).beam_rows // settings.beams)
     pad_id, eos = policy.tokenizer.pad_id, policy.tokenizer.eos_id
     ids: list[np.ndarray] = [np.empty(0, np.int32)] * len(encoded)
     for start in range(0, len(order), per_batch):
@@ -125,7 +132,7 @@ def translate(policy: Policy, sources: Sequence[str], settings: BeamSettings) ->
         width = -(-max(len(encoded[i]) for i in chosen) // 16) * 16
         rows = [encoded[i] for i in chosen] + [np.empty(0, np.int32)] * (per_batch - len(chosen))
         lengths = np.asarray([len(row) for row in rows], np.int32)
-        best, _ = _search(policy.graph, policy.parameters, settings, eos, pad(rows, width, pad_id), lengths)
+        best, _ = _search(policy.network, settings, eos, pad(rows, width, pad_id), lengths)
         for i, row in zip(chosen, np.asarray(best), strict=False):
             ids[i] = row
     return policy.tokenizer.decode(ids)

@@ -1,4 +1,4 @@
-"""N samples a source from a policy.
+"""N samples per source from a policy.
 
 Rows (source, sample) are decoded in a fixed number of slots (`slots.py`), and a row that ends makes room for the next:
 the slots stay busy. A source is encoded once, and each of its samples takes a copy of its cross-attention keys. A
@@ -11,8 +11,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -20,11 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from rest.data.batches import pad, room
+from rest.data.batches import bucket, pad
 from rest.data.tokenizer import Tokenizer
 from rest.errors import UserError
+from rest.learning.mesh import MachineSettings, on_device
 from rest.policy.policy import Policy
-from rest.policy.slots import Ended, Law, Queue, advance, empty_slots, encode, row_keys, widen
+from rest.policy.slots import Ended, Queue, SamplingDistribution, advance, empty_slots, encode, row_keys, widen
 
 T = TypeVar("T")
 
@@ -33,7 +36,7 @@ LANES = 2  # samplers a device: while one waits for a small operation or for Pyt
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """The law that hypotheses are drawn from, and how many are drawn at once."""
+    """The distribution that hypotheses are drawn from."""
 
     temperature: float = 0.8
     top_k: int = 0
@@ -42,19 +45,30 @@ class SamplingSettings:
     """Only the likeliest tokens that together hold this probability."""
     max_target_tokens: int = 64
     """Longest hypothesis, EOS included; a longer one is cut (finish = length)."""
-    rows: int = 128
-    """Slots: hypotheses decoded at the same time on a device. A GPU wants some thousands."""
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise UserError(f"temperature must be above 0, not {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p must be above 0 and at most 1, not {self.top_p}")
-        if self.top_k < 0 or self.max_target_tokens < 1 or self.rows < 1:
+        if self.top_k < 0 or self.max_target_tokens < 1:
             raise UserError(
-                f"top_k {self.top_k} must not be below 0, max_target_tokens {self.max_target_tokens} and rows "
-                f"{self.rows} must be at least 1"
+                f"top_k {self.top_k} must not be below 0, and max_target_tokens {self.max_target_tokens} at least 1"
             )
+
+
+@dataclass(frozen=True)
+class SamplingOverrides:
+    """What a stage draws from otherwise than the experiment's `sampling`; None: as there."""
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    max_target_tokens: int | None = None
+
+    def of(self, shared: SamplingSettings) -> SamplingSettings:
+        """The experiment's settings with these in their place."""
+        return replace(shared, **{name: value for name, value in vars(self).items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -63,7 +77,7 @@ class Hypotheses:
 
     tokens: list[list[np.ndarray]]  # [n][N] int32; ends in EOS when finished is true
     log_probs: list[list[np.ndarray]]  # [n][N] float32, of the policy at temperature 1, nats
-    behaviour_log_probs: list[list[np.ndarray]]  # [n][N] float32, of the law sampled from
+    behaviour_log_probs: list[list[np.ndarray]]  # [n][N] float32, under the sampling distribution
     finished: np.ndarray  # bool [n, N]: ended by EOS
     decoder_steps: int  # slots x steps that were computed
     tokenizer: Tokenizer
@@ -90,6 +104,7 @@ def sample(
     *,
     seed: int,
     grow_step: int = 0,
+    machine: MachineSettings | None = None,
     device: jax.Device | None = None,
     ended: Callable[[int], None] = lambda rows: None,
 ) -> Hypotheses:
@@ -100,7 +115,7 @@ def sample(
     """
     n = len(sources)
     lanes = [place for place in (jax.local_devices() if device is None else [device]) for _ in range(LANES)]
-    slots = -(-settings.rows // LANES)
+    slots = -(-(machine or MachineSettings()).rows // LANES)
     encoded = policy.encode_sources(sources)
     order = np.argsort([len(x) for x in encoded], kind="stable")
     root = jax.random.key_data(jax.random.fold_in(jax.random.key(seed), grow_step))
@@ -109,8 +124,9 @@ def sample(
     def work(lane: int) -> int:
         rows = (order[lane :: len(lanes), None] * samples_per_source + np.arange(samples_per_source)).ravel()
         with jax.default_device(lanes[lane]):
+            network = policy.network.with_parameters(on_device(policy.network.parameters, lanes[lane]))
             worker = _Worker(
-                policy.on(lanes[lane]), encoded, source_ids, samples_per_source, settings, root, drawn, ended
+                policy.with_network(network), encoded, source_ids, samples_per_source, settings, root, drawn, ended
             )
             left = worker.run(rows, slots, last=False)
             worker.run(left, -(-slots // 4), last=True)
@@ -131,6 +147,26 @@ def sample(
         steps,
         policy.tokenizer,
     )
+
+
+class Devices:
+    """The devices of this process, each lent to one sampling at a time."""
+
+    def __init__(self) -> None:
+        self._free = SimpleQueue[jax.Device]()
+        self.count = 0
+        for device in jax.local_devices():
+            self._free.put(device)
+            self.count += 1
+
+    @contextmanager
+    def lent(self) -> Iterator[jax.Device]:
+        """One that is free, for as long as it is used; waits until there is one."""
+        device = self._free.get()
+        try:
+            yield device
+        finally:
+            self._free.put(device)
 
 
 class _Drawn(NamedTuple):
@@ -166,9 +202,9 @@ class _Worker:
         few rows outgrow, and when three quarters of the slots are empty and nothing waits, the rest is left: these
         rows are drawn again, in fewer slots with room for the longest.
         """
-        graph, parameters, longest = self.policy.graph, self.policy.parameters, self.settings.max_target_tokens
-        law = Law(self.settings.temperature, self.settings.top_k, self.settings.top_p)
-        go = partial(advance, graph, parameters, law, self.policy.tokenizer.eos_id)
+        network, longest = self.policy.network, self.settings.max_target_tokens
+        distribution = SamplingDistribution(self.settings.temperature, self.settings.top_k, self.settings.top_p)
+        go = partial(advance, network, distribution, self.policy.tokenizer.eos_id)
         slots: Any = None
         queue, left = None, list[int]()
         before: Ended | None = None  # its rows are fetched while the next are decoded
@@ -178,7 +214,7 @@ class _Worker:
             if slots is None:
                 # put where the queue is, as slots that come back are: else every program is compiled for both
                 slots = jax.device_put(
-                    empty_slots(graph, parameters, queue.cross, size, ring, longest), queue.cross[0].keys.device
+                    empty_slots(network, queue.cross, size, ring, longest), queue.cross[0].keys.device
                 )
             elif slots.cross[0].keys.shape[2] < width:
                 slots = widen(slots, width, ring)
@@ -204,15 +240,15 @@ class _Worker:
         per_block, source_of = max(1, size // 4), rows // self.samples_per_source
         starts = np.flatnonzero(np.diff(source_of, prepend=-1))
         cuts = [*starts[::per_block], len(rows)]
-        longest = room(max((len(self.encoded[i]) for i in source_of), default=0))
+        longest = bucket(max((len(self.encoded[i]) for i in source_of), default=0))
         for begin, end in itertools.pairwise(cuts):
             number = np.cumsum(np.diff(source_of[begin:end], prepend=source_of[begin]) != 0)
             block = source_of[begin:end][np.flatnonzero(np.diff(number, prepend=-1))]
             texts = [self.encoded[i] for i in block] + [np.empty(0, np.int32)] * (per_block - len(block))
             lengths = np.asarray([len(text) for text in texts], np.int32)
-            width = longest if one_width else room(int(lengths.max()))
+            width = longest if one_width else bucket(int(lengths.max()))
             sources = pad(texts, width, self.policy.tokenizer.pad_id)
-            cross = encode(self.policy.graph, self.policy.parameters, sources, lengths)
+            cross = encode(self.policy.network, sources, lengths)
             for first in range(begin, end, size):
                 row, source = np.full(size, -1, np.int32), np.zeros(size, np.int32)
                 part = rows[first : min(first + size, end)]

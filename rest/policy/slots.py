@@ -13,17 +13,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from rest.model.transformer import BLOCKED, Keys
+from rest.model.layers import BLOCKED, KeysAndValues
+from rest.model.network import Network
 
 BLOCK = 64  # entries of the vocabulary that are searched together
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["temperature"], meta_fields=["top_k", "top_p"])
 @dataclass(frozen=True)
-class Law:
+class SamplingDistribution:
     """What tokens are drawn from: the softmax at a temperature, cut to the likeliest. Temperatures share a program."""
 
     temperature: Any  # float, or what stands for it while a program is traced
@@ -37,11 +37,11 @@ class _Draw(NamedTuple):
     behaviour_log_prob: Array  # float32 [R]
 
 
-def draw(logits: Float[Array, "R V"], uniform: Float[Array, " R"], law: Law) -> _Draw:
+def draw_tokens(logits: Float[Array, "R V"], uniform: Float[Array, " R"], distribution: SamplingDistribution) -> _Draw:
     """One token a row by inverse CDF: find the block of 64 entries, then the entry. V is a multiple of 64."""
     rows = logits.shape[0]
     total = jax.nn.logsumexp(logits, axis=-1)
-    cold = _truncate(logits / law.temperature, law.top_k, law.top_p)
+    cold = _truncate(logits / distribution.temperature, distribution.top_k, distribution.top_p)
     weights = jnp.exp(cold - cold.max(-1, keepdims=True)).reshape(rows, -1, BLOCK)
     blocks = jnp.cumsum(weights.sum(-1), axis=-1)
     mass = blocks[:, -1]
@@ -82,8 +82,8 @@ class Slots(NamedTuple):
     """R rows that are being decoded, each at its own position; a row that ends makes room for the next."""
 
     step: Array  # int32, steps done
-    cache: list[Keys]  # [R, H, C, K] a layer: a ring, step t writes slot t modulo C; a row may grow to C tokens
-    cross: list[Keys]  # [R, H, S, K] a layer, of the row's source
+    cache: list[KeysAndValues]  # [R, H, C, K] a layer: a ring; step t writes slot t modulo C
+    cross: list[KeysAndValues]  # [R, H, S, K] a layer, of the row's source
     lengths: Array  # int32 [R], tokens of the source
     row: Array  # int32 [R], number of the row; -1 where the slot is empty
     keys: Array  # uint32 [R, 2]
@@ -96,7 +96,7 @@ class Slots(NamedTuple):
 class Queue(NamedTuple):
     """Q rows that wait for a slot, of B sources that are encoded."""
 
-    cross: list[Keys]  # [B, H, S, K] a layer
+    cross: list[KeysAndValues]  # [B, H, S, K] a layer
     lengths: Array  # int32 [B], tokens of the source
     source: Array  # int32 [Q], the row's source in the block
     row: Array  # int32 [Q], number of the row; -1 past the end
@@ -114,11 +114,12 @@ class Ended(NamedTuple):
     behaviour: Array  # float32 [M, T]
 
 
-@partial(jax.jit, static_argnames=("graph",))
-def encode(graph: Any, parameters: Any, sources: Int[Array, "B S"], lengths: Int[Array, " B"]) -> list[Keys]:
-    network = nnx.merge(graph, parameters)
+@jax.jit
+def encode(network: Network, sources: Int[Array, "B S"], lengths: Int[Array, " B"]) -> list[KeysAndValues]:
+    """Keys and values of the sources, for every decoder layer."""
+    module = network.module
     positions = jnp.broadcast_to(jnp.arange(sources.shape[1])[None], sources.shape)
-    return network.cross_keys(network.encode(sources, positions, (positions < lengths[:, None])[:, None]))
+    return module.cross_keys(module.encode(sources, positions, (positions < lengths[:, None])[:, None]))
 
 
 def _begin(slots: Slots, queue: Queue, head: Array) -> tuple[Slots, Array]:
@@ -145,15 +146,15 @@ def _begin(slots: Slots, queue: Queue, head: Array) -> tuple[Slots, Array]:
     return filled, head + (slot < size).sum()
 
 
-@partial(jax.jit, static_argnames=("graph", "eos"), donate_argnames=("slots",))
+@partial(jax.jit, static_argnames=("eos",), donate_argnames=("slots",))
 def advance(
-    graph: Any, parameters: Any, law: Law, eos: int, slots: Slots, queue: Queue, going: Int[Array, ""]
+    network: Network, distribution: SamplingDistribution, eos: int, slots: Slots, queue: Queue, going: Int[Array, ""]
 ) -> tuple[Slots, Ended]:
     """Decode until every row of the queue has begun, and then until no more than `going` rows are left.
 
     A row that fills the ring before it ends is handed out as it is.
     """
-    network = nnx.merge(graph, parameters)
+    module = network.module
     (size, steps), ring = slots.tokens.shape, slots.cache[0].keys.shape[2]
     waiting = (queue.row >= 0).sum()
     slot = jnp.arange(size)
@@ -167,11 +168,11 @@ def advance(
         slots, head = _begin(slots, queue, head)
         row, position = slots.row, slots.position
         active = row >= 0
-        last = jnp.where(position > 0, slots.tokens[slot, jnp.maximum(position - 1, 0)], network.pad_id)
+        last = jnp.where(position > 0, slots.tokens[slot, jnp.maximum(position - 1, 0)], module.pad_id)
         mask = jnp.arange(slots.cross[0].keys.shape[2])[None] < slots.lengths[:, None]
-        logits, cache = network.decode_step(last, position, slots.step % ring, slots.cache, slots.cross, mask)
+        logits, cache = module.decode_step(last, position, slots.step % ring, slots.cache, slots.cross, mask)
         fold = jax.vmap(lambda k, t: jax.random.uniform(jax.random.fold_in(jax.random.wrap_key_data(k), t)))
-        drawn = draw(logits, fold(slots.keys, position), law)
+        drawn = draw_tokens(logits, fold(slots.keys, position), distribution)
         here = jnp.arange(steps)[None] == position[:, None]
 
         def put(column: Array, values: Array) -> Array:
@@ -205,12 +206,12 @@ def advance(
     return slots, ended
 
 
-@partial(jax.jit, static_argnames=("graph", "size", "ring", "longest"))
-def empty_slots(graph: Any, parameters: Any, cross: list[Keys], size: int, ring: int, longest: int) -> Slots:
+@partial(jax.jit, static_argnames=("size", "ring", "longest"))
+def empty_slots(network: Network, cross: list[KeysAndValues], size: int, ring: int, longest: int) -> Slots:
     """Empty slots with room for the sources of `cross`, `ring` tokens of state and `longest` of output."""
     return Slots(
         jnp.int32(0),
-        nnx.merge(graph, parameters).empty_cache(size, ring),
+        network.module.empty_cache(size, ring),
         jax.tree.map(lambda leaf: jnp.zeros((size, *leaf.shape[1:]), leaf.dtype), cross),
         jnp.zeros(size, jnp.int32),
         jnp.full(size, -1, jnp.int32),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +11,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from rest.evaluation.best_of_n import Crossing, Curve, crossing, kl_bound, measure
+from rest.evaluation.best_of_n import Crossing, Curve, crossing, curves_of, kl_bound
 from rest.evaluation.outputs import Outputs
+from rest.folder import StageName
 from rest.report.plots import GREY, ORANGE, STYLE, WIDTH, name_at_edge
-from rest.report.sections import Lines, Section, label_of, order_of
+from rest.report.sections import Lines, Section
 
 TITLES = {"reward": "reward", "gold": "gold", "chrf": "chrF of sentences"}
 DIGITS = {"chrf": 1}
@@ -26,13 +26,13 @@ REACHED_AT = (1, 10)  # the N of the last step that BC is asked to reach: the pa
 class PolicyCurves:
     """One policy's samples and what the best of N of them is worth."""
 
-    folder: str
+    name: StageName
     samples: dict[str, np.ndarray]  # float32 [sources, M] of each metric
 
     @cached_property
     def measured(self) -> tuple[dict[str, Curve], dict[str, Curve]]:
         """Curves and win rates; the seed is the same for every policy, so that they compare pair by pair."""
-        return measure(self.samples, seed=0)
+        return curves_of(self.samples, seed=0)
 
     @property
     def curves(self) -> dict[str, Curve]:
@@ -41,12 +41,13 @@ class PolicyCurves:
 
 def read_curves(run: Path) -> list[PolicyCurves]:
     """Every policy of the run whose samples were drawn, with the largest M where there are several."""
-    found: dict[str, tuple[int, Path]] = {}
+    found: dict[StageName, tuple[int, Path]] = {}
     for file in run.glob("evaluation/best-of-*/[!.]*/samples.parquet"):
-        samples = re.fullmatch(r"best-of-(\d+)", file.parent.parent.name)
-        if samples and (file.parent / "stage.json").is_file():
-            found[file.parent.name] = max(found.get(file.parent.name, (0, file)), (int(samples[1]), file))
-    return [PolicyCurves(name, Outputs.read(found[name][1]).scores) for name in sorted(found, key=order_of)]
+        samples, name = file.parent.parent.name.removeprefix("best-of-"), StageName.parse(file.parent.name)
+        if samples.isdigit() and name and (file.parent / "stage.json").is_file():
+            found[name] = max(found.get(name, (0, file)), (int(samples), file))
+    names = sorted(found, key=lambda name: name.order)
+    return [PolicyCurves(name, Outputs.read(found[name][1]).scores) for name in names]
 
 
 def section(run: Path) -> Section | None:
@@ -78,7 +79,7 @@ def lines(policies: list[PolicyCurves]) -> Lines:
         for n in shown_n(len(curves["reward"].mean)):
             cells = [_cell(curves.get(metric), n, DIGITS.get(metric, 3)) for metric in metrics]
             cells += [_share(won.get(metric), n) for metric in metrics if metric != "chrf"]
-            found.append([label_of(policy.folder), str(n), *cells, f"{kl_bound(n):.2f}"])
+            found.append([policy.name.label, str(n), *cells, f"{kl_bound(n):.2f}"])
     return found
 
 
@@ -96,8 +97,8 @@ def _share(curve: Curve | None, n: int) -> str:
 def sentences(policies: list[PolicyCurves]) -> list[str]:
     """Where BC reaches what the last Improve step reaches, and whether gold falls while the reward rises with N."""
     found = []
-    steps = [p for p in policies if re.fullmatch(r"improve-\d+-[1-9]\d*", p.folder)]
-    bc = next((p for p in policies if p.folder == "bc"), None)
+    steps = [p for p in policies if p.name.on_the_way]
+    bc = next((p for p in policies if p.name.kind == "bc"), None)
     for other in steps[-1:] if bc else []:
         assert bc is not None
         if len(bc.samples["reward"]) != len(other.samples["reward"]):
@@ -105,10 +106,10 @@ def sentences(policies: list[PolicyCurves]) -> list[str]:
         for metric in [m for m in TITLES if m in bc.curves and m in other.curves]:
             a, b = bc.curves[metric], other.curves[metric]
             for at in [n for n in REACHED_AT if n <= len(b.mean)]:
-                found.append(_crosses(crossing(a, b, at), len(a.mean), TITLES[metric], label_of(other.folder)))
+                found.append(_crosses(crossing(a, b, at), len(a.mean), TITLES[metric], other.name.label))
     for policy in policies:
         for metric in [m for m in ("gold", "chrf") if m in policy.curves]:
-            if sentence := _falls(policy.curves[metric], TITLES[metric], label_of(policy.folder)):
+            if sentence := _falls(policy.curves[metric], TITLES[metric], policy.name.label):
                 found.append(sentence)
     found.append(
         "Of samples with equal reward any is as likely to be chosen. "
@@ -147,11 +148,11 @@ def figure(policies: list[PolicyCurves]) -> Figure:
         for axes, metric in zip(drawn.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
             names, most = [], 1
             for policy in [policy for policy in policies if metric in policy.curves]:
-                curve, colour = policy.curves[metric], colours[policy.folder]
+                curve, colour = policy.curves[metric], colours[policy.name]
                 n = np.arange(1, len(curve.mean) + 1)
                 axes.plot(n, curve.mean, color=colour, linewidth=1.5)
                 axes.fill_between(n, *curve.ci95, color=colour, alpha=0.15, linewidth=0)
-                names.append((float(curve.mean[-1]), label_of(policy.folder), colour))
+                names.append((float(curve.mean[-1]), policy.name.label, colour))
                 most = max(most, len(n))
             ticks = shown_n(most)[:: 1 + most.bit_length() // 6]
             axes.set_xscale("log", base=2)
@@ -163,9 +164,10 @@ def figure(policies: list[PolicyCurves]) -> Figure:
     return drawn
 
 
-def _colours(policies: list[PolicyCurves]) -> dict[str, str]:
+def _colours(policies: list[PolicyCurves]) -> dict[StageName, str]:
     """BC grey, its continuation orange, the others from light to dark blue."""
-    others = [p.folder for p in policies if not p.folder.startswith("bc")]
+    fixed = {"bc": GREY, "bc_continued": ORANGE}
+    others = [p.name for p in policies if p.name.kind not in fixed]
     shades = mpl.colormaps["Blues"](np.linspace(0.45, 1.0, max(1, len(others))))
-    found = {folder: mpl.colors.to_hex(shade) for folder, shade in zip(others, shades, strict=False)}
-    return found | {p.folder: GREY if p.folder == "bc" else ORANGE for p in policies if p.folder.startswith("bc")}
+    found = {name: mpl.colors.to_hex(shade) for name, shade in zip(others, shades, strict=False)}
+    return found | {p.name: fixed[p.name.kind] for p in policies if p.name.kind in fixed}

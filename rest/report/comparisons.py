@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rest.report.sections import Lines, Section, label_of, order_of
-from rest.stage import read_json
+from rest.folder import StageName, read_json
+from rest.report.sections import Lines, Section, label_of
 
 TITLES = {"reward": "reward", "gold": "gold", "bleu": "BLEU", "chrf": "chrF", "ter": "TER"}
 DIGITS = {"reward": 4, "gold": 4}
@@ -23,14 +23,16 @@ def section(run: Path) -> Section | None:
 
 def read(run: Path) -> list[dict[str, Any]]:
     """The comparisons of the run in the order of its steps."""
-    folders = [path for path in run.glob("evaluation/*-against-*") if (path / "stage.json").is_file()]
-    results = [read_json(folder / "stage.json")["result"] for folder in folders]
-    controls = {
-        name for result in results for name in (result["new"], result["old"]) if name.startswith("bc_continued")
-    }
-    stale = controls - {max(controls, key=order_of, default="")}  # of a run that had fewer steps
-    results = [result for result in results if not stale & {result["new"], result["old"]}]
-    return sorted(results, key=lambda result: (order_of(result["new"]), order_of(result["old"])))
+    results = [read_json(path)["result"] for path in run.glob("evaluation/*-against-*/stage.json")]
+    pairs = [tuple(filter(None, (StageName.parse(result[side]) for side in ("new", "old")))) for result in results]
+    controls = {name for pair in pairs for name in pair if name.kind == "bc_continued"}
+    last = max((name.steps for name in controls), default=0)  # the others are of a run that had fewer steps
+    shown = [
+        ([name.order for name in pair], place)
+        for place, pair in enumerate(pairs)
+        if not any(name in controls and name.steps < last for name in pair)
+    ]
+    return [results[place] for _, place in sorted(shown)]
 
 
 def lines(found: list[dict[str, Any]]) -> Lines:

@@ -9,27 +9,36 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 import pyarrow.parquet as pq
+from markupsafe import Markup
 
 from rest.errors import UserError
+from rest.folder import StageName, stages_in
 from rest.report import best_of_n, comparisons, human, plots, tables, under_way
 from rest.report.rewards import reward_tables, reward_warnings
-from rest.report.sections import Section, head, items, markdown_lines, table
+from rest.report.sections import Drawing, Section, markdown_lines
 from rest.report.tables import Row
 
+MORE = (("Greedy and beam search", tables.DECODING_COLUMNS), ("The text itself", tables.TEXT_COLUMNS))
 SAMPLES_OPEN = 6  # sample translations in view at first
 STANDS = {"above": "▲", "below": "▼"}  # how an interval lies to BC's
+ORDERS = {  # of the sample translations: what page.js sorts by, and which way
+    "as drawn": "place 1",
+    "most reward gained first": "gain -1",
+    "most reward lost first": "gain 1",
+    "lowest reward first": "reward 1",
+    "longest source first": "length -1",
+}
 
 
 @dataclass(frozen=True)
-class Run:
+class Content:
     """What a run folder holds for its report; all but `rows` may be empty."""
 
     name: str
@@ -41,7 +50,7 @@ class Run:
     grows: dict[int, dict[str, Any]]  # grow-*/manifest.json
     rewards: dict[int, np.ndarray]  # g -> float32 [rows], the stored rewards of grow-g
     fits: dict[int, dict[str, Any]]  # g -> result in reward/stage.json, of g = 1, and in reward-g/stage.json
-    spent: dict[str, dict[str, Any]]  # stage -> its result, where that has the seconds it took
+    spent: dict[StageName, dict[str, Any]]  # results of stages that tell the seconds they took
     sections: list[Section]  # further evidence, where there is some
 
 
@@ -61,7 +70,7 @@ def write_report(run: Path, refresh: float | None = None) -> Path:
 # Reading
 
 
-def _read(run: Path) -> Run:
+def _read(run: Path) -> Content:
     """Everything the report shows, checked."""
     path = run / "summary.json"
     if not path.is_file():
@@ -69,29 +78,21 @@ def _read(run: Path) -> Run:
     rows = _rows(_json(path), path)
     split = next((name for name in tables.SPLITS if any(row["split"] == name for row in rows)), rows[0]["split"])
     experiment, samples = run / "experiment.json", run / "evaluation" / "samples.json"
-    stages = [
-        _stage(folder) for _, folder in _folders(run, r"improve-(\d+)-(\d+)") if (folder / "stage.json").is_file()
-    ]
-    grows = {steps[0]: folder for steps, folder in _folders(run, r"grow-(\d+)")}
-    return Run(
+    grows = {name.g: run / name.folder for name in stages_in(run, "grow")}
+    return Content(
         name=run.resolve().name,
         rows=rows,
         split=split,
         settings=_typed(_json(experiment), dict, experiment) if experiment.is_file() else {},
         samples=_samples(_json(samples), samples) if samples.is_file() else [],
-        stages=stages,
+        stages=[_improved(run / name.folder) for name in stages_in(run, "improve")],
         grows={
             g: _typed(_json(folder / "manifest.json"), dict, folder / "manifest.json")
             for g, folder in grows.items()
             if (folder / "manifest.json").is_file()
         },
         rewards={g: rewards for g, folder in grows.items() if (rewards := _rewards(folder)) is not None},
-        fits={
-            steps[0] if steps else 1: _result(folder)
-            for pattern in ("reward", r"reward-(\d+)")
-            for steps, folder in _folders(run, pattern)
-            if (folder / "stage.json").is_file()
-        },
+        fits={name.g: _result(run / name.folder) for name in stages_in(run, "reward")},
         spent=_spent(run),
         sections=[
             section
@@ -143,7 +144,7 @@ def _result(folder: Path) -> dict[str, Any]:
     return _typed(_typed(_json(path), dict, path).get("result"), dict, path)
 
 
-def _stage(folder: Path) -> dict[str, Any]:
+def _improved(folder: Path) -> dict[str, Any]:
     path, result = folder / "stage.json", _result(folder)
     for field in ("grow", "improve"):
         if not isinstance(result.get(field), int):
@@ -151,23 +152,15 @@ def _stage(folder: Path) -> dict[str, Any]:
     return result
 
 
-def _spent(run: Path) -> dict[str, dict[str, Any]]:
+def _spent(run: Path) -> dict[StageName, dict[str, Any]]:
     """The results of the stages that tell their seconds: BC, each Grow with its Improves, other baselines."""
-    within = ("reward", "grow", "value", "improve")
 
-    def place(name: str) -> tuple[int, ...]:
-        kind, *numbers = name.split("-")
-        g, *i = [int(number) for number in numbers if number.isdigit()] or [1]
-        return (1, g, within.index(kind), *i) if kind in within else (0 if kind == "bc" else 2, g)
+    def ran(name: StageName) -> tuple[Any, ...]:
+        part = {"bc": 0, "reward_start": 0, "bc_continued": 2, "ppo": 2}.get(name.kind, 1)
+        return part, max(1, name.g), name.order
 
-    results = {path.parent.name: _result(path.parent) for path in run.glob("[!.]*/stage.json")}
-    return {name: results[name] for name in sorted(results, key=place) if results[name].get("wall_s") is not None}
-
-
-def _folders(run: Path, pattern: str) -> list[tuple[tuple[int, ...], Path]]:
-    """The stage folders whose whole name fits, with the numbers in it, in the order of the numbers."""
-    found = [(match, folder) for folder in run.iterdir() if (match := re.fullmatch(pattern, folder.name))]
-    return sorted((tuple(int(step) for step in match.groups()), folder) for match, folder in found)
+    results = {name: _result(run / name.folder) for name in sorted(stages_in(run), key=ran)}
+    return {name: result for name, result in results.items() if result.get("wall_s") is not None}
 
 
 def _rewards(folder: Path) -> np.ndarray | None:
@@ -181,14 +174,16 @@ def _rewards(folder: Path) -> np.ndarray | None:
 # What the page says
 
 
-def _origin(run: Run) -> list[str]:
+def _origin(run: Content) -> list[str]:
     """How the report was made, in sentences."""
     read = ["summary.json"]
     read += ["experiment.json"] if run.settings else []
     read += ["evaluation/samples.json"] if run.samples else []
-    read += [f"reward{'' if g == 1 else f'-{g}'}/stage.json" for g in run.fits]
-    read += [f"improve-{stage['grow']}-{stage['improve']}/stage.json" for stage in run.stages]
-    read += [f"grow-{g}/manifest.json" for g in run.grows] + [f"grow-{g}/part-*.parquet" for g in run.rewards]
+    names = [StageName("reward", g) for g in run.fits]
+    names += [StageName("improve", stage["grow"], stage["improve"]) for stage in run.stages]
+    read += [f"{name.folder}/stage.json" for name in names]
+    read += [f"{StageName('grow', g).folder}/manifest.json" for g in run.grows]
+    read += [f"{StageName('grow', g).folder}/part-*.parquet" for g in run.rewards]
     return [
         "ReST starts from behavioural cloning (BC) on human pairs. A Grow step (G) samples hypotheses from "
         "the policy and scores them; each Improve step (I) fine-tunes on the rows whose reward is above its "
@@ -203,7 +198,7 @@ def _origin(run: Run) -> list[str]:
 # Markdown
 
 
-def _markdown(run: Run) -> str:
+def _markdown(run: Content) -> str:
     text = tables.markdown_text
     parts = [
         f"# {text(run.name)}",
@@ -211,13 +206,9 @@ def _markdown(run: Run) -> str:
         *(f"- {text(line)}" for line in tables.verdict(run.rows, run.split)),
     ]
     parts += [f"## Results on {text(run.split)}", tables.markdown(run.rows, run.split).rstrip()]
-    if tables.present(tables.of_split(run.rows, run.split), tables.DECODING_COLUMNS):
-        parts += [
-            "## Greedy and beam search",
-            tables.markdown(run.rows, run.split, tables.DECODING_COLUMNS).rstrip(),
-        ]
-    if tables.present(tables.of_split(run.rows, run.split), tables.TEXT_COLUMNS):
-        parts += ["## The text itself", tables.markdown(run.rows, run.split, tables.TEXT_COLUMNS).rstrip()]
+    for title, columns in MORE:
+        if tables.present(tables.of_split(run.rows, run.split), columns):
+            parts += [f"## {title}", tables.markdown(run.rows, run.split, columns).rstrip()]
     for section in run.sections:
         parts += section.markdown()
     if run.stages:
@@ -226,9 +217,9 @@ def _markdown(run: Run) -> str:
         parts.append(markdown_lines(grown))
     if len(spent := tables.spent_lines(run.spent)) > 1:
         parts += ["Where time and samples went:", markdown_lines(spent)]
-    if judged := reward_tables(run.fits, run.rows, run.split):
+    if found := reward_tables(run.fits, run.rows, run.split):
         parts += ["## The reward", *(f"- {text(line)}" for line in reward_warnings(run.fits))]
-        parts += [part for caption, lines in judged for part in (text(caption), markdown_lines(lines))]
+        parts += [part for caption, lines in found for part in (text(caption), markdown_lines(lines))]
     if run.samples:
         parts.append("## Sample translations")
     for sample in run.samples:
@@ -247,49 +238,42 @@ def _markdown(run: Run) -> str:
 # HTML
 
 
-def _html(run: Run, refresh: float | None = None) -> str:
-    rows = tables.of_split(run.rows, run.split)
-    lead, *others = tables.verdict(run.rows, run.split)
-    body = [
-        f'<header><p class="kicker">Reinforced Self-Training</p><h1>{escape(run.name)}</h1></header>',
-        f'<section class="verdict"><p class="lead">{escape(lead)}</p>{items(others)}</section>',
-        f"<h2>Results on {escape(run.split)}</h2>",
-        _results(rows, tables.COLUMNS),
-        items(tables.signatures(rows), "notes"),
-        *_figures(run),
-    ]
-    if tables.present(rows, tables.DECODING_COLUMNS):
-        body += ["<h2>Greedy and beam search</h2>", _results(rows, tables.DECODING_COLUMNS)]
-    if tables.present(rows, tables.TEXT_COLUMNS):
-        body += ["<h2>The text itself</h2>", _results(rows, tables.TEXT_COLUMNS)]
-    for section in run.sections:
-        body += section.html()
-    if run.stages:
-        body += ["<h2>What each Improve kept</h2>", table(tables.improve_lines(run.stages), "stages")]
-    if len(grown := tables.grow_lines(run.grows)) > 1:
-        body += ["<h3>What each Grow made</h3>", table(grown, "grown")]
-    if len(spent := tables.spent_lines(run.spent)) > 1:
-        body += ["<h3>Where time and samples went</h3>", table(spent, "grown")]
-    if judged := reward_tables(run.fits, run.rows, run.split):
-        body += ["<h2>The reward</h2>", items(reward_warnings(run.fits))]
-        body += [f"<p>{escape(caption)}</p>{table(lines, 'grown')}" for caption, lines in judged]
-    if run.samples:
-        body += ["<h2>Sample translations</h2>", _browser(run.samples)]
-    if run.settings:
-        pairs = tables.setting_lines(run.settings)
-        body += ["<h2>Settings</h2>", _details(f"{len(pairs) - 1} settings", table(pairs, "settings"))]
-    body += ["<h2>How this was made</h2>", *(f"<p>{escape(line)}</p>" for line in _origin(run))]
-    here = Path(__file__)
-    return PAGE.format(
-        title=escape(run.name),
-        refresh=f'\n<meta http-equiv="refresh" content="{refresh:g}">' if refresh else "",
-        style=here.with_suffix(".css").read_text(encoding="utf-8"),
-        body="\n".join(filter(None, body)),
-        script=here.with_suffix(".js").read_text(encoding="utf-8"),
+def _html(run: Content, refresh: float | None = None) -> str:
+    """The page, from page.html.jinja, page.css and page.js beside this file; what is not our own markup is escaped."""
+    here, rows = Path(__file__).parent, tables.of_split(run.rows, run.split)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(here),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["svg"] = plots.svg
+    environment.globals.update(SAMPLES_OPEN=SAMPLES_OPEN, STANDS=STANDS, ORDERS=ORDERS)
+    return environment.get_template("page.html.jinja").render(
+        run=run,
+        refresh=refresh,
+        verdict=tables.verdict(run.rows, run.split),
+        shown=_results(rows, tables.COLUMNS),
+        signatures=tables.signatures(rows),
+        curves=_curves(run),
+        more_results=[(title, _results(rows, columns)) for title, columns in MORE if tables.present(rows, columns)],
+        improved=tables.improve_lines(run.stages),
+        grown=tables.grow_lines(run.grows),
+        spent=tables.spent_lines(run.spent),
+        warnings=reward_warnings(run.fits),
+        rewards=reward_tables(run.fits, run.rows, run.split),
+        samples=[_sample(sample) for sample in run.samples],
+        policies={"all": ""} | {str(o["policy"]): str(o["policy"]) for s in run.samples for o in s["outputs"]},
+        settings=tables.setting_lines(run.settings),
+        origin=_origin(run),
+        style=Markup((here / "page.css").read_text(encoding="utf-8")),
+        script=Markup((here / "page.js").read_text(encoding="utf-8")),
     )
 
 
-def _figures(run: Run) -> Iterable[str]:
+def _curves(run: Content) -> list[Drawing]:
     """The curves, each with a caption that says what to look for."""
     steps = "Filled points are Improve steps, hollow ones side branches; dashed lines are the other policies."
     bars = "Bars and bands are 95% intervals."
@@ -310,100 +294,57 @@ def _figures(run: Run) -> Iterable[str]:
             ", and what each threshold keeps." if taus else "."
         )
         drawn.append((plots.reward_histogram(rewards, taus), f"grow{g}", caption))
-    if any(figure for figure, _, _ in drawn):
-        yield "<h2>Curves</h2>"
-    for figure, name, caption in drawn:
-        if figure:
-            drawing = plots.svg(figure, name, caption)
-            yield f"<figure>{drawing}<figcaption>{escape(caption)}</figcaption></figure>"
+    return [(figure, name, caption) for figure, name, caption in drawn if figure]
 
 
-def _results(rows: list[Row], columns: tuple[tables.Column, ...]) -> str:
-    """The results table: intervals under their numbers, the best in bold, the policy the run ends with marked."""
+@dataclass(frozen=True)
+class Cell:
+    """A number of a results table and its interval as text, each empty where there is none."""
+
+    value: str
+    ends: str
+    best: bool  # of its column
+    stands: str | None  # "above" or "below" BC
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a results table."""
+
+    label: str
+    last: bool  # whether it is the policy that the run ends with
+    cells: list[Cell]
+
+
+def _results(rows: list[Row], columns: tuple[tables.Column, ...]) -> tuple[list[str], list[Line]]:
+    """The head and the lines of a results table."""
     shown, last = tables.present(rows, columns), tables.last_rest(rows, rows[0]["split"])
     bc = next((row for row in rows if row["policy"] == "bc"), None)
     best = {column: tables.best(rows, column) for column in shown}
-    lines = [f"<tr>{head(['policy', *(column.title for column in shown)])}</tr></thead><tbody>"]
-    for row in rows:
-        cells = [tables.cell(row, column) for column in shown]
-        if any(value for value, _ in cells):
-            texts = ""
-            for column, (value, ends) in zip(shown, cells, strict=True):
-                text = f"<b>{value}</b>" if value and value == best[column] else value
-                stands = tables.compare(row, bc, column) if bc and column.interval else None
-                if stands in STANDS:
-                    text += f'<i class="stands" role="img" aria-label="{stands} BC">{STANDS[stands]}</i>'
-                texts += f"<td>{text}{ends and f'<small>{ends}</small>'}</td>"
-            mark = ' class="last"' if row is last else ""
-            lines.append(f'<tr{mark}><th scope="row">{escape(tables.label(row))}</th>{texts}</tr>')
-    note = items(["Bold: the best of a column. ▲ ▼: the interval lies above, or below, that of BC."], "notes")
-    return f'<div class="wide"><table><thead>{"".join(lines)}</tbody></table></div>{note}'
+
+    def cell(row: Row, column: tables.Column) -> Cell:
+        value, ends = tables.cell(row, column)
+        stands = tables.relation(row, bc, column) if bc and column.interval else None
+        return Cell(value, ends, bool(value) and value == best[column], stands if stands in STANDS else None)
+
+    lines = [Line(tables.label(row), row is last, [cell(row, column) for column in shown]) for row in rows]
+    titles = ["policy", *(column.title for column in shown)]
+    return titles, [line for line in lines if any(each.value for each in line.cells)]
 
 
-def _browser(samples: list[dict[str, Any]]) -> str:
-    """The sample translations, and what searches, sorts and filters them where scripts run."""
-    policies = dict.fromkeys(str(output["policy"]) for sample in samples for output in sample["outputs"])
-    orders = {
-        "as drawn": "place 1",
-        "most reward gained first": "gain -1",
-        "most reward lost first": "gain 1",
-        "lowest reward first": "reward 1",
-        "longest source first": "length -1",
-    }
-    form = (
-        '<form hidden role="search"><label>Search<input type="search" name="search"></label>'
-        f"<label>Order{_select('order', orders)}</label>"
-        f"<label>Policy{_select('policy', {'all': ''} | {name: name for name in policies})}</label>"
-        '<button type="button" name="more"></button><output aria-live="polite"></output></form>'
-    )
-    cards = "".join(_sample(sample, place) for place, sample in enumerate(samples))
-    return f'<div class="samples" data-few="{SAMPLES_OPEN}">{form}{cards}</div>'
-
-
-def _select(name: str, options: dict[str, str]) -> str:
-    texts = "".join(f'<option value="{escape(value)}">{escape(title)}</option>' for title, value in options.items())
-    return f'<select name="{name}">{texts}</select>'
-
-
-def _sample(sample: dict[str, Any], place: int) -> str:
-    """One source with its reference above, the policies' outputs side by side below."""
+def _sample(sample: dict[str, Any]) -> dict[str, Any]:
+    """One source with its outputs, and what page.js sorts by, for the template."""
     rewards = [float(output.get("reward") or 0.0) for output in sample["outputs"]] or [0.0]
-    keys = {"place": place, "gain": rewards[-1] - rewards[0], "reward": rewards[-1], "length": len(sample["source"])}
-    data = " ".join(f'data-{key}="{value:.6g}"' for key, value in keys.items())
-    above = f'<dt>source</dt><dd dir="auto">{escape(str(sample["source"]))}</dd>'
-    if sample.get("reference"):
-        above += f'<dt>reference</dt><dd dir="auto">{escape(str(sample["reference"]))}</dd>'
-    cards = []
-    for output in sample["outputs"]:
-        found = [(name, output[name]) for name in ("reward", "gold") if output.get(name) is not None]
-        scores = "".join(f"<span>{name} <b>{tables.plain(float(value))}</b></span>" for name, value in found)
-        policy = escape(str(output["policy"]))
-        meter = max(0.0, min(1.0, float(output.get("reward") or 0.0)))
-        cards.append(
-            f'<div class="output" data-policy="{policy}"><h4>{policy}</h4>'
-            f'<p dir="auto">{escape(str(output["hypothesis"]))}</p>'
-            f'<div class="meter"><i style="width:{meter:.1%}"></i></div><p class="scores">{scores}</p></div>'
+    outputs = []
+    for output, reward in zip(sample["outputs"], rewards, strict=False):
+        scores = [(name, output[name]) for name in ("reward", "gold") if output.get(name) is not None]
+        outputs.append(
+            {
+                "policy": str(output["policy"]),
+                "hypothesis": str(output["hypothesis"]),
+                "meter": f"{max(0.0, min(1.0, reward)):.1%}",
+                "scores": [(name, tables.plain(float(value))) for name, value in scores],
+            }
         )
-    return f'<article {data}><dl>{above}</dl><div class="outputs">{"".join(cards)}</div></article>'
-
-
-def _details(summary: str, content: str) -> str:
-    return f"<details><summary>{escape(summary)}</summary>{content}</details>"
-
-
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">{refresh}
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body><main>
-{body}
-</main>
-<script>{script}</script>
-</body>
-</html>
-"""
+    texts = {"source": str(sample["source"]), "reference": sample.get("reference")}
+    return {**texts, "gain": rewards[-1] - rewards[0], "reward": rewards[-1], "outputs": outputs}

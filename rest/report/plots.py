@@ -6,7 +6,6 @@ a legend.
 
 from __future__ import annotations
 
-import html
 import io
 import math
 import re
@@ -14,10 +13,12 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from rest.folder import StageName
 from rest.report.tables import COLUMNS, Column, Row, interval, label, number, of_split
 
 BLUE, ORANGE, GREEN, PURPLE, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#767676", "#333333"
@@ -117,7 +118,8 @@ def dev_rewards(stages: list[dict[str, Any]]) -> Figure | None:
                     f"{rewards[best]:.3f}", (steps[best], rewards[best]), (0, 6), color=ORANGE,
                     textcoords="offset points", ha=_side(steps[best], steps), fontsize=8.5,
                 )  # fmt: skip
-            axes.set_title(f"G{stage['grow']} I{stage['improve']}{_threshold_title(stage.get('threshold'))}")
+            name = StageName("improve", stage["grow"], stage["improve"])
+            axes.set_title(name.label + _threshold_title(stage.get("threshold")))
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             axes.margins(x=0.04, y=0.18)
         for axes in grid[len(stages) :]:
@@ -171,7 +173,7 @@ def reward_histogram(rewards: np.ndarray, thresholds: list[tuple[str, float]]) -
     return figure
 
 
-def svg(figure: Figure, name: str, description: str) -> str:
+def svg(figure: Figure, name: str, description: str) -> Markup:
     """A figure as an inline <svg> element without prolog, metadata or size; its ids begin with `name`."""
     out = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -181,9 +183,10 @@ def svg(figure: Figure, name: str, description: str) -> str:
     text = text[text.index("<svg") :].strip()
     text = re.sub(r'\b(id="|xlink:href="#|url\(#)', rf"\1{name}-", text)
     text = re.sub(r"(font(?:-family)?:[^;\"]*?)'DejaVu Sans'[^;\"]*", r"\1system-ui, sans-serif", text)
-    title = html.escape(description)
-    head = re.sub(r'\s(width|height)="[^"]*"', "", text[: text.index(">")])
-    return f'{head} role="img" aria-label="{title}">\n <title>{title}</title>{text[text.index(">") + 1 :]}'
+    head, _, drawing = text.partition(">")
+    head = re.sub(r'\s(width|height)="[^"]*"', "", head)
+    named = Markup(' role="img" aria-label="{0}">\n <title>{0}</title>').format(description)
+    return Markup(head) + named + Markup(drawing)
 
 
 def _step_figure(rows: list[Row], split: str, columns: tuple[Column, ...], height: float) -> Figure | None:

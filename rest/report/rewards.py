@@ -8,10 +8,10 @@ from typing import Any
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
-from rich.text import Text
 
-from rest.report.tables import Row, label, number, of_split
-from rest.report.tables import plain as written
+from rest.folder import StageName
+from rest.journal import literal
+from rest.report.tables import Row, label, number, of_split, plain
 from rest.reward.agreement import Agreement
 from rest.reward.attacks import AttackResult
 
@@ -31,7 +31,7 @@ def agreement_table(agreement: Agreement) -> Table:
     names = list(agreement.rewards[first])
     counts = ", ".join(f"{count:,} {what}" for what, count in agreement.counts.items() if count)
     where = " ".join(part for part in (agreement.set_name, agreement.language_pair) if part)
-    table = Table(title=plain(f"{where}: {counts}"), box=box.SIMPLE)
+    table = Table(title=literal(f"{where}: {counts}"), box=box.SIMPLE)
     table.add_column("reward", overflow="fold")
     for name in names:
         table.add_column(NAMES[name], justify="right", no_wrap=True)
@@ -41,10 +41,10 @@ def agreement_table(agreement: Agreement) -> Table:
             value, (low, high) = measured[name].value, measured[name].ci95
             differs = reward in agreement.differences and agreement.differences[reward][name].p < 0.05
             cells.append(f"{value:.3f}{'*' if differs else ' '}\n{low:.3f}–{high:.3f}")
-        table.add_row(plain(reward), *cells)
+        table.add_row(literal(reward), *cells)
     compared = f"; * differs from {first}, paired, p < 0.05" if agreement.differences else ""
     pairs = "within sources" if agreement.within_sources else "all"
-    table.caption = plain(f"95 % intervals over {agreement.resampled}; pairs: {pairs}{compared}")
+    table.caption = literal(f"95 % intervals over {agreement.resampled}; pairs: {pairs}{compared}")
     return table
 
 
@@ -52,32 +52,34 @@ def difference_table(agreement: Agreement) -> Table:
     """How much better the first reward agrees than each other: paired bootstrap, 95 % intervals and p."""
     first, *_ = agreement.rewards
     names = list(agreement.rewards[first])
-    table = Table(title=plain(f"{first} less the others, on the same resamples"), box=box.SIMPLE)
+    table = Table(title=literal(f"{first} less the others, on the same resamples"), box=box.SIMPLE)
     table.add_column("reward", overflow="fold")
     for name in names:
         table.add_column(NAMES[name], justify="right", no_wrap=True)
     for reward, compared in agreement.differences.items():
         found = [compared[name] for name in names]
         cells = [f"{d.difference:+.3f}\n{d.lo:+.3f}–{d.hi:+.3f}\np {d.p:.3f}" for d in found]
-        table.add_row(plain(reward), *cells)
+        table.add_row(literal(reward), *cells)
     return table
 
 
 def attack_tables(results: Sequence[AttackResult], examples: int = 1) -> RenderableType:
     """How often each attack wins, then the texts that gained most."""
-    table = Table(title="Spoilt translations against the honest ones", box=box.SIMPLE)
+    table = Table(title="Corrupted translations against the honest ones", box=box.SIMPLE)
     for column in ("attack", "cases", "scores higher", "95 % interval", "ties", "mean change"):
         table.add_column(column, justify="left" if column == "attack" else "right")
     for r in results:
         low, high = r.higher_ci95
         shares = f"{r.higher:.1%}", f"{low:.1%} – {high:.1%}", f"{r.ties:.1%}"
-        table.add_row(plain(r.attack), f"{r.cases:,}", *shares, f"{r.mean_change:+.4f}")
+        table.add_row(literal(r.attack), f"{r.cases:,}", *shares, f"{r.mean_change:+.4f}")
     shown = Table("attack", "score", "text", title="Where the reward was fooled most", box=box.SIMPLE)
     for r in results:
         for e in r.examples[:examples]:
-            shown.add_row("", "", plain(e.source))
-            shown.add_row("", f"{e.honest_score:.4f}", plain(e.honest))
-            shown.add_row(plain(r.attack), f"{e.attacked_score:.4f}", plain(e.attacked), end_section=True)
+            shown.add_row("", "", literal(e.source, newlines=True))
+            shown.add_row("", f"{e.honest_score:.4f}", literal(e.honest, newlines=True))
+            shown.add_row(
+                literal(r.attack), f"{e.attacked_score:.4f}", literal(e.attacked, newlines=True), end_section=True
+            )
     return Group(table, shown) if shown.row_count else table
 
 
@@ -100,7 +102,7 @@ def reward_tables(fits: dict[int, dict[str, Any]], rows: list[Row], split: str) 
     for g, fit in fits.items():
         tables.append(
             (
-                f"Translations spoilt on purpose against honest ones, by the reward of Grow {g}.",
+                f"Translations corrupted on purpose against honest ones, by the reward of Grow {g}.",
                 _attack_lines(fit.get("attacks", [])),
             )
         )
@@ -127,7 +129,7 @@ def _fit_lines(fits: dict[int, dict[str, Any]]) -> list[list[str]]:
     }
     known = [name for name in names if any(name in fit for fit in fits.values())]
     head = ["reward of", *(names[name] for name in known)]
-    return [head, *([f"G{g}", *(written(fit.get(name)) for name in known)] for g, fit in fits.items())]
+    return [head, *([StageName("grow", g).label, *(plain(fit.get(name)) for name in known)] for g, fit in fits.items())]
 
 
 def _fresh_lines(fits: dict[int, dict[str, Any]]) -> list[list[str]]:
@@ -137,14 +139,14 @@ def _fresh_lines(fits: dict[int, dict[str, Any]]) -> list[list[str]]:
         for name in ("first", "before", "newest"):
             if name in fresh:
                 found = fresh[name]["spearman_ratings"], fresh[name].get("spearman_gold")
-                lines.append([f"G{g}", written(fresh["held_out"]), name, *map(written, found)])
+                lines.append([StageName("grow", g).label, plain(fresh["held_out"]), name, *map(plain, found)])
     return lines
 
 
 def _gold_lines(rows: list[Row]) -> list[list[str]]:
     keys = {"reward_gold_spearman": "reward", "first_reward_gold_spearman": "first reward"}
     known = [key for key in keys if any(number(row, key) is not None for row in rows)]
-    lines = [[label(row), *(written(number(row, key)) for key in known)] for row in rows]
+    lines = [[label(row), *(plain(number(row, key)) for key in known)] for row in rows]
     return [["policy", *(keys[key] for key in known)], *lines] if known else []
 
 
@@ -153,10 +155,5 @@ def _attack_lines(attacks: list[dict[str, Any]]) -> list[list[str]]:
     for found in attacks:
         low, high = found["higher_ci95"]
         shares = f"{found['higher']:.1%}", f"{low:.1%}–{high:.1%}", f"{found['ties']:.1%}"
-        lines.append([found["attack"], written(found["cases"]), *shares, f"{found['mean_change']:+.4f}"])
+        lines.append([found["attack"], plain(found["cases"]), *shares, f"{found['mean_change']:+.4f}"])
     return lines
-
-
-def plain(text: str) -> Text:
-    """Text as it stands: no markup, nothing that steers a terminal."""
-    return Text("".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text))

@@ -16,11 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from rest.errors import UserError
+from rest.folder import KINDS, StageName
 
 Row = dict[str, Any]  # one row of summary.json
 
-NAMES = {"bc": "BC", "bc_continued": "BC continued", "ppo": "PPO", "reference": "Reference"}
-ORDER = ("bc", "bc_continued", "rest", "ppo")  # of the rows in a table; others follow, references come last
 RELATIONS = {
     "above": "lies above",
     "below": "lies below",
@@ -76,18 +75,26 @@ TEXT_COLUMNS = (
     Column("distinct-1 of samples", "dist-1", "distinct_1", 3),
     Column("distinct-2 of samples", "dist-2", "distinct_2", 3),
     Column("self-BLEU of samples", "self-\nBLEU", "self_bleu", 1),
-    Column("entropy (nats a sentence)", "entropy", "entropy", 1),
+    Column("entropy (nats per sentence)", "entropy", "entropy", 1),
     Column("KL to the step before (nats)", "KL to\nbefore", "kl_to_previous", 2),
 )
 
 
+def stage_of(row: Row) -> StageName | None:
+    """The stage that a row's policy is of: ReST's are Improve steps; None for the references and what is not ours."""
+    policy = row["policy"]
+    if policy == "rest":
+        return StageName("improve", row["grow"], row["improve"])
+    return StageName(policy) if policy in KINDS else None
+
+
 def label(row: Row) -> str:
     """The name of a row: "BC", "BC continued", "G1 I2", "PPO", "BC, best of 8"."""
-    policy, decode = str(row["policy"]), row.get("decode") or "sample"
-    if policy == "rest":
-        name = f"G{row['grow']} I{row['improve']}"
+    policy, decode, stage = str(row["policy"]), row.get("decode") or "sample", stage_of(row)
+    if stage is not None:
+        name = stage.label
     else:
-        name = NAMES.get(policy, policy.replace("_", " "))
+        name = "Reference" if policy == "reference" else policy.replace("_", " ")
     if decode == "best_of_n":
         return f"{name}, best of {row.get('n')}"
     if decode == "mbr":
@@ -98,10 +105,9 @@ def label(row: Row) -> str:
 def of_split(rows: list[Row], split: str) -> list[Row]:
     """The rows of one split in a table's order: BC, BC continued, ReST by step, PPO, others, references."""
 
-    def place(row: Row) -> tuple[int, int, int]:
-        policy = row["policy"]
-        rank = ORDER.index(policy) if policy in ORDER else len(ORDER) + (policy == "reference")
-        return rank, row.get("grow") or 0, row.get("improve") or 0
+    def place(row: Row) -> tuple[int, ...]:
+        stage = stage_of(row)
+        return (0, *stage.order) if stage else (2 if row["policy"] == "reference" else 1,)
 
     found = sorted((row for row in rows if row["split"] == split), key=place)
     if not found:
@@ -232,7 +238,7 @@ def last_rest(rows: list[Row], split: str) -> Row | None:
     return max(steps, key=lambda row: (row["grow"], row["improve"]), default=None)
 
 
-def compare(a: Row, b: Row, column: Column) -> str | None:
+def relation(a: Row, b: Row, column: Column) -> str | None:
     """How `a` stands to `b`: "above" or "below" (their intervals do not touch), "overlap", "equal" (in number
     and interval), "unknown" (an interval is missing), or None where either has no number."""
     va, vb = number(a, column.key), number(b, column.key)
@@ -262,7 +268,7 @@ def verdict(rows: list[Row], split: str = "test") -> list[str]:
     for column in compared:
         clauses: dict[str, list[str]] = {}
         for row in baselines:
-            if words := _relation(last, row, column):
+            if words := _relation_in_words(last, row, column):
                 clauses.setdefault(words, []).append(f"{label(row)} ({_written(row, column)})")
         if clauses:
             name = {"reward_mean": "Reward", "first_reward_mean": "First reward", "gold_mean": "Gold quality"}.get(
@@ -280,15 +286,15 @@ def _written(row: Row, column: Column) -> str:
     return f"{value} [{ends}]" if ends else value
 
 
-def _relation(last: Row, baseline: Row, column: Column) -> str | None:
+def _relation_in_words(last: Row, baseline: Row, column: Column) -> str | None:
     """ "lies above" and its like; None where there is nothing to compare."""
-    stands = compare(last, baseline, column)
+    stands = relation(last, baseline, column)
     if stands != "unknown":
         return stands and RELATIONS[stands]
     value, base = number(last, column.key), number(baseline, column.key)
-    assert value is not None and base is not None  # compare found both
+    assert value is not None and base is not None  # relation found both
     size = "level with" if value == base else "higher than" if value > base else "lower than"
-    return f"is, without an interval to judge by, {size}"
+    return f"is, without an interval to go by, {size}"
 
 
 def _cautions(rows: list[Row], last: Row, baselines: list[Row], compared: list[Column]) -> list[str]:
@@ -296,8 +302,8 @@ def _cautions(rows: list[Row], last: Row, baselines: list[Row], compared: list[C
     reward, held_out = COLUMNS[0], [column for column in compared if column.key not in REWARDS]
     cautions = []
     for row in baselines:
-        fell = [column.title for column in held_out if compare(last, row, column) == "below"]
-        if compare(last, row, reward) == "above" and fell:
+        fell = [column.title for column in held_out if relation(last, row, column) == "below"]
+        if relation(last, row, reward) == "above" and fell:
             cautions.append(
                 f"Caution: against {label(row)} the reward rose while {' and '.join(fell)} fell, "
                 "a sign that the policy exploits the reward."
@@ -329,27 +335,14 @@ def plain(value: Any, digits: int = 3) -> str:
 def _threshold(stage: dict[str, Any]) -> str:
     tau, spread = stage.get("threshold"), stage.get("thresholds")
     if spread:
-        return f"one a source, {plain(spread['min'])}–{plain(spread['max'])}, mean {plain(spread['mean'])}"
+        return f"one per source, {plain(spread['min'])}–{plain(spread['max'])}, mean {plain(spread['mean'])}"
     return "none" if tau is None or tau == -math.inf else plain(tau)
 
 
 def improve_lines(stages: list[dict[str, Any]]) -> list[list[str]]:
     """What each Improve kept and did, its head first."""
-    lines = [
-        [
-            "stage",
-            "τ",
-            "rows kept",
-            "share",
-            "sources",
-            "human pairs",
-            "mean reward kept",
-            "steps",
-            "best at",
-            "learning rate",
-            "",
-        ]
-    ]
+    head = ["stage", "τ", "rows kept", "share", "sources", "human pairs", "mean reward kept", "steps", "best at"]
+    lines = [[*head, "learning rate", ""]]
     for stage in stages:
         kept, rows = stage.get("rows_kept"), stage.get("rows")
         share = f"{kept / rows:.1%}" if kept is not None and rows else ""
@@ -359,7 +352,7 @@ def improve_lines(stages: list[dict[str, Any]]) -> list[list[str]]:
         ]
         lines.append(
             [
-                f"G{stage['grow']} I{stage['improve']}",
+                StageName("improve", stage["grow"], stage["improve"]).label,
                 _threshold(stage),
                 plain(kept),
                 share,
@@ -383,17 +376,17 @@ def grow_lines(grows: dict[int, dict[str, Any]]) -> list[list[str]]:
         parts = [reward.get(part) for part in ("all", "samples", "references")] if isinstance(reward, dict) else []
         means = [part.get("mean") if isinstance(part, dict) else None for part in parts]
         if any(mean is not None for mean in means):
-            lines.append([f"G{g}", *map(plain, means)])
+            lines.append([StageName("grow", g).label, *map(plain, means)])
     return lines
 
 
-def spent_lines(spent: dict[str, dict[str, Any]]) -> list[list[str]]:
+def spent_lines(spent: dict[StageName, dict[str, Any]]) -> list[list[str]]:
     """Seconds, samples and gradient steps of each stage, its head first."""
     total = sum(result["wall_s"] for result in spent.values())
     lines = [["stage", "seconds", "share", "samples drawn", "gradient steps"]]
     for stage, result in spent.items():
         cells = [plain(result.get(key)) for key in ("samples", "gradient_steps")]
-        lines.append([stage, f"{result['wall_s']:,.0f}", f"{result['wall_s'] / max(total, 1e-9):.0%}", *cells])
+        lines.append([stage.folder, f"{result['wall_s']:,.0f}", f"{result['wall_s'] / max(total, 1e-9):.0%}", *cells])
     return lines
 
 

@@ -7,18 +7,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rest.folder import StageName
 from rest.report.sections import Section
 from rest.report.tables import plain
 
 
 def section(run: Path) -> Section | None:
     """A line for each stage that has begun and is not whole; None where there is none."""
+    begun: dict[StageName, Path] = {}
+    for journal in run.glob(".*.partial/metrics.jsonl"):
+        if name := StageName.parse(journal.parent.name.removeprefix(".").removesuffix(".partial")):
+            begun[name] = journal
     lines = []
-    for journal in sorted(run.glob(".*.partial/metrics.jsonl")):
-        if numbers := _last(journal):
+    for name in sorted(begun, key=lambda name: name.order):
+        if numbers := _last(begun[name]):
             written = datetime.fromtimestamp(numbers.pop("time"), UTC).strftime("%Y-%m-%d %H:%M:%S")
-            stage, step = journal.parent.name[1:].removesuffix(".partial"), plain(int(numbers.pop("step")))
-            lines.append([stage, step, written, ", ".join(f"{name} {plain(x)}" for name, x in numbers.items())])
+            step = plain(int(numbers.pop("step")))
+            lines.append([name.folder, step, written, ", ".join(f"{key} {plain(x)}" for key, x in numbers.items())])
     if not lines:
         return None
     return Section("Under way", [], [[["stage", "step", "written (UTC)", "last numbers"], *lines]])

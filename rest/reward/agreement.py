@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import sparse
 
-from rest.data.ratings import Ratings, pairs_within
 from rest.errors import UserError
-from rest.evaluation.statistics import PairedDifference, difference_of, percentile_interval
+from rest.folder import seed_for
+from rest.ratings.record import Ratings, pairs_within
 from rest.reward.reward import RewardFunction, raw_scores
-from rest.stage import seed_for
+from rest.statistics.intervals import PairedDifference, difference_of, percentile_interval
 
 MIN_DOCUMENTS = 10  # from which on documents are resampled rather than sources
 MAX_CLUSTERS = 1000  # more are joined at random into so many, so that cluster x cluster sums fit
@@ -83,8 +83,8 @@ def measure(scores: np.ndarray, ratings: Ratings, resampling: Resampling) -> dic
     threshold = 0.0 if within else _sampled_threshold(x, y)
     kendall_b, kendall_c, over_all = _over_all_pairs(x, y, threshold, resampling)
     found = {
-        "pearson": pearson(x, y, resampling),
-        "spearman": spearman(x, y, resampling),
+        "pearson": resampled_pearson(x, y, resampling),
+        "spearman": resampled_spearman(x, y, resampling),
         "kendall_b": kendall_b,
         "kendall_c": kendall_c,
         "accuracy": _accuracy_within(x, y, ratings.groups, resampling) if within else over_all,
@@ -100,7 +100,7 @@ def compares_within_sources(ratings: Ratings) -> bool:
     return bool(2 * sizes[sizes > 1].sum() >= len(ratings))
 
 
-def compare(a: Mapping[str, Measured], b: Mapping[str, Measured]) -> dict[str, PairedDifference]:
+def paired_differences(a: Mapping[str, Measured], b: Mapping[str, Measured]) -> dict[str, PairedDifference]:
     """How far `a` agrees better than `b`, both measured on the same resamples: the paired bootstrap."""
     return {name: difference_of(a[name].value - b[name].value, a[name].resampled - b[name].resampled) for name in a}
 
@@ -150,7 +150,7 @@ def evaluate(rewards: Mapping[str, RewardFunction], ratings: Ratings, seed: int,
     first, *others = measured
     counts = {"rows": len(ratings), "sources": len(set(ratings.sources))}
     counts |= {"documents": len({*ratings.documents} - {""}), "systems": len({*ratings.systems} - {""})}
-    differences = {name: compare(measured[first], measured[name]) for name in others}
+    differences = {name: paired_differences(measured[first], measured[name]) for name in others}
     ((set_name, language_pair),) = kinds
     within = compares_within_sources(ratings)
     return Agreement(set_name, language_pair, counts, resampling.unit, within, measured, differences)
@@ -165,7 +165,7 @@ def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 # Correlations of rows
 
 
-def pearson(x: np.ndarray, y: np.ndarray, resampling: Resampling) -> Measured:
+def resampled_pearson(x: np.ndarray, y: np.ndarray, resampling: Resampling) -> Measured:
     """Pearson's r of x and y [n]."""
     x, y = _z(x), _z(y)
     sums = np.stack([resampling.sums(v) for v in (np.ones_like(x), x, y, x * x, y * y, x * y)], axis=1)
@@ -182,7 +182,7 @@ def _z(x: np.ndarray) -> np.ndarray:
     return (x - x.mean()) / (x.std() or 1.0)
 
 
-def spearman(x: np.ndarray, y: np.ndarray, resampling: Resampling) -> Measured:
+def resampled_spearman(x: np.ndarray, y: np.ndarray, resampling: Resampling) -> Measured:
     """Spearman's rho of x and y [n]; rows are ranked anew in every resample."""
     sides, n = (_Ranked(x), _Ranked(y)), len(x)
 

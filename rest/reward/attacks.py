@@ -1,4 +1,4 @@
-"""Unit tests of a reward: hypotheses spoilt on purpose, which must not score above the honest ones.
+"""Unit tests of a reward: hypotheses corrupted on purpose, which must not score above the honest ones.
 
 Gulcehre et al. 2023 tried their reward on permutations and repetitions; copies of the source fool quality estimation
 too. The same perturbations are negatives to train a reward with, as MetricX-24 does (Juraska et al. 2024,
@@ -14,20 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from rest.data.corpus import count_words
-from rest.data.ratings import RatingRow, Ratings, from_rows
 from rest.errors import UserError
-from rest.evaluation.statistics import bootstrap_ci
-from rest.reward.guards import WORD
+from rest.folder import seed_for
+from rest.ratings.rated import Rated
+from rest.ratings.record import RatingRow, Ratings, from_rows
 from rest.reward.reward import RewardFunction, raw_scores
-from rest.stage import seed_for
+from rest.statistics.intervals import bootstrap_ci
+from rest.statistics.words import count_words, words
 
 WORST = 25.0  # MQM points of a text that is no translation
 
 
 @dataclass(frozen=True)
 class Case:
-    """A text to spoil."""
+    """A text to corrupt."""
 
     source: str
     honest: str  # a good translation of the source
@@ -42,8 +42,8 @@ Perturb = Callable[[Case, np.random.Generator], str]
 
 def shuffled(case: Case, rng: np.random.Generator) -> str:
     """The words in random order."""
-    words, space = _words(case.honest)
-    return space.join(words[k] for k in rng.permutation(len(words)))
+    said, space = _words_and_space(case.honest)
+    return space.join(said[k] for k in rng.permutation(len(said)))
 
 
 def doubled(case: Case, rng: np.random.Generator) -> str:
@@ -53,16 +53,16 @@ def doubled(case: Case, rng: np.random.Generator) -> str:
 
 def stuttering(case: Case, rng: np.random.Generator) -> str:
     """One to three words in a row said five times more."""
-    words, space = _words(case.honest)
-    n = min(int(rng.integers(1, 4)), len(words))
-    start = int(rng.integers(0, len(words) - n + 1))
-    return space.join([*words[: start + n], *words[start : start + n] * 5, *words[start + n :]])
+    said, space = _words_and_space(case.honest)
+    n = min(int(rng.integers(1, 4)), len(said))
+    start = int(rng.integers(0, len(said) - n + 1))
+    return space.join([*said[: start + n], *said[start : start + n] * 5, *said[start + n :]])
 
 
 def truncated(case: Case, rng: np.random.Generator) -> str:
     """The first half of the words."""
-    words, space = _words(case.honest)
-    return space.join(words[: (len(words) + 1) // 2])
+    said, space = _words_and_space(case.honest)
+    return space.join(said[: (len(said) + 1) // 2])
 
 
 def source_copied(case: Case, rng: np.random.Generator) -> str:
@@ -102,10 +102,10 @@ def gibberish(case: Case, rng: np.random.Generator) -> str:
     return "".join(c if c.isspace() else next(mixed) for c in case.honest)
 
 
-def _words(text: str) -> tuple[list[str], str]:
+def _words_and_space(text: str) -> tuple[list[str], str]:
     """The words and what stands between them: characters and nothing in text that is written without spaces."""
-    words = text.split()
-    return (words, " ") if count_words(text) < 2 * len(words) else (WORD.findall(text), "")
+    parts = text.split()
+    return (parts, " ") if count_words(text) < 2 * len(parts) else (words(text), "")
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,10 @@ class Attack:
 
     name: str
     perturb: Perturb
-    penalty: float  # MQM points, by our judgement: 25 no translation at all, 5 a major error, 1 a minor one
+    penalty: float  # MQM points, as we see it: 25 no translation at all, 5 a major error, 1 a minor one
 
     def cases(self, sources: Sequence[str], honest: Sequence[str], seed: int) -> list[str]:
-        """The spoilt texts, one for each honest translation; some may be as they were."""
+        """The corrupted texts, one for each honest translation; some may be as they were."""
         n = len(sources)
         order = np.random.default_rng(seed_for(seed, "others")).permutation(n)
         other = np.empty(n, np.int64)
@@ -162,7 +162,7 @@ class AttackResult:
 
     attack: str
     cases: int  # without those that the perturbation leaves as they were
-    higher: float  # share of the cases in which the spoilt text scores above the honest one
+    higher: float  # share of the cases in which the corrupted text scores above the honest one
     higher_ci95: tuple[float, float]
     ties: float  # share in which both score the same
     mean_change: float  # of the raw score
@@ -214,7 +214,7 @@ def attack(
 def synthetic_negatives(
     sources: Sequence[str], honest: Sequence[str], seed: int, *, attacks: Sequence[Attack] = ATTACKS
 ) -> Ratings:
-    """Spoilt translations with the scores they deserve, minus MQM points, to mix with ratings on that scale.
+    """Corrupted translations with the scores they deserve, minus MQM points, to mix with ratings on that scale.
 
     The set is "synthetic", the system the attack's name; texts that a perturbation leaves as they were are left out.
     """
@@ -233,3 +233,22 @@ def best_rated(ratings: Ratings) -> Ratings:
     order = np.lexsort((np.arange(len(ratings)), -ratings.scores))
     texts = np.unique(ratings.sources, return_inverse=True)[1][order]
     return ratings.take(np.sort(order[np.unique(texts, return_index=True)[1]]))
+
+
+def negatives(rated: Rated, rows: np.ndarray, share: float, seed: int) -> Rated:
+    """Corrupted translations that are this share of the rows (int [k]) and themselves together, where there are enough.
+
+    What is corrupted is the best rated hypothesis of each source. It gets the lowest rating where it is no translation
+    any more, and loses a part of what was above that where less is wrong: penalty / 25 of it. MetricX-24 (Juraska et
+    al. 2024, arXiv 2410.03983) has such rows with fixed scores.
+    """
+    honest = rated.best(rows).tolist()
+    found = synthetic_negatives([rated.sources[r] for r in honest], [rated.hypotheses[r] for r in honest], seed)
+    wanted = round(share / (1 - share) * len(rows))
+    found = found.take(np.random.default_rng(seed_for(seed, "chosen negatives")).permutation(len(found))[:wanted])
+    of_source = {rated.sources[r]: r for r in honest}
+    corrupted = [of_source[source] for source in found.sources]
+    low, kept = rated.ratings[rows].min(), 1 + found.scores / WORST
+    ratings = (low + (rated.ratings[corrupted] - low) * kept).astype(np.float32)
+    held_out = None if rated.held_out is None else np.zeros(len(corrupted), bool)
+    return Rated(found.sources, found.hypotheses, ratings, rated.groups[corrupted], held_out, rated.steps[corrupted])

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from rest.errors import UserError
-from rest.reward.reward import Reward, RewardFunction, identify
+from rest.reward.reward import Reward, RewardFunction, WithoutReferences, identify, with_references
 
 Texts = Sequence[str]
 
@@ -130,7 +130,7 @@ class Cached:
     changes finds none of its old ones.
     """
 
-    function: RewardFunction
+    function: RewardFunction | WithoutReferences
     path: Path
 
     @property
@@ -154,7 +154,7 @@ class Cached:
                 if rows:
                     x, y = ([side[row] for row in rows] for side in (sources, hypotheses))
                     wanted = None if references is None else [references[row] for row in rows]
-                    scores = np.asarray(self.function(x, y, wanted), np.float32)
+                    scores = np.asarray(with_references(self.function)(x, y, wanted), np.float32)
                     new = {keys[row]: float(score) for row, score in zip(rows, scores, strict=True)}
                     with store:
                         store.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?)", new.items())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,22 +9,19 @@ from typing import Any
 import numpy as np
 
 from rest.errors import UserError
+from rest.folder import describe
 from rest.reward.language import Languages, scripts
-from rest.stage import describe
+from rest.statistics.words import count_words, words
 
 FIT_PAIRS = 20_000  # pairs of D that limits are learned from, at equal distances where there are more
 
-# A word, or one character of a script written without spaces (Chinese, Japanese).
-_SPACELESS = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-WORD = re.compile(rf"[{_SPACELESS}]|[^\s{_SPACELESS}]+")
 
-
-def _repeats(words: list[str], max_ngram: int) -> int:
+def _repeats(said: list[str], max_ngram: int) -> int:
     """How often the most repeated n-gram stands directly behind itself: 1 when nothing is repeated."""
     most = 1
-    for n in range(1, min(max_ngram, len(words) // 2) + 1):
+    for n in range(1, min(max_ngram, len(said) // 2) + 1):
         run = longest = 0  # words in a row that equal the word n before
-        for word, earlier in zip(words[n:], words, strict=False):
+        for word, earlier in zip(said[n:], said, strict=False):
             run = run + 1 if word == earlier else 0
             longest = max(longest, run)
         most = max(most, 1 + longest // n)
@@ -76,9 +72,9 @@ class Guards:
             raise UserError("guards.learn_share: there are no references to learn limits from")
         chosen = np.unique(np.linspace(0, len(references) - 1, min(FIT_PAIRS, len(references))).astype(int))
         sides = [sources[i] for i in chosen], [references[i] for i in chosen]
-        asked, words = (np.array([max(1, len(WORD.findall(text))) for text in side], float) for side in sides)
-        low = np.quantile((words + self.length_slack) / asked, self.learn_share)
-        high = np.quantile((words - self.length_slack) / asked, 1 - self.learn_share)
+        asked, said = (np.array([max(1, count_words(text)) for text in side], float) for side in sides)
+        low = np.quantile((said + self.length_slack) / asked, self.learn_share)
+        high = np.quantile((said - self.length_slack) / asked, 1 - self.learn_share)
         letters = scripts("".join(sides[1]))
         return replace(
             self,
@@ -97,15 +93,15 @@ class Guards:
         return [self._flags(source, text) for source, text in zip(sources, hypotheses, strict=True)]
 
     def _flags(self, source: str, hypothesis: str) -> str:
-        asked, words = WORD.findall(source.casefold()), WORD.findall(hypothesis.casefold())
-        if not words:
+        asked, said = words(source.casefold()), words(hypothesis.casefold())
+        if not said:
             return "empty"
         shortest = self.min_length_ratio * len(asked) - self.length_slack
         longest = self.max_length_ratio * len(asked) + self.length_slack
-        repeats = _repeats(words, self.max_ngram)
+        repeats = _repeats(said, self.max_ngram)
         found = {
-            "copy": len(words) >= self.min_copy_words and words == asked,
-            "length_ratio": not shortest <= len(words) <= longest,
+            "copy": len(said) >= self.min_copy_words and said == asked,
+            "length_ratio": not shortest <= len(said) <= longest,
             "repetition": repeats > self.max_repeats and repeats > _repeats(asked, self.max_ngram),
             "script": self.scripts is not None and _strange(hypothesis, self.scripts),
             "language": self.languages is not None and self.languages.is_wrong(hypothesis),

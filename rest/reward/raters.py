@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
 import numpy as np
 
+from rest.data.corpus import Gold
 from rest.errors import UserError
 from rest.reward.reference_based import SentenceBLEU, SentenceChrF
-
-Gold = Callable[[Sequence[str], Sequence[str]], np.ndarray]  # (sources, hypotheses) -> float32 [n] in [0, 1]
+from rest.statistics.words import log_length_ratios
 
 # Relative lengths this factor apart are one standard deviation apart; a constant, so that a rating does not depend
 # on what is rated beside it.
@@ -32,9 +32,7 @@ def _normals(sources: Sequence[str], hypotheses: Sequence[str], seed: int, rater
 
 def _relative_lengths(sources: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:
     """Words of the hypothesis over words of the source, float64 [n], in standard deviations within [-3, 3]."""
-    words = [[len(text.split()) + 1 for text in texts] for texts in (sources, hypotheses)]
-    ratios = np.log(np.array(words[1], float)) - np.log(np.array(words[0], float))
-    return np.clip(ratios / math.log(LENGTH_FACTOR), -3, 3)
+    return np.clip(log_length_ratios(sources, hypotheses) / math.log(LENGTH_FACTOR), -3, 3)
 
 
 @dataclass(frozen=True)

@@ -3,27 +3,63 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from rest.errors import UserError
+from rest.folder import describe
 from rest.reward.guards import Guards
-from rest.stage import describe
 
 
 @runtime_checkable
 class RewardFunction(Protocol):
-    """Scores of n hypotheses, float32 [n]. They may not depend on batch size or order. Any Python function will do."""
+    """Scores of n hypotheses, float32 [n]. They may not depend on batch size or order. Any Python function will do.
+
+    One that does not want the references takes two arguments (`with_references`).
+    """
 
     def __call__(
         self, sources: Sequence[str], hypotheses: Sequence[str], references: Sequence[str] | None, /
     ) -> np.ndarray: ...
+
+
+WithoutReferences = Callable[[Sequence[str], Sequence[str]], np.ndarray]
+"""(sources, hypotheses) -> float32 [n]: a reward function that does not want the references."""
+
+
+def name_of(function: Any) -> str:
+    """What a function, or the class of an object that can be called, is named."""
+    return getattr(function, "__qualname__", type(function).__qualname__)
+
+
+def with_references(function: RewardFunction | WithoutReferences) -> RewardFunction:
+    """The function as one of three arguments, whether it has two or three; UserError for one that has others.
+
+    A third argument that may be left out gets the references only if it is named `references`.
+    """
+    called: Any = function
+    try:
+        signature = inspect.signature(called)
+    except (TypeError, ValueError):  # something in C that does not say
+        return called
+    parameters = list(signature.parameters.values())
+    needed = [p for p in parameters[2:3] if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    wants_references = needed or any(p.name == "references" or p.kind is p.VAR_POSITIONAL for p in parameters[:3])
+    try:
+        signature.bind("sources", "hypotheses", *(["references"] if wants_references else []))
+    except TypeError as error:
+        raise UserError(
+            f"reward {name_of(function)}: takes {signature}, but is called as (sources, hypotheses) "
+            f"or (sources, hypotheses, references)"
+        ) from error
+    return called if wants_references else lambda sources, hypotheses, references: called(sources, hypotheses)
 
 
 def identify(function: Any) -> Any:
@@ -65,13 +101,14 @@ class Calibration:
 class Reward:
     """A reward function, what maps its scores to [0, 1], and what it may not be trusted on."""
 
-    function: RewardFunction
+    function: Any  # RewardFunction | WithoutReferences; the settings of a union would be no flags
     scale: tuple[float, float] | Calibration | None = None
     """Raw scores that become 0 and 1; what falls outside is clipped and counted. None: scores must be in [0, 1]."""
     guards: Guards | None = None
     """The reward of what they flag is 0, whatever the score."""
 
     def __post_init__(self) -> None:
+        with_references(self.function)  # which refuses another signature before anything is scored
         if isinstance(self.scale, tuple):
             low, high = self.scale
             if not (math.isfinite(low) and math.isfinite(high)) or low == high:
@@ -84,8 +121,7 @@ class Reward:
 
     @property
     def name(self) -> str:
-        function: Any = self.function
-        return getattr(function, "__qualname__", type(function).__qualname__)
+        return name_of(self.function)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -102,7 +138,7 @@ class Reward:
         """Score hypotheses; a score that cannot be used is an error that names the first hypothesis it is given to."""
         n = len(hypotheses)
         try:
-            raw = np.asarray(self.function(sources, hypotheses, references))
+            raw = np.asarray(with_references(self.function)(sources, hypotheses, references))
         except UserError:
             raise
         except Exception as error:
@@ -144,7 +180,10 @@ class Reward:
 
 
 def raw_scores(
-    function: RewardFunction, sources: Sequence[str], hypotheses: Sequence[str], references: Sequence[str] | None
+    function: RewardFunction | WithoutReferences,
+    sources: Sequence[str],
+    hypotheses: Sequence[str],
+    references: Sequence[str] | None,
 ) -> np.ndarray:
     """A function's scores, float32 [n], refused with the same words as a Reward's where they cannot be used."""
     return Reward(function, (0.0, 1.0))(sources, hypotheses, references).raw  # any scale: raw scores know none

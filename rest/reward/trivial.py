@@ -8,17 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from rest.data.batches import BatchSettings, Examples
-from rest.data.corpus import count_words
-from rest.data.ratings import Ratings
 from rest.policy.policy import Policy, sequence_log_probs
+from rest.ratings.record import Ratings
 from rest.reward.reference_based import SentenceChrF
 from rest.reward.reward import RewardFunction
-
-
-def _log_ratios(sources: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:
-    """log((words of the hypothesis + 1) / (words of the source + 1)), float64 [n]; a Chinese character is a word."""
-    words = [[count_words(text) + 1 for text in texts] for texts in (sources, hypotheses)]
-    return np.log(np.array(words[1], float)) - np.log(np.array(words[0], float))
+from rest.statistics.words import count_words, log_length_ratios
 
 
 @dataclass(frozen=True)
@@ -30,13 +24,13 @@ class LengthRatio:
     @classmethod
     def of(cls, sources: Sequence[str], hypotheses: Sequence[str]) -> LengthRatio:
         """With the median ratio of these texts as the usual one."""
-        return cls(float(np.median(_log_ratios(sources, hypotheses))))
+        return cls(float(np.median(log_length_ratios(sources, hypotheses))))
 
     def __call__(
         self, sources: Sequence[str], hypotheses: Sequence[str], references: Sequence[str] | None
     ) -> np.ndarray:
         """Raw scores, float32 [n]. References are not looked at."""
-        return -np.abs(_log_ratios(sources, hypotheses) - self.usual).astype(np.float32)
+        return -np.abs(log_length_ratios(sources, hypotheses) - self.usual).astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from rest.baselines.bc import clone, dev_loss, drop_long, human_pairs
 from rest.data.corpus import Split
 from rest.errors import UserError
 from rest.learning.losses import NLL
-from rest.learning.train import Schedule, TrainSettings
+from rest.learning.optimizers import Schedule
+from rest.learning.train import TrainSettings
 
 TRAINING = TrainSettings(max_steps=12, evaluate_every=6, patience=3, schedule=Schedule(5e-3, 2))
 
@@ -37,14 +38,14 @@ def test_the_dev_loss_is_the_mean_over_all_reference_tokens(lively, dev, batch, 
         log_probs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
         total -= log_probs[np.arange(len(ids)), ids].sum()
         tokens += len(ids)
-    score = dev_loss(lively, dev, batch)(lively.parameters)["score"]
+    score = dev_loss(lively, dev, batch)(lively)["score"]
     assert score == pytest.approx(-total / tokens, rel=1e-5)
 
 
 def test_the_dev_loss_does_not_depend_on_packing(lively, dev, batch):
-    once = dev_loss(lively, dev, batch)(lively.parameters)["score"]
+    once = dev_loss(lively, dev, batch)(lively)["score"]
     other = dev_loss(lively, dev.take(slice(None, None, -1)), replace(batch, batch_tokens=192))
-    assert other(lively.parameters)["score"] == pytest.approx(once, rel=1e-5)
+    assert other(lively)["score"] == pytest.approx(once, rel=1e-5)
 
 
 def test_cloning_lowers_the_dev_loss_and_keeps_the_best(policy, train, dev, batch, tmp_path):
@@ -63,16 +64,17 @@ def test_cloning_lowers_the_dev_loss_and_keeps_the_best(policy, train, dev, batc
             description="bc",
         )
 
-    cloned, trained = run("a", 0)
-    before = evaluate(policy.parameters)["score"]
-    after = evaluate(cloned.parameters)["score"]
+    trained = run("a", 0)
+    cloned = trained.best
+    before = evaluate(policy)["score"]
+    after = evaluate(cloned)["score"]
     assert after > before + 0.3
     assert [step for step, _ in trained.history] == [0, 6, 12]
     assert trained.history[0][1] == pytest.approx(before) and trained.score == pytest.approx(after)
     assert trained.score == max(score for _, score in trained.history)
     assert cloned.tokenizer is policy.tokenizer and cloned.identity != policy.identity
-    assert run("b", 0)[0].identity == cloned.identity
-    assert run("c", 1)[0].identity != cloned.identity
+    assert run("b", 0).best.identity == cloned.identity
+    assert run("c", 1).best.identity != cloned.identity
 
 
 def test_pairs_keep_their_order_and_end_in_eos(policy, dev, batch):

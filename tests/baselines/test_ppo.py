@@ -2,9 +2,7 @@
 
 import itertools
 import json
-import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -17,20 +15,16 @@ from rest.baselines.rollout import Rollout, RolloutSettings
 from rest.data.batches import Examples
 from rest.data.store import ScoredDataset
 from rest.errors import UserError
-from rest.learning.divergence import Adaptive
+from rest.learning.divergence import AdaptiveCoefficient
+from rest.learning.mesh import MachineSettings
+from rest.learning.optimizers import Schedule
 from rest.learning.returns import Group, LeaveOneOut
-from rest.learning.train import Schedule
-from rest.policy.sampler import SamplingSettings
 from rest.reward.reward import Reward
-from rest.stage import read_json
 
-TINY = str(Path(__file__).parent.parent / "tiny.py")
 SETTINGS = PPOSettings(
     rollouts=4,
     evaluate_every=2,
-    rollout=RolloutSettings(
-        6, 3, SamplingSettings(temperature=0.8, max_target_tokens=12, rows=16), coefficient=Adaptive(0.01), keep_every=3
-    ),
+    rollout=RolloutSettings(6, 3, temperature=0.8, coefficient=AdaptiveCoefficient(0.01), keep_every=3),
     schedule=Schedule(3e-3),
     critic=CriticSettings(schedule=Schedule(3e-3), warmup_rollouts=1),
 )
@@ -44,8 +38,8 @@ def growing(at=None):
     """An evaluation that finds each policy better than the last; the `at`th time the process dies."""
     calls = itertools.count(1)
 
-    def evaluate(parameters):
-        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(parameters))
+    def evaluate(policy):
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(policy.network.parameters))
         if (call := next(calls)) == at:
             raise RuntimeError("killed")
         return {"score": float(call)}
@@ -55,18 +49,24 @@ def growing(at=None):
 
 @pytest.fixture(scope="module")
 def train(lively, corpus, batch):
+    """PPO on sources that share one width, so that samplers are compiled once."""
+    short = [row for row, ids in enumerate(lively.encode_sources(corpus.train.sources)) if len(ids) <= 16]
+    text = corpus.train.take(short)
+
     def run(folder, settings=SETTINGS, evaluate=None, human=None):
         folder.mkdir(exist_ok=True)
         return ppo(
             lively,
-            corpus.train,
+            text,
             human,
             Reward(brevity),
             settings,
             batch,
+            max_target_tokens=12,
             evaluate=evaluate or growing(),
             folder=folder,
             seed=2,
+            machine=MachineSettings(rows=24),
         )
 
     return run
@@ -119,10 +119,11 @@ def test_killed_and_resumed_is_as_if_nothing_had_happened(at, train, undisturbed
     done = [next(scores) for _ in range(at - 1)]
     with pytest.raises(RuntimeError, match="killed"):
         train(tmp_path, evaluate=growing(at))
-    resumed, again = train(tmp_path, evaluate=lambda parameters: {"score": next(scores)})
+    resumed, again = train(tmp_path, evaluate=lambda policy: {"score": next(scores)})
     assert len(done) == at - 1 and json.dumps(again) == json.dumps(result)
     assert lines(tmp_path) == lines(folder)
-    for ours, theirs in zip(jax.tree.leaves(resumed.parameters), jax.tree.leaves(wanted.parameters), strict=True):
+    parameters = (jax.tree.leaves(policy.network.parameters) for policy in (resumed, wanted))
+    for ours, theirs in zip(*parameters, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -138,7 +139,7 @@ def test_the_policy_climbs_and_the_best_on_dev_is_kept(train, lively, tmp_path):
 
 def scripted(*scores):
     left = iter(scores)
-    return lambda parameters: {"score": next(left)}
+    return lambda policy: {"score": next(left)}
 
 
 @pytest.mark.parametrize("advantage", [LeaveOneOut(), Group()])
@@ -153,7 +154,7 @@ def test_without_a_critic_the_samples_of_a_source_are_compared(advantage, train,
 
 
 def test_a_rollout_s_updates_end_when_the_policy_has_moved_too_far(train, tmp_path):
-    settings = replace(SETTINGS, rollouts=2, epochs=6, stop_at_kl=1e-3, schedule=Schedule(1e-2))
+    settings = replace(SETTINGS, rollouts=2, epochs=6, target_kl=1e-3, schedule=Schedule(1e-2))
     train(tmp_path, settings)
     assert rollouts(tmp_path)[1]["ppo/updates"] == 2  # the first does not know yet how far it goes
 
@@ -199,38 +200,6 @@ def test_explained_variance_by_hand():
     assert explained_variance(returns, returns, mask) == 1
     assert explained_variance(np.zeros_like(returns), returns, mask) == 0
     assert explained_variance(-returns, returns, mask) == -3
-
-
-def test_ppo_stands_beside_the_others_and_its_sources_are_recorded(finished, tmp_path, capsys):
-    for name in ("bc", "reward", "evaluation"):
-        shutil.copytree(finished / name, tmp_path / name)
-    with pytest.raises(SystemExit):
-        main(["ppo", TINY, "--out", str(tmp_path)])
-    assert "ppo.rollouts is 0" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["ppo", f"{TINY}:ppo", "--out", str(tmp_path), "--ppo.rollout.sampling.top-p", "0.5"])
-    assert "top_p 0.5" in capsys.readouterr().err
-    main(["run", f"{TINY}:ppo", "--out", str(tmp_path)])
-    result = read_json(tmp_path / "ppo" / "stage.json")["result"]
-    assert result["sources"]["ratings and ppo"] == 0 and result["sources"]["bc and ppo"] == result["sources"]["ppo"]
-    assert result["gradient_steps"] > 0
-    rows = {row["policy"]: row for row in read_json(tmp_path / "summary.json")}
-    assert list(rows) == ["bc", "bc_continued", "ppo"]
-    assert rows["ppo"]["gradient_steps"] == rows["bc_continued"]["gradient_steps"] == 60 + result["gradient_steps"]
-    assert rows["ppo"]["samples_drawn"] == 4 * 32
-    assert not (tmp_path / "ppo" / "checkpoints").exists()
-
-
-def test_bc_reward_and_ppo_can_have_sources_of_their_own(tmp_path):
-    from rest.algorithm import Run
-    from rest.experiment import load_experiment
-
-    run = Run(replace(load_experiment(f"{TINY}:ppo"), bc_share=0.5), tmp_path)
-    shared = run._overlap()
-    assert [shared[f"{a} and {b}"] for a, b in (("bc", "ratings"), ("bc", "ppo"), ("ratings", "ppo"))] == [0, 0, 0]
-    assert shared["bc"] + shared["ratings"] + shared["ppo"] == len(run.train)
-    with pytest.raises(UserError, match=r"bc_share must be above 0 and at most 1, not 1\.5"):
-        replace(load_experiment(TINY), bc_share=1.5)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A rollout: the law its log-probabilities are of, where rewards lie, and that no two rollouts are the same."""
+"""A rollout: which distribution its log-probabilities are of, where rewards lie, and that no two are the same."""
 
 import json
 from dataclasses import replace
@@ -8,15 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rest.baselines.rollout import RolloutSettings, law_log_probs, roll_out, side_by_side, sources_of, token_rewards
+from rest.baselines.rollout import RolloutSettings, roll_out, side_by_side, sources_of, token_rewards
 from rest.data.batches import Examples, minibatches
 from rest.errors import UserError
 from rest.learning.divergence import K1, K3, Exact
-from rest.policy.sampler import SamplingSettings
+from rest.learning.mesh import MachineSettings
+from rest.policy.policy import token_log_probs
 from rest.reward.reward import Reward
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "rl_losses.json").read_text())
-SETTINGS = RolloutSettings(6, 3, SamplingSettings(temperature=0.8, max_target_tokens=12, rows=16))
+SETTINGS = RolloutSettings(6, 3, temperature=0.8)
 
 
 def brevity(sources, hypotheses, references):
@@ -25,10 +26,27 @@ def brevity(sources, hypotheses, references):
 
 
 @pytest.fixture(scope="module")
-def rolled(lively, policy, corpus, batch):
-    def roll(number=1, **changes):
-        part, reward = corpus.train.take(slice(0, 6)), Reward(brevity)
-        return roll_out(lively, policy, part, reward, replace(SETTINGS, **changes), batch, number=number, seed=5)
+def text(lively, corpus):
+    """Sources that share one width, so that samplers are compiled once."""
+    short = [row for row, ids in enumerate(lively.encode_sources(corpus.train.sources)) if len(ids) <= 16]
+    return corpus.train.take(short[:6])
+
+
+@pytest.fixture(scope="module")
+def rolled(lively, policy, text, batch):
+    def roll(number=1, max_target_tokens=12, **changes):
+        return roll_out(
+            lively,
+            policy,
+            text,
+            Reward(brevity),
+            replace(SETTINGS, **changes),
+            batch,
+            max_target_tokens=max_target_tokens,
+            number=number,
+            seed=5,
+            machine=MachineSettings(rows=24),
+        )
 
     return roll
 
@@ -38,37 +56,35 @@ def rollout(rolled):
     return rolled()
 
 
-def test_log_probabilities_are_of_the_law_that_was_sampled_from(rollout, lively, policy, batch):
+def test_log_probabilities_are_of_the_distribution_that_was_sampled_from(rollout, lively, policy, batch):
     mask, drawn = rollout.mask, rollout.columns
     assert rollout.sampler_gap < 1e-4
     np.testing.assert_allclose(rollout.log_probs, side_by_side(drawn["behaviour_log_probs"], mask), atol=1e-4)
     # at temperature 1 the same tokens have other log-probabilities: ratios to those would not start at 1
-    plain = side_by_side(law_log_probs(lively, rollout.examples, batch, 1.0), mask)
+    plain = side_by_side(token_log_probs(lively, rollout.examples, batch, same_shapes=True), mask)
     np.testing.assert_allclose(plain, side_by_side(drawn["log_probs"], mask), atol=1e-4)
     assert np.abs(plain - rollout.log_probs)[mask].max() > 0.1
-    of_anchor = side_by_side(law_log_probs(policy, rollout.examples, batch, 0.8), mask)
-    np.testing.assert_array_equal(rollout.anchor_log_probs, of_anchor)
+    of_anchor = token_log_probs(policy, rollout.examples, batch, temperature=0.8, same_shapes=True)
+    np.testing.assert_array_equal(rollout.anchor_log_probs, side_by_side(of_anchor, mask))
 
 
-def test_the_law_is_that_of_the_plain_network(rollout, lively, corpus, teacher_forced):
+def test_the_distribution_is_that_of_the_plain_network(rollout, lively, text, teacher_forced):
     tokens = rollout.columns["tokens"][0]
-    logits = teacher_forced(lively, corpus.train.sources[0], tokens) / 0.8
+    logits = teacher_forced(lively, text.sources[0], tokens) / 0.8
     wanted = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     np.testing.assert_allclose(rollout.log_probs[0, : len(tokens)], wanted[np.arange(len(tokens)), tokens], atol=1e-4)
 
 
-def test_divergences_are_estimates_of_the_tokens_drawn_or_exact(
-    rolled, rollout, lively, policy, corpus, teacher_forced
-):
+def test_divergences_are_estimates_of_the_tokens_drawn_or_exact(rolled, rollout, lively, policy, text, teacher_forced):
     log_ratios = rollout.log_probs - rollout.anchor_log_probs
     np.testing.assert_array_equal(rollout.divergences, log_ratios)
     np.testing.assert_allclose(rolled(estimator=K3()).divergences, np.expm1(-log_ratios) + log_ratios, atol=1e-5)
     found, wanted = rolled(estimator=Exact()), np.zeros_like(log_ratios)
     np.testing.assert_array_equal(found.log_probs, rollout.log_probs)  # the same draws
     for k, tokens in enumerate(rollout.columns["tokens"]):
-        source = corpus.train.sources[k // SETTINGS.samples_per_source]
-        laws = [teacher_forced(who, source, tokens) / 0.8 for who in (lively, policy)]
-        own, other = (law - np.log(np.exp(law).sum(-1, keepdims=True)) for law in laws)
+        source = text.sources[k // SETTINGS.samples_per_source]
+        logits = [teacher_forced(who, source, tokens) / 0.8 for who in (lively, policy)]
+        own, other = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in logits)
         wanted[k, : len(tokens)] = (np.exp(own) * (own - other)).sum(-1)
     np.testing.assert_allclose(found.divergences, wanted, atol=1e-4)
     assert (found.divergences[rollout.mask] > 0).all() and not (rollout.divergences[rollout.mask] > 0).all()
@@ -129,10 +145,12 @@ def test_sources_are_gone_through_before_any_comes_again(corpus):
 
 
 def test_what_no_ratio_can_be_taken_of_is_refused(rolled):
-    with pytest.raises(UserError, match="top_k 5"):
-        RolloutSettings(sampling=SamplingSettings(top_k=5))
+    sampling = SETTINGS.sampling(12)  # no setting of a rollout cuts the distribution
+    assert (sampling.temperature, sampling.top_k, sampling.top_p) == (0.8, 0, 1.0)
+    with pytest.raises(UserError, match="temperature must be above 0, not 0"):
+        RolloutSettings(temperature=0.0)
     with pytest.raises(UserError, match=r"batch\.target_tokens 64 is less than .* 65"):
-        rolled(sampling=SamplingSettings(max_target_tokens=65))
+        rolled(max_target_tokens=65)
     with pytest.raises(UserError, match="samples_per_source 0"):
         RolloutSettings(samples_per_source=0)
     with pytest.raises(UserError, match=r"missing_eos_penalty -1\.0"):
@@ -141,4 +159,4 @@ def test_what_no_ratio_can_be_taken_of_is_refused(rolled):
 
 def test_examples_of_one_token_are_rolled_like_others(lively, batch):
     one = Examples([lively.encode_sources(["na"])[0]], [np.asarray([lively.tokenizer.eos_id], np.int32)])
-    assert [len(x) for x in law_log_probs(lively, one, batch, 0.8)] == [1]
+    assert [len(x) for x in token_log_probs(lively, one, batch, temperature=0.8, same_shapes=True)] == [1]

@@ -1,8 +1,10 @@
 """Packing pairs into rows, and rows into batches that can be resumed and shared between processes."""
 
+from dataclasses import replace
 from itertools import chain, islice, pairwise
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,8 +12,10 @@ from hypothesis import strategies as st
 
 from rest.data.batches import (
     Batch,
+    BatchOverrides,
     BatchSettings,
     Examples,
+    bucket,
     evaluation_batches,
     fitting,
     gather_tokens,
@@ -19,9 +23,9 @@ from rest.data.batches import (
     pad,
     padded_batches,
     plan_rows,
-    room,
     training_batches,
 )
+from rest.data.segments import Segments
 from rest.errors import UserError
 
 PAD = 0
@@ -93,7 +97,7 @@ def test_every_row_keeps_within_its_capacity_and_every_pair_has_one_row(lengths,
     for row in plan.rows:
         assert sum(lengths[pair][0] for pair in row) <= 16
         assert sum(lengths[pair][1] for pair in row) <= 16
-    assert plan.max_pairs == room(max(len(row) for row in plan.rows))
+    assert plan.max_pairs == bucket(max(len(row) for row in plan.rows))
 
 
 @given(LENGTHS)
@@ -191,6 +195,12 @@ def test_a_batch_has_at_least_one_row():
     assert BatchSettings(batch_tokens=10, source_tokens=16, target_tokens=16).rows == 1
 
 
+def test_what_a_stage_has_otherwise_is_put_in_the_place_of_what_is_shared():
+    shared = BatchSettings(512, 64, 48, share_sources=True)
+    assert BatchOverrides().of(shared) == shared
+    assert BatchOverrides(batch_tokens=96, share_sources=False).of(shared) == BatchSettings(96, 64, 48)
+
+
 def test_pad_puts_rows_side_by_side():
     assert pad([[1, 2], [], [3]], 3, 9).tolist() == [[1, 2, 9], [9, 9, 9], [3, 9, 9]]
 
@@ -258,15 +268,14 @@ def test_numbers_of_tokens_are_packed_with_their_pairs_and_found_again(lengths):
     assert [y.tolist() for y in found] == [y.tolist() for y in of_tokens]
 
 
-@given(LENGTHS, st.integers(1, 3), st.integers(0, 9))
-def test_minibatches_have_every_pair_once_and_one_shape_whatever_the_pairs(lengths, accumulate, seed):
+@given(LENGTHS, st.integers(1, 9), st.integers(0, 9))
+def test_minibatches_have_every_pair_once_and_one_shape_whatever_the_pairs(lengths, height, seed):
     examples = made(lengths)
-    batches = minibatches(examples, settings(), pad_id=PAD, seed=seed, accumulate=accumulate)
-    micro = [jax.tree.map(lambda leaf, i=i: leaf[i], batch) for batch in batches for i in range(accumulate)]
-    for part in micro:
+    batches = minibatches(examples, settings(height), pad_id=PAD, seed=seed)
+    for part in batches:
         check(part, examples)
-        assert part.target.shape == (3, 16) and part.sequence_ids.shape == (3, 16)
-    assert sorted(sequence_ids(micro)) == list(range(len(examples)))
+        assert part.target.shape == (height, 16) and part.sequence_ids.shape == (height, 16)
+    assert sorted(sequence_ids(batches)) == list(range(len(examples)))
     rows = [int((batch.sequence_ids >= 0).any(-1).sum()) for batch in batches]
     assert max(rows) - min(rows) <= 1  # no batch is left with the rest
 
@@ -275,3 +284,76 @@ def test_minibatches_differ_from_epoch_to_epoch():
     one, same_again, other = (minibatches(many(), settings(), pad_id=PAD, seed=seed) for seed in (1, 1, 2))
     assert all(same(a, b) for a, b in zip(one, same_again, strict=True))
     assert not all(same(a, b) for a, b in zip(one, other, strict=True))
+
+
+# The algebra of segments, against a loop over tokens
+
+IDS = np.array([[1, 1, 2, 3, 3, 3, 0, 0], [1, 2, 2, 2, 2, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 0]])
+SEGMENTS, Q = Segments(jnp.asarray(IDS)), 4
+NUMBERS = -np.random.default_rng(0).integers(1, 99, (3, 8)).astype(np.float32)
+
+
+def by_sequence(of, numbers=NUMBERS) -> np.ndarray:
+    """`of` the numbers of each sequence, 0 for one that a row does not have."""
+    found = [[numbers[row][IDS[row] == q + 1] for q in range(Q)] for row in range(3)]
+    nothing = np.zeros_like(numbers[0, 0])
+    return np.asarray([[of(part) if len(part) else nothing for part in parts] for parts in found], np.float32)
+
+
+def test_numbers_of_tokens_become_numbers_of_their_sequences():
+    np.testing.assert_array_equal(SEGMENTS.sums(jnp.asarray(NUMBERS), Q), by_sequence(np.sum))
+    np.testing.assert_array_equal(SEGMENTS.lowest(jnp.asarray(NUMBERS), Q), by_sequence(np.min))
+    np.testing.assert_array_equal(SEGMENTS.lengths(Q), by_sequence(len))
+    features = np.stack([NUMBERS, 2 * NUMBERS], -1)
+    means = by_sequence(lambda part: part.mean(0), features)
+    np.testing.assert_allclose(SEGMENTS.means(jnp.asarray(features), Q), means, rtol=1e-6)
+
+
+def test_numbers_of_sequences_reach_their_tokens_and_tokens_see_what_comes_later_in_theirs():
+    numbers = np.arange(3 * Q).reshape(3, Q)
+    mask, own = np.asarray(SEGMENTS.mask), np.asarray(SEGMENTS.own(Q))
+    assert (mask == (IDS > 0)).all() and (own.sum(-1) == mask).all()
+    spread, flags = SEGMENTS.spread(jnp.asarray(numbers)), SEGMENTS.spread(jnp.asarray(numbers % 2 == 0))
+    assert flags.dtype == bool
+    for row, token in zip(*np.nonzero(mask), strict=True):
+        number = numbers[row, IDS[row, token] - 1]
+        assert spread[row, token] == number and flags[row, token] == (number % 2 == 0)
+        assert own[row, token, IDS[row, token] - 1]
+    for steps in (0, 1, 2, 9):
+        later = np.asarray(SEGMENTS.later(jnp.asarray(NUMBERS), steps, end=7.0))
+        for row, token in zip(*np.nonzero(mask), strict=True):
+            goes_on = token + steps < 8 and IDS[row, token + steps] == IDS[row, token]
+            assert later[row, token] == (NUMBERS[row, token + steps] if goes_on else 7.0)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_token_of_a_packed_pair_sees_its_own_source_and_what_precedes_it_in_its_target(shared):
+    sources, targets = made([(5, 1), (2, 1), (4, 1)]).sources, made([(1, n) for n in (3, 2, 4, 1, 5, 2)]).targets
+    source_of = np.array([0, 0, 1, 1, 2, 2])
+    examples = Examples(sources if shared else [sources[k] for k in source_of], targets)
+    examples = replace(examples, source_of=source_of) if shared else examples
+    for batch in evaluation_batches(examples, settings(2), pad_id=PAD):
+        # every token is another number, so that a token says which pair it is of
+        source_at, target_at = ({int(x): k for k, ids in enumerate(side) for x in ids} for side in (sources, targets))
+        own_source = np.vectorize(lambda token, at=source_at: at.get(int(token), -1))(batch.source)
+        own_target = np.vectorize(lambda token, at=target_at: at.get(int(token), -1))(batch.target)
+        wanted_source = np.where(own_target >= 0, source_of[own_target], -2)
+        earlier = np.tril(np.ones((16, 16), bool))
+        real = (own_target >= 0)[:, None]
+        together = (own_target[:, :, None] == own_target[:, None, :]) & real
+        tokens = jax.tree.map(jnp.asarray, batch)
+        np.testing.assert_array_equal(tokens.target_mask(), together & earlier)
+        np.testing.assert_array_equal(tokens.target_mask(causal=False), together)
+        across = wanted_source[:, :, None] == own_source[:, None, :]
+        if shared:
+            np.testing.assert_array_equal(tokens.cross_mask(), across)
+            within = (own_source[:, :, None] == own_source[:, None, :]) & (own_source >= 0)[:, None]
+            np.testing.assert_array_equal(tokens.source_mask(), within)
+        else:  # each pair has its copy of the source
+            seen = np.asarray(tokens.cross_mask())
+            assert not (seen & ~across).any()
+            lengths = np.array([len(ids) for ids in sources])
+            assert (seen.sum(-1) == np.where(own_target >= 0, lengths[wanted_source], 0)).all()
+        assert batch.sequences == batch.sequence_ids.shape[1]
+        assert batch.real.sum() == len(set(own_target.ravel()) - {-1})
+        np.testing.assert_array_equal(batch.targets.ids, batch.target_segments)

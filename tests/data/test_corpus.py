@@ -23,7 +23,6 @@ from rest.data.corpus import (
     TabSeparated,
     TensorflowDataset,
     TextFiles,
-    count_words,
 )
 from rest.data.synthetic import SyntheticLanguage
 from rest.errors import UserError
@@ -353,13 +352,6 @@ def test_a_split_without_sentences_is_refused(tmp_path: Path) -> None:
     assert f"{settings.dev_source}: no dev sentence is left (read 0," in refused(settings)
     settings = text_files(tmp_path, train_source=b"\n\n\n")
     assert "no train sentence is left (read 3, kept 0, empty 3," in refused(settings)
-
-
-def test_words_are_counted_in_scripts_without_spaces() -> None:
-    assert count_words("") == count_words(" \u3000\x85") == 0
-    assert count_words("two words") == count_words("zwei Wörter") == 2
-    assert count_words("我有2只猫。") == 6  # 我 有 2 只 猫 。
-    assert count_words("ひとつ\u3000です") == 5
 
 
 def test_settings_are_checked(tmp_path: Path) -> None:

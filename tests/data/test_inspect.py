@@ -1,4 +1,4 @@
-"""What `describe` shows of a small dataset."""
+"""What `overview` shows of a small dataset."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from rest.data.inspect import _lowest, describe
+from rest.data.inspect import _lowest, overview
 from rest.data.shards import write_shard
 from rest.data.store import ScoredDataset, write_manifest
 
@@ -15,7 +15,7 @@ from rest.data.store import ScoredDataset, write_manifest
 def shown(dataset: ScoredDataset, rows: int = 2) -> str:
     console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     with console.file:
-        console.print(describe(dataset, rows))
+        console.print(overview(dataset, rows))
     return console.export_text()
 
 

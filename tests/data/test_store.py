@@ -1,6 +1,7 @@
 """The scored dataset on disk: same rows back, same bytes, damage named, open to other tools."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -250,7 +251,7 @@ def test_rows_that_break_the_contract_are_refused(tmp_path, column, row, value, 
 
 
 def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr(store.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(UserError, match=r"part-00000-of-00001.parquet cannot be written: the disk is full"):
         write_shard(tmp_path, 0, 1, made(0, 1))
     assert not list(tmp_path.iterdir())
@@ -309,15 +310,15 @@ def test_rows_must_rise_and_exist(dataset):
 
 def test_sidecar_columns(dataset, tmp_path):
     scores = np.linspace(0, 1, 36, dtype=np.float32)
-    dataset.write_column("reward_2", scores, {"reward": "chrf"})
+    dataset.sidecars.write("reward_2", scores, {"reward": "chrf"})
     log_probs = all_rows()["log_probs"]
     parts = (log_probs[:20], [], log_probs[20:])
-    dataset.write_column("anchor_log_probs", iter(parts), {})
+    dataset.sidecars.write("anchor_log_probs", iter(parts), {})
     again = ScoredDataset.open(dataset.folder)
-    assert again.identity == dataset.identity and again.column_names == ["anchor_log_probs", "reward_2"]
-    np.testing.assert_array_equal(again.column("reward_2"), scores)
+    assert again.identity == dataset.identity and again.sidecars.names == ["anchor_log_probs", "reward_2"]
+    np.testing.assert_array_equal(again.columns(["reward_2"])["reward_2"], scores)
     np.testing.assert_array_equal(again.columns(["reward_2", "reward"])["reward_2"], scores)
-    found = again.column("anchor_log_probs")
+    found = pa.concat_tables(again.batches(["anchor_log_probs"]))["anchor_log_probs"]
     assert found.type == pa.list_(pa.float32())
     assert found.to_pylist() == [None if row is None else row.tolist() for row in log_probs]
     kept = again.keep(scores > 0.5, ["tokens", "anchor_log_probs"], tmp_path / "cache")
@@ -327,16 +328,16 @@ def test_sidecar_columns(dataset, tmp_path):
 
 def test_a_sidecar_is_whole_unique_and_of_this_dataset(dataset):
     with pytest.raises(ValueError):
-        dataset.write_column("values", [np.zeros(20), np.zeros(0)], {})
+        dataset.sidecars.write("values", [np.zeros(20), np.zeros(0)], {})
     with pytest.raises(ValueError, match=r"part-00000-of-00003.parquet: double \[19\], not \[20\]"):
-        dataset.write_column("values", iter([np.zeros(19)]), {})
-    assert dataset.column_names == [] and not list((dataset.folder / "columns").iterdir())
-    dataset.write_column("values", np.zeros(36, np.float32), {})
+        dataset.sidecars.write("values", iter([np.zeros(19)]), {})
+    assert dataset.sidecars.names == [] and not list((dataset.folder / "columns").iterdir())
+    dataset.sidecars.write("values", np.zeros(36, np.float32), {})
     with pytest.raises(UserError, match="exists already"):
-        dataset.write_column("values", np.zeros(36, np.float32), {})
+        dataset.sidecars.write("values", np.zeros(36, np.float32), {})
     for taken in ("reward", "length", "../x"):
         with pytest.raises(UserError, match="cannot be used"):
-            dataset.write_column(taken, np.zeros(36, np.float32), {})
+            dataset.sidecars.write(taken, np.zeros(36, np.float32), {})
     path = dataset.folder / "columns" / "values" / shard_name(2, 3)
     content = path.read_bytes()
     path.write_bytes(content[:20] + bytes([content[20] ^ 1]) + content[21:])
@@ -345,7 +346,7 @@ def test_a_sidecar_is_whole_unique_and_of_this_dataset(dataset):
     path.write_bytes(content)
     write_manifest(dataset.folder, settings={}, identities={}, seed=8, scale=(0.0, 1.0))
     with pytest.raises(UserError, match="was made for another dataset"):
-        ScoredDataset.open(dataset.folder).column("values")
+        ScoredDataset.open(dataset.folder).columns(["values"])
 
 
 def test_it_opens_in_pandas(dataset):

@@ -44,7 +44,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> ScoredDataset:
         write_shard(folder, shard, 2, columns)
     write_manifest(folder, settings={}, identities={"policy": "ab" * 32}, seed=3, scale=(0.0, 64.0))
     found = ScoredDataset.open(folder)
-    found.write_column("gold", np.linspace(1, 0, ROWS, dtype=np.float32), {})
+    found.sidecars.write("gold", np.linspace(1, 0, ROWS, dtype=np.float32), {})
     return found
 
 

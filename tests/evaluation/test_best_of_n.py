@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from rest.errors import UserError
-from rest.evaluation.best_of_n import BestOfN, Curve, best_of, crossing, kl_bound, measure, order_weights, win_rate
+from rest.evaluation.best_of_n import BestOfN, Curve, best_of, crossing, curves_of, kl_bound, order_weights, win_rate
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "rl_losses.json").read_text())
 SCORES = np.array([[0.1, 0.9, 0.4, 0.7, 0.2, 0.3, 0.8, 0.5]])
@@ -97,7 +97,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     for seed in range(150):
         reward = rng.uniform(size=(50, 6))
         gold = reward / 2 + rng.uniform(-0.5, 0.5, size=(50, 1)) + rng.normal(0, 0.1, (50, 6))
-        curves, _ = measure({"reward": reward, "gold": gold}, seed)
+        curves, _ = curves_of({"reward": reward, "gold": gold}, seed)
         truths = {"reward": n / (n + 1), "gold": n / (n + 1) / 2}
         covered += [(lo <= truths[name]) & (truths[name] <= hi) for name in truths for lo, hi in [curves[name].ci95]]
     share = np.reshape(covered, (150, 2, 6)).mean(0)
@@ -127,5 +127,5 @@ def test_what_has_no_curve_is_refused() -> None:
 
 
 def test_one_sample_has_a_curve_and_no_win_rate() -> None:
-    curves, wins = measure({"reward": np.full((3, 1), 0.5)}, seed=0)
+    curves, wins = curves_of({"reward": np.full((3, 1), 0.5)}, seed=0)
     assert curves["reward"].record() == {"mean": [0.5], "lo": [0.5], "hi": [0.5]} and not wins

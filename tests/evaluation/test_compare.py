@@ -10,7 +10,7 @@ import pytest
 
 from rest.data.corpus import Split
 from rest.errors import UserError
-from rest.evaluation.compare import Evaluated, compare, exploited
+from rest.evaluation.compare import Evaluated, exploited, paired_tests
 from rest.evaluation.outputs import Outputs
 
 SOURCES = 60
@@ -21,17 +21,17 @@ SPLIT = Split("test", np.arange(SOURCES), [f"x{k}" for k in range(SOURCES)], REF
 HARD = rng.uniform(0.2, 0.4, size=(SOURCES, 1))  # what makes a source hard for every policy
 
 
-def policy(reward: float, gold: float, spoilt: float, seed: int = 1) -> Evaluated:
+def policy(reward: float, gold: float, corrupted: float, seed: int = 1) -> Evaluated:
     """Rewards and gold by so much above the others', and a share of the references' words replaced."""
     rng = np.random.default_rng(seed)
-    words = [[w if rng.random() > spoilt else str(rng.choice(WORDS)) for w in y.split()] for y in REFERENCES]
+    words = [[w if rng.random() > corrupted else str(rng.choice(WORDS)) for w in y.split()] for y in REFERENCES]
     greedy = [[" ".join(line)] for line in words]
 
     def noise(n: int) -> np.ndarray:
         return rng.normal(0, 0.05, (SOURCES, n))
 
     samples = {"reward": HARD + reward + noise(3), "gold": HARD + gold + noise(3)}
-    one = {"reward": HARD + reward + noise(1), "gold": HARD + gold + noise(1), "chrf": 100 * (1 - spoilt) + noise(1)}
+    one = {"reward": HARD + reward + noise(1), "gold": HARD + gold + noise(1), "chrf": 100 * (1 - corrupted) + noise(1)}
     return Evaluated(Outputs(SPLIT, [row * 3 for row in greedy], samples), Outputs(SPLIT, greedy, one))
 
 
@@ -49,7 +49,7 @@ BC = policy(0, 0, 0.3, seed=0)
     ],
 )
 def test_the_alarm(new: Evaluated, fell: list[str]) -> None:
-    result = compare(new, BC, seed=0)
+    result = paired_tests(new, BC, seed=0)
     assert result["fell"] == fell and bool(result["rows"]) == bool(fell)
     assert set(result["tests"]) == {"reward", "gold", "bleu", "chrf", "ter"}
 
@@ -64,13 +64,15 @@ def test_further_references_are_kept_with_the_outputs_and_used(tmp_path: Path) -
         greedy = Outputs.read(tmp_path / f"{name}.parquet")
         assert greedy.split.more_references == [said, REFERENCES] and set(greedy.scores) == set(side.greedy.scores)
         sides.append(Evaluated(side.samples, greedy))
-    found, plain = compare(*sides, seed=0)["tests"], compare(new, BC, seed=0)["tests"]
+    found, plain = paired_tests(*sides, seed=0)["tests"], paired_tests(new, BC, seed=0)["tests"]
     assert found["bleu"]["difference"] > plain["bleu"]["difference"] + 5
     assert found["reward"] == plain["reward"]
 
 
 def test_small_wobbles_are_no_alarm() -> None:
-    found = [compare(policy(0.05, 0, 0.3, seed), policy(0, 0, 0.3, seed + 50), seed)["fell"] for seed in range(2, 12)]
+    found = [
+        paired_tests(policy(0.05, 0, 0.3, seed), policy(0, 0, 0.3, seed + 50), seed)["fell"] for seed in range(2, 12)
+    ]
     assert sum(bool(fell) for fell in found) <= 3  # each of four metrics may err at 2.5 %
 
 
@@ -93,4 +95,4 @@ def test_other_text_cannot_be_compared() -> None:
     other = SPLIT.take(list(range(1, SOURCES)))
     cut = Evaluated(Outputs(other, BC.samples.texts[1:], {}), BC.greedy)
     with pytest.raises(UserError, match="different text"):
-        compare(cut, BC, seed=0)
+        paired_tests(cut, BC, seed=0)

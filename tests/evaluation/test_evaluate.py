@@ -1,27 +1,25 @@
 """What a policy is worth: the means are those of what it says, and the KL divergence that of two plain networks."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from rest.errors import UserError
-from rest.evaluation.evaluate import EvaluationSettings, divergences, evaluate, kl_divergence, mean_reward
-from rest.evaluation.text_metrics import copy_rate, self_bleu
+from rest.evaluation.evaluate import EvaluationSettings, divergences, evaluate, mean_reward
+from rest.folder import seed_for
+from rest.learning.mesh import MachineSettings
 from rest.policy.beam import BeamSettings, translate
 from rest.policy.sampler import SamplingSettings, sample
 from rest.reward.reward import Reward
-from rest.stage import seed_for
+from rest.statistics.text_metrics import copy_rate, self_bleu
 
-SAMPLING = SamplingSettings(temperature=0.8, max_target_tokens=12, rows=24)
-SETTINGS = EvaluationSettings(
-    samples_per_source=2,
-    sampling=SAMPLING,
-    beam=BeamSettings(2, max_target_tokens=12, rows=24),
-    dev_samples_per_source=2,
-    shown=3,
-)
+SAMPLING = SamplingSettings(temperature=0.8, max_target_tokens=12)
+BEAM = BeamSettings(2, max_target_tokens=12)
+MACHINE = MachineSettings(rows=24, beam_rows=24)
+SETTINGS = EvaluationSettings(samples_per_source=2, dev_samples_per_source=2, shown=3)
 
 
 def words(sources, hypotheses, references):
@@ -38,29 +36,45 @@ def gold(sources, hypotheses):
 
 @pytest.fixture(scope="module")
 def dev(corpus, policy):
-    short = [row for row, ids in enumerate(policy.encode_sources(corpus.dev.sources)) if len(ids) <= 32]
+    """Sources that share one width, so that samplers and beam search are compiled once."""
+    short = [row for row, ids in enumerate(policy.encode_sources(corpus.dev.sources)) if len(ids) <= 16]
     return corpus.dev.take(short[:12])
 
 
 @pytest.fixture(scope="module")
-def evaluation(lively, policy, dev, batch):
-    return evaluate(lively, dev, REWARD, SETTINGS, bc=policy, batch=batch, gold=gold, seed=0)
+def evaluated(lively, policy, batch):
+    """The evaluation of `lively` beside `policy` as BC."""
+    return partial(
+        evaluate, lively, reward=REWARD, sampling=SAMPLING, beam=BEAM, bc=policy, batch=batch, seed=0, machine=MACHINE
+    )
+
+
+@pytest.fixture(scope="module")
+def evaluation(evaluated, dev):
+    return evaluated(split=dev, settings=SETTINGS, gold=gold)
+
+
+def drawn_of(policy, split, n=2, settings=SAMPLING, purpose="sample dev"):
+    """What an evaluation draws."""
+    return sample(policy, split.sources, split.ids, n, settings, seed=seed_for(0, purpose), machine=MACHINE)
+
+
+def mean_of(split, settings=SETTINGS, reward=REWARD, seed=0):
+    return mean_reward(split, reward, settings, SAMPLING, seed, MACHINE)
 
 
 def test_mean_reward_is_that_of_the_samples_and_the_same_at_every_call(lively, policy, dev):
-    score = mean_reward(policy, dev, REWARD, SETTINGS, seed=0)
-    drawn = sample(lively, dev.sources, dev.ids, 2, SAMPLING, seed=seed_for(0, f"sample {dev.name}"))
-    by_hand = np.mean([len(text.split()) / 24 for texts in drawn.texts for text in texts])
-    assert score(lively.parameters) == {"score": pytest.approx(by_hand, rel=1e-6)}
-    assert score(lively.parameters) == score(lively.parameters)
-    assert score(policy.parameters) != score(lively.parameters)
-    assert mean_reward(policy, dev, REWARD, SETTINGS, seed=1)(lively.parameters) != score(lively.parameters)
+    score = mean_of(dev)
+    by_hand = np.mean([len(text.split()) / 24 for texts in drawn_of(lively, dev).texts for text in texts])
+    assert score(lively) == {"score": pytest.approx(by_hand, rel=1e-6)}
+    assert score(lively) == score(lively)
+    assert score(policy) != score(lively)
+    assert mean_of(dev, seed=1)(lively) != score(lively)
 
 
 def test_mean_reward_can_look_at_the_first_sources_only(lively, dev):
-    some = mean_reward(lively, dev, REWARD, replace(SETTINGS, dev_sources=5), seed=0)
-    first = mean_reward(lively, dev.take(slice(0, 5)), REWARD, SETTINGS, seed=0)
-    assert some(lively.parameters) == first(lively.parameters)
+    some = mean_of(dev, replace(SETTINGS, dev_sources=5))
+    assert some(lively) == mean_of(dev.take(slice(0, 5)))(lively)
 
 
 def test_a_reward_gets_the_source_and_reference_of_each_hypothesis(lively, dev):
@@ -70,7 +84,7 @@ def test_a_reward_gets_the_source_and_reference_of_each_hypothesis(lively, dev):
         seen.append((sources, references))
         return np.zeros(len(hypotheses))
 
-    mean_reward(lively, dev, Reward(watch), SETTINGS, seed=0)(lively.parameters)
+    mean_of(dev, reward=Reward(watch))(lively)
     [(sources, references)] = seen
     assert sources == [x for x in dev.sources for _ in range(2)]
     assert references == [y for y in dev.references for _ in range(2)]
@@ -78,8 +92,8 @@ def test_a_reward_gets_the_source_and_reference_of_each_hypothesis(lively, dev):
 
 def test_the_metrics_are_those_of_the_outputs(evaluation, lively, dev):
     metrics = evaluation.metrics
-    greedy = translate(lively, dev.sources, replace(SETTINGS.beam, beams=1))
-    beam = translate(lively, dev.sources, SETTINGS.beam)
+    greedy = translate(lively, dev.sources, replace(BEAM, beams=1), MACHINE)
+    beam = translate(lively, dev.sources, BEAM, MACHINE)
     assert metrics["reward_greedy_mean"] == pytest.approx(np.mean([len(y.split()) / 24 for y in greedy]))
     assert metrics["reward_beam_mean"] == pytest.approx(np.mean([len(y.split()) / 24 for y in beam]))
     assert metrics["gold_greedy_mean"] == pytest.approx(np.mean([0.5 * (len(y) % 2) for y in greedy]))
@@ -92,24 +106,23 @@ def test_the_metrics_are_those_of_the_outputs(evaluation, lively, dev):
     assert {"bleu", "bleu_signature", "bleu_beam", "chrf", "chrf_signature", "chrf_beam"} < set(metrics)
 
 
-def test_further_references_and_the_tokenizer_of_bleu_are_used(evaluation, lively, policy, dev, batch):
-    greedy = translate(lively, dev.sources, replace(SETTINGS.beam, beams=1))
+def test_further_references_and_the_tokenizer_of_bleu_are_used(evaluation, evaluated, lively, dev):
+    greedy = translate(lively, dev.sources, replace(BEAM, beams=1), MACHINE)
     two = replace(dev, more_references=[greedy])
     settings = replace(SETTINGS, bleu_tokenizer="char")
-    found = evaluate(lively, two, REWARD, settings, bc=policy, batch=batch, gold=gold, seed=0).metrics
+    found = evaluated(split=two, settings=settings, gold=gold).metrics
     assert evaluation.metrics["bleu"] < 50 and found["bleu"] == pytest.approx(100) and found["ter"] == 0
     assert "nrefs:2|" in found["bleu_signature"] and "tok:char|" in found["bleu_signature"]
     assert found["reward_mean"] == evaluation.metrics["reward_mean"]
 
 
-def test_a_separate_judge_scores_the_samples(evaluation, lively, policy, dev, batch):
+def test_a_separate_judge_scores_the_samples(evaluation, evaluated, lively, dev):
     def letters(sources, hypotheses, references):
         return np.array([min(1.0, len(y) / 60) for y in hypotheses], np.float32)
 
     settings = replace(SETTINGS, judge=Reward(letters), judge_limit=0.4)
-    found = evaluate(lively, dev, REWARD, settings, bc=policy, batch=batch, gold=gold, seed=0).metrics
-    drawn = sample(lively, dev.sources, dev.ids, 2, SAMPLING, seed=seed_for(0, f"sample {dev.name}"))
-    lengths = [len(text) for texts in drawn.texts for text in texts]
+    found = evaluated(split=dev, settings=settings, gold=gold).metrics
+    lengths = [len(text) for texts in drawn_of(lively, dev).texts for text in texts]
     assert found["judge_mean"] == pytest.approx(np.mean([min(1, length / 60) for length in lengths]))
     assert 0 < found["judge_above_mean"] < 1
     assert found["judge_above_mean"] == pytest.approx(np.mean([length > 24 for length in lengths]))
@@ -118,28 +131,27 @@ def test_a_separate_judge_scores_the_samples(evaluation, lively, policy, dev, ba
     assert found.items() >= evaluation.metrics.items()
 
 
-def test_the_reward_is_compared_with_gold_and_with_what_it_was_at_first(evaluation, lively, policy, dev, batch):
-    drawn = sample(lively, dev.sources, dev.ids, 2, SAMPLING, seed=seed_for(0, f"sample {dev.name}"))
-    texts = [text for of_source in drawn.texts for text in of_source]
+def test_the_reward_is_compared_with_gold_and_with_what_it_was_at_first(evaluation, evaluated, lively, dev):
+    texts = [text for of_source in drawn_of(lively, dev).texts for text in of_source]
     ranks = stats.spearmanr(words(None, texts, None), gold(None, texts)).statistic
     assert evaluation.metrics["reward_gold_spearman"] == pytest.approx(ranks)
     first = Reward(words, (0.0, 48.0))
-    found = evaluate(lively, dev, REWARD, SETTINGS, bc=policy, batch=batch, gold=gold, seed=0, first=first).metrics
+    found = evaluated(split=dev, settings=SETTINGS, gold=gold, first=first).metrics
     assert found["first_reward_mean"] == pytest.approx(found["reward_mean"] / 2)
     assert found["first_reward_ci95"] == pytest.approx([end / 2 for end in found["reward_ci95"]])
     assert found["first_reward_gold_spearman"] == pytest.approx(found["reward_gold_spearman"])
     assert found.items() >= evaluation.metrics.items()
 
 
-def test_evaluating_again_gives_the_same_numbers(evaluation, lively, policy, dev, batch):
-    again = evaluate(lively, dev, REWARD, SETTINGS, bc=policy, batch=batch, gold=gold, seed=0)
+def test_evaluating_again_gives_the_same_numbers(evaluation, evaluated, dev):
+    again = evaluated(split=dev, settings=SETTINGS, gold=gold)
     assert again.metrics == evaluation.metrics and again.shown == evaluation.shown
     assert again.samples.texts == evaluation.samples.texts
 
 
-def test_gold_and_references_are_reported_only_where_there_are_any(evaluation, lively, policy, dev, batch):
+def test_gold_and_references_are_reported_only_where_there_are_any(evaluation, evaluated, dev):
     bare = replace(dev, references=None)
-    found = evaluate(lively, bare, REWARD, SETTINGS, bc=policy, batch=batch, gold=None, seed=0)
+    found = evaluated(split=bare, settings=SETTINGS, gold=None)
     expected = {
         "reward_mean",
         "reward_ci95",
@@ -162,7 +174,7 @@ def test_gold_and_references_are_reported_only_where_there_are_any(evaluation, l
 
 
 def test_the_first_sources_are_shown_with_their_greedy_output(evaluation, lively, dev):
-    greedy = translate(lively, dev.sources, replace(SETTINGS.beam, beams=1))
+    greedy = translate(lively, dev.sources, replace(BEAM, beams=1), MACHINE)
     assert [row["source"] for row in evaluation.shown] == dev.sources[:3]
     for row, reference, hypothesis in zip(evaluation.shown, dev.references, greedy, strict=False):
         assert row["reference"] == reference and row["hypothesis"] == hypothesis
@@ -171,45 +183,46 @@ def test_the_first_sources_are_shown_with_their_greedy_output(evaluation, lively
 
 
 def test_a_policy_does_not_diverge_from_itself(lively, dev, batch):
-    assert kl_divergence(lively, lively, dev, SETTINGS, batch, seed=0) == pytest.approx(0, abs=1e-4)
+    assert kl(lively, lively, dev, batch) == pytest.approx(0, abs=1e-4)
 
 
-def test_the_divergence_is_that_of_draws_at_temperature_one(lively, policy, dev, batch, teacher_forced):
+def kl(policy, anchor, split, batch, sampling=SAMPLING):
+    return divergences(policy, {"it": anchor}, split, sampling, batch, 0, MACHINE)["kl_to_it"]
+
+
+def test_the_divergence_is_that_of_draws_at_temperature_one(evaluated, lively, policy, dev, batch, teacher_forced):
     def log_prob(who, source, tokens):
         logits = teacher_forced(who, source, tokens)
         return (logits - np.log(np.exp(logits).sum(1, keepdims=True)))[np.arange(len(tokens)), tokens].sum()
 
-    # whatever law Grow samples from
-    settings = replace(SETTINGS, sampling=replace(SAMPLING, temperature=0.3, top_k=7, top_p=0.9))
-    law = replace(SAMPLING, temperature=1.0)
-    drawn = sample(lively, dev.sources, dev.ids, 1, law, seed=seed_for(0, "kl"))
+    # whatever Grow samples from
+    sampling = replace(SAMPLING, temperature=0.3, top_k=7, top_p=0.9)
+    drawn = drawn_of(lively, dev, 1, replace(SAMPLING, temperature=1.0), "kl")
     by_hand = np.mean(
         [
             log_prob(lively, source, tokens) - log_prob(policy, source, tokens)
             for source, [tokens] in zip(dev.sources, drawn.tokens, strict=True)
         ]
     )
-    assert kl_divergence(lively, policy, dev, settings, batch, seed=0) == pytest.approx(by_hand, abs=1e-3)
+    assert kl(lively, policy, dev, batch, sampling) == pytest.approx(by_hand, abs=1e-3)
     assert by_hand > 1
-    few = replace(settings, kl_sources=4)
-    assert kl_divergence(lively, policy, dev, few, batch, seed=0) == pytest.approx(
-        kl_divergence(lively, policy, dev.take(slice(0, 4)), settings, batch, seed=0)
-    )
+    few = evaluated(split=dev, settings=replace(SETTINGS, kl_sources=4), gold=None).metrics
+    assert few["kl_to_bc"] == pytest.approx(kl(lively, policy, dev.take(slice(0, 4)), batch, sampling))
 
 
 def test_draws_longer_than_a_row_are_refused_by_the_settings_to_change(policy, dev, batch):
     short = replace(batch, target_tokens=8)
     with pytest.raises(UserError, match=r"batch.target_tokens 8 is less than max_target_tokens 12"):
-        kl_divergence(policy, policy, dev, SETTINGS, short, seed=0)
+        kl(policy, policy, dev, short)
 
 
 def test_entropy_and_divergences_come_from_the_same_draws(lively, policy, dev, batch):
-    found = divergences(lively, {"bc": policy, "previous": lively, "none": None}, dev, SETTINGS, batch, seed=0)
+    anchors = {"bc": policy, "previous": lively, "none": None}
+    found = divergences(lively, anchors, dev, SAMPLING, batch, 0, MACHINE)
     assert set(found) == {"entropy", "kl_to_bc", "kl_to_previous"}
     assert found["kl_to_previous"] == pytest.approx(0, abs=1e-4)
-    assert found["kl_to_bc"] == kl_divergence(lively, policy, dev, SETTINGS, batch, seed=0)
-    law = replace(SAMPLING, temperature=1.0)
-    drawn = sample(lively, dev.sources, dev.ids, 1, law, seed=seed_for(0, "kl"))
+    assert found["kl_to_bc"] == kl(lively, policy, dev, batch)
+    drawn = drawn_of(lively, dev, 1, replace(SAMPLING, temperature=1.0), "kl")
     assert found["entropy"] == pytest.approx(-np.mean([row[0].sum() for row in drawn.log_probs]), rel=1e-5)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from rest.data.corpus import Split
 from rest.errors import UserError
-from rest.evaluation.human import export_sheet, import_sheets, krippendorff
+from rest.evaluation.human import export_sheet, import_sheets, krippendorffs_alpha
 from rest.evaluation.outputs import Outputs
 
 SOURCES = 50
@@ -72,7 +72,7 @@ def test_the_raters_are_understood(sheet: Path, tmp_path: Path) -> None:
     assert one.difference == pytest.approx(2 * 45 / 50, abs=0.3) and one.ci95[0] > 0 and one.p < 0.01
     assert two.difference == pytest.approx(1 * 45 / 50, abs=0.3)
     assert two.reward_difference == pytest.approx(0.2)
-    assert found.rank_correlation == -1 and found.ranks() == {"improve-1-1": (1, 2), "improve-1-2": (2, 1)}
+    assert found.kendall == -1 and found.ranks() == {"improve-1-1": (1, 2), "improve-1-2": (2, 1)}
     assert found.agreement is not None and -0.2 < found.agreement < 0.6
     calm = [fill(sheet, tmp_path / f"calm{k}.csv", k, noise=0.01) for k in range(2)]
     assert import_sheets(calm, tmp_path / "key.json").agreement == pytest.approx(1)
@@ -90,8 +90,8 @@ def test_krippendorffs_alpha_is_that_of_his_example() -> None:
             [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, gone],
         ]
     )
-    assert krippendorff(ratings) == pytest.approx(0.849, abs=5e-4)
-    assert krippendorff(ratings[:1]) is None and krippendorff(np.ones((2, 3))) is None
+    assert krippendorffs_alpha(ratings) == pytest.approx(0.849, abs=5e-4)
+    assert krippendorffs_alpha(ratings[:1]) is None and krippendorffs_alpha(np.ones((2, 3))) is None
 
 
 @pytest.mark.parametrize(

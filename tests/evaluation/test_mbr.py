@@ -15,12 +15,14 @@ from rest.evaluation.best_of_n import BestOfN
 from rest.evaluation.decoding import Beam, DecodingSettings, Sampled, evaluate_decoding
 from rest.evaluation.mbr import MBR, ChrF, Pairwise, choose
 from rest.evaluation.outputs import draw
+from rest.learning.mesh import MachineSettings
 from rest.policy.beam import BeamSettings, translate
 from rest.policy.sampler import SamplingSettings
 from rest.reward.reference_based import SentenceBLEU, SentenceChrF
 from rest.reward.reward import Reward
 
-SAMPLING = SamplingSettings(temperature=0.8, max_target_tokens=12, rows=24)
+SAMPLING = SamplingSettings(temperature=0.8, max_target_tokens=12)
+MACHINE = MachineSettings(rows=24, beam_rows=24)
 texts = st.lists(st.text("ab c", max_size=9), min_size=1, max_size=5)
 
 
@@ -77,20 +79,20 @@ def words(sources, hypotheses, references):
 
 @pytest.fixture(scope="module")
 def test_split(corpus, policy):
-    short = [row for row, ids in enumerate(policy.encode_sources(corpus.dev.sources)) if len(ids) <= 32]
+    short = [row for row, ids in enumerate(policy.encode_sources(corpus.dev.sources)) if len(ids) <= 16]
     return corpus.dev.take(short[:12])
 
 
 def test_every_way_gives_what_it_says(lively, test_split):
-    samples = draw(lively, test_split, 4, SAMPLING, seed=0)
-    beam = BeamSettings(2, max_target_tokens=12, rows=24)
-    assert Beam(beam)(lively, test_split, None, 0) == translate(lively, test_split.sources, beam)
-    assert Sampled(SAMPLING)(lively, test_split, None, 0) == [row[0] for row in samples]
-    best = BestOfN(4, SAMPLING)(lively, test_split, words, 0)
+    samples = draw(lively, test_split, 4, SAMPLING, 0, MACHINE)
+    beam = BeamSettings(2, max_target_tokens=12)
+    assert Beam(beam)(lively, test_split, None, 0, MACHINE) == translate(lively, test_split.sources, beam, MACHINE)
+    assert Sampled(SAMPLING)(lively, test_split, None, 0, MACHINE) == [row[0] for row in samples]
+    best = BestOfN(4, SAMPLING)(lively, test_split, words, 0, MACHINE)
     assert [len(y.split()) for y in best] == [max(len(y.split()) for y in row) for row in samples]
     mbr = MBR(4, sampling=SAMPLING)
-    assert mbr(lively, test_split, None, 0) == [choose(ChrF(), "", row) for row in samples]
-    pruned = replace(mbr, prune_to=1)(lively, test_split, words, 0)
+    assert mbr(lively, test_split, None, 0, MACHINE) == [choose(ChrF(), "", row) for row in samples]
+    pruned = replace(mbr, prune_to=1)(lively, test_split, words, 0, MACHINE)
     assert pruned == best
     metrics, outputs = evaluate_decoding(best, test_split, Reward(words, (0.0, 24.0)), None, 0)
     assert metrics["reward_mean"] == pytest.approx(np.mean([len(y.split()) / 24 for y in best]))
@@ -111,8 +113,8 @@ def test_settings_name_their_decoder() -> None:
 
 def test_what_cannot_be_chosen_is_refused(lively, test_split) -> None:
     with pytest.raises(UserError, match="there is none"):
-        BestOfN(2, SAMPLING)(lively, test_split, None, 0)
+        BestOfN(2, SAMPLING)(lively, test_split, None, 0, MACHINE)
     with pytest.raises(UserError, match="no reward"):
-        MBR(2, prune_to=1, sampling=SAMPLING)(lively, test_split, None, 0)
+        MBR(2, prune_to=1, sampling=SAMPLING)(lively, test_split, None, 0, MACHINE)
     with pytest.raises(UserError, match="n 0"):
         MBR(0)

@@ -73,6 +73,18 @@ def test_parameters_optimizer_and_progress_come_back_in_another_process_too(tmp_
     again.close()
 
 
+@pytest.mark.parametrize("optimizer", [optax.identity, optax.scale_by_sign, lambda: optax.chain(optax.identity())])
+def test_an_optimizer_without_a_state_comes_back_as_it_is(optimizer, tmp_path):
+    weights = {"w": jnp.ones(2)}
+    without = State(weights, optimizer().init(weights), {"steps": 1})
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, without, 0.5)
+    restored = checkpoints.restore(1, without)
+    checkpoints.close()
+    assert restored.optimizer == without.optimizer and type(restored.optimizer) is type(without.optimizer)
+    assert equal(restored.parameters, weights) and restored.progress == {"steps": 1}
+
+
 def test_what_is_saved_is_the_moment_of_the_call_though_it_is_written_later(tmp_path):
     change = jax.jit(lambda w: w + 1, donate_argnums=0)
     weights, progress = jnp.zeros(4_000_000), {"history": [1]}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rest.errors import UserError
-from rest.learning.divergence import K1, K2, K3, Adaptive, Fixed, exact
+from rest.learning.divergence import K1, K2, K3, AdaptiveCoefficient, FixedCoefficient, exact
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "rl_losses.json").read_text())
 LOG_RATIOS = jnp.asarray(GOLDEN["inputs"]["log_probs"]) - jnp.asarray(GOLDEN["inputs"]["anchor_log_probs"])
@@ -56,7 +56,7 @@ def test_the_exact_divergence_is_not_disturbed_by_what_is_never_drawn():
 
 def test_the_adaptive_coefficient_is_that_of_the_peers():
     given = GOLDEN["adaptive_kl"]
-    adaptive = Adaptive(given["init"], float(given["target"]), given["horizon"])
+    adaptive = AdaptiveCoefficient(given["init"], float(given["target"]), given["horizon"])
     coefficient, seen = adaptive.start, []
     for divergence in given["kl_sequence"]:
         coefficient = adaptive.after(coefficient, float(divergence), given["n"])
@@ -67,9 +67,9 @@ def test_the_adaptive_coefficient_is_that_of_the_peers():
 
 
 def test_a_fixed_coefficient_stays():
-    assert Fixed(0.3).after(Fixed(0.3).start, 50.0, 256) == 0.3
+    assert FixedCoefficient(0.3).after(FixedCoefficient(0.3).start, 50.0, 256) == 0.3
 
 
 def test_a_target_of_nothing_is_refused():
     with pytest.raises(UserError, match=r"target 0\.0"):
-        Adaptive(target=0.0)
+        AdaptiveCoefficient(target=0.0)

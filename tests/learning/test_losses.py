@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rest.data.segments import Segments
 from rest.learning.losses import (
     GOLD,
     NLL,
@@ -18,7 +19,7 @@ from rest.learning.losses import (
     SquaredError,
     Tokens,
     VTrace,
-    divergence,
+    kl_of_anchor,
 )
 from rest.learning.preferences import CPO
 
@@ -29,7 +30,7 @@ MASK = SEGMENTS > 0
 
 
 def nll(log_probs, means, segments, smoothing=0.1):
-    return NLL(smoothing)(Tokens(log_probs, means, segments), {})
+    return NLL(smoothing)(Tokens(log_probs, means, Segments(segments)), {})
 
 
 def test_negative_log_likelihood_sums_over_the_real_tokens():
@@ -103,19 +104,19 @@ REAL = np.asarray(ROWS) > 0
 
 
 def tokens(columns=None, token_columns=None, log_probs=LABELS):
-    return Tokens(log_probs, SPREAD, ROWS, columns or {}, token_columns or {})
+    return Tokens(log_probs, SPREAD, Segments(ROWS), columns or {}, token_columns or {})
 
 
 RL = {"value": VALUE, "anchor_log_probs": ANCHOR, "bc_log_probs": BC}
 
 
 def test_columns_reach_the_tokens_of_their_sequence():
-    np.testing.assert_allclose(tokens().spread(REWARD)[REAL], [1.0] * 3 + [0.25] * 2 + [0.75] * 4)
-    sums = tokens().sums(jnp.ones_like(LABELS), 3)
+    np.testing.assert_allclose(tokens().segments.spread(REWARD)[REAL], [1.0] * 3 + [0.25] * 2 + [0.75] * 4)
+    sums = tokens().segments.sums(jnp.ones_like(LABELS), 3)
     np.testing.assert_array_equal(sums, [[3, 2, 0], [4, 0, 0]])
-    later = tokens().later(VALUE, 1, end=-1.0)
+    later = tokens().segments.later(VALUE, 1, end=-1.0)
     np.testing.assert_allclose(later[REAL], [0.75, 0.875, -1, 0.125, -1, 0.625, 0.75, 0.8125, -1])
-    assert (np.asarray(tokens().later(VALUE, 7, end=-1.0))[REAL] == -1).all()
+    assert (np.asarray(tokens().segments.later(VALUE, 7, end=-1.0))[REAL] == -1).all()
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -191,7 +192,7 @@ def test_the_weights_of_gold_have_no_gradient():
 def test_vmpo_is_its_published_definition():
     """Written out from Song et al. 2020, §4.1 in float64, a token at a time."""
     settings = VMPO(temperature_bound=0.1, divergence_bound=0.01, top=0.5, temperature=0.2, weight=3.0)
-    loss = settings(tokens({"reward": REWARD}, RL), settings_duals(settings))
+    loss = settings(tokens({"reward": REWARD}, RL), dual_variables_of(settings))
     logs = np.asarray(LABELS, np.float64)[REAL]
     anchor = np.asarray(ANCHOR, np.float64)[REAL]
     # the better half of nine is four; 1/8 ties with the fourth best, as in rlax all that tie are in
@@ -224,21 +225,21 @@ def test_v_trace_changes_nothing_as_long_as_the_policy_is_bc():
     np.testing.assert_allclose(np.asarray(VTrace()(given))[REAL], ADVANTAGES, atol=1e-6)
     plain, corrected = VMPO(), VMPO(correction=VTrace())
     assert corrected.needs == (*plain.needs, "bc_log_probs")
-    values = [float(loss(given, settings_duals(loss)).sum) for loss in (plain, corrected)]
+    values = [float(loss(given, dual_variables_of(loss)).sum) for loss in (plain, corrected)]
     assert values[0] == pytest.approx(values[1], rel=1e-6)
-    moved = [float(loss(tokens({"reward": REWARD}, RL), settings_duals(loss)).sum) for loss in (plain, corrected)]
+    moved = [float(loss(tokens({"reward": REWARD}, RL), dual_variables_of(loss)).sum) for loss in (plain, corrected)]
     assert moved[0] != pytest.approx(moved[1], rel=1e-6)
 
 
-def settings_duals(settings):
-    return {name: jnp.float32(value) for name, value in settings.duals().items()}
+def dual_variables_of(settings):
+    return {name: jnp.float32(value) for name, value in settings.dual_variables().items()}
 
 
-def test_the_duals_of_vmpo_rise_where_their_bound_is_broken():
+def test_the_dual_variables_of_vmpo_rise_where_their_bound_is_broken():
     def gradients(**changes):
         settings = VMPO(**changes)
         given = tokens({"reward": REWARD}, RL)
-        return jax.grad(lambda duals: settings(given, duals).sum)(settings_duals(settings))
+        return jax.grad(lambda dual_variables: settings(given, dual_variables).sum)(dual_variables_of(settings))
 
     # KL(π_old ‖ π) is above 0.01 a token and below 100: α must rise in the first case, so its gradient is negative
     assert gradients(divergence_bound=0.01)["weight"] < 0 < gradients(divergence_bound=100.0)["weight"]
@@ -250,7 +251,7 @@ def test_the_duals_of_vmpo_rise_where_their_bound_is_broken():
 def test_the_gradient_of_vmpo_sees_neither_its_weights_nor_what_the_anchor_thinks_of_alpha():
     settings = VMPO(weight=2.0, top=1.0)
     given = {"reward": REWARD}
-    gradient = jax.grad(lambda x: settings(tokens(given, RL, x), settings_duals(settings)).sum)(LABELS)
+    gradient = jax.grad(lambda x: settings(tokens(given, RL, x), dual_variables_of(settings)).sum)(LABELS)
     psi = np.exp(ADVANTAGES / 0.1) / np.exp(ADVANTAGES / 0.1).sum()
     d = np.asarray(LABELS - ANCHOR, np.float64)[REAL]
     wanted = -9 * psi + 2.0 * (np.where(d < 1, np.exp(d), np.e) - 1)
@@ -264,16 +265,16 @@ def test_the_divergence_and_its_gradient_are_right_on_average_over_draws_of_the_
     logits = jnp.asarray([0.2, -0.3, 0.1, 0.4])
 
     def estimated(logits):
-        return (anchor * divergence(jax.nn.log_softmax(logits)[None], jnp.log(anchor)[None])[0]).sum()
+        return (anchor * kl_of_anchor(jax.nn.log_softmax(logits)[None], jnp.log(anchor)[None])[0]).sum()
 
     def exact(logits):
         return (anchor * (jnp.log(anchor) - jax.nn.log_softmax(logits))).sum()
 
     assert float(estimated(logits)) == pytest.approx(float(exact(logits)), rel=1e-5)
     np.testing.assert_allclose(jax.grad(estimated)(logits), jax.grad(exact)(logits), atol=1e-6)
-    assert float(divergence(jnp.zeros((1, 1)), jnp.zeros((1, 1)))[0, 0]) == 0
+    assert float(kl_of_anchor(jnp.zeros((1, 1)), jnp.zeros((1, 1)))[0, 0]) == 0
     # no token, however unlikely to the anchor, pushes harder than e - 1
-    steep = jax.grad(lambda x: divergence(x, jnp.full((1, 1), -50.0)).sum())(jnp.zeros((1, 1)))
+    steep = jax.grad(lambda x: kl_of_anchor(x, jnp.full((1, 1), -50.0)).sum())(jnp.zeros((1, 1)))
     assert float(steep[0, 0]) == pytest.approx(np.e - 1, rel=1e-5)
 
 
@@ -282,7 +283,7 @@ def test_the_anchor_weighs_less_as_training_goes_on(progress, weight):
     given = tokens({"reward": REWARD, "progress": jnp.full((2, 2), progress)}, RL)
     base = RewardWeighted()(given, {})
     anchored = Anchored(RewardWeighted())(given, {})
-    kl = float(divergence(LABELS, BC)[REAL].sum())
+    kl = float(kl_of_anchor(LABELS, BC)[REAL].sum())
     assert float(anchored.metrics["kl_to_bc"]) == pytest.approx(kl, rel=1e-5)
     assert float(anchored.sum - base.sum) == pytest.approx(weight * kl, abs=2e-6 + weight * 1e-4)
     assert float(anchored.weight) == float(base.weight)
@@ -290,7 +291,7 @@ def test_the_anchor_weighs_less_as_training_goes_on(progress, weight):
 
 def test_what_a_loss_needs_is_what_it_and_its_part_need():
     assert Anchored().needs == ("reward", "value", "anchor_log_probs", "bc_log_probs", "progress")
-    assert Anchored(CPO()).candidates == 2 and Anchored().duals() == VMPO().duals()
+    assert Anchored(CPO()).candidates == 2 and Anchored().dual_variables() == VMPO().dual_variables()
     assert NLL().needs == () and NLL().candidates == 1
 
 
@@ -302,7 +303,7 @@ def test_padding_gives_neither_loss_nor_gradient(loss):
     columns = {"reward": REWARD, "advantage": REWARD - 0.5, "progress": jnp.zeros((2, 2))}
 
     def total(log_probs):
-        return loss(tokens(columns, RL, log_probs), settings_duals(loss)).sum
+        return loss(tokens(columns, RL, log_probs), dual_variables_of(loss)).sum
 
     blocked = jnp.where(REAL, LABELS, -1e9)  # what the network says of padding
     assert float(total(blocked)) == float(total(LABELS))

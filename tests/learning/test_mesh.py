@@ -10,7 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rest.learning.mesh import data_mesh, divide, replicate
+from rest.errors import UserError
+from rest.learning.mesh import (
+    MachineSettings,
+    data_mesh,
+    divide,
+    on_device,
+    refuse_several_processes,
+    replicate,
+    replicated,
+)
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -29,9 +38,10 @@ from rest.data.synthetic import SyntheticLanguage
 from rest.data.tokenizer import SentencePieceSettings
 from rest.errors import UserError
 from rest.learning.losses import NLL
-from rest.learning.mesh import data_mesh, divide, replicate
-from rest.learning.train import Adam, Schedule, TrainSettings
-from rest.model.transformer import TransformerSettings
+from rest.learning.mesh import MachineSettings, data_mesh, divide, on_device, replicate, replicated
+from rest.learning.optimizers import Adam, Schedule
+from rest.learning.train import TrainSettings
+from rest.model.layers import TransformerSettings
 from rest.policy.policy import Policy
 from rest.policy.sampler import SamplingSettings, sample
 
@@ -40,7 +50,13 @@ mesh = data_mesh()
 rows = divide({"x": np.arange(8.0).reshape(2, 4)}, mesh, axis=1)["x"]
 assert len(rows.sharding.device_set) == jax.device_count() == len(jax.devices())
 assert rows.addressable_shards[0].data.shape == (2, 4 // jax.device_count())
-assert replicate(np.ones(3), mesh).addressable_shards[-1].data.shape == (3,)
+everywhere = replicate(np.ones(3), mesh)
+assert everywhere.addressable_shards[-1].data.shape == (3,)
+assert replicated(jax.ShapeDtypeStruct((3,), np.float32), mesh).sharding == everywhere.sharding
+for device in jax.local_devices():
+    (here,) = [shard.data for shard in everywhere.addressable_shards if shard.device == device]
+    moved = on_device({"x": everywhere}, device)["x"]
+    assert moved.devices() == {device} and moved.unsafe_buffer_pointer() == here.unsafe_buffer_pointer()
 try:
     refused = str(divide(np.zeros((3, 2)), mesh).shape)
 except UserError as error:
@@ -51,26 +67,29 @@ tokenizer = SentencePieceSettings(192).train([corpus.train.sources, corpus.train
 layers = {"encoder_layers": 1, "decoder_layers": 1}
 policy = Policy.new(TransformerSettings(width=16, heads=2, feed_forward=32, **layers), tokenizer, 1)
 batch = BatchSettings(batch_tokens=384, source_tokens=96, target_tokens=96)
-learned, trained = clone(
+trained = clone(
     policy,
     corpus.train,
     NLL(),
     # An epsilon well above rounding: a gradient that is zero but for its last bits must not move parameters.
-    TrainSettings(max_steps=10, evaluate_every=5, schedule=Schedule(1e-2), adam=Adam(epsilon=1e-4)),
+    TrainSettings(max_steps=10, evaluate_every=5, schedule=Schedule(1e-2), optimizer=Adam(epsilon=1e-4)),
     batch,
     evaluate=dev_loss(policy, corpus.dev, batch),
     folder=out / "bc",
     seed=0,
     description="bc",
 )
+learned = trained.best
 learned.save(out / "policy")
-law, tokens = SamplingSettings(max_target_tokens=12, rows=8), []
+sampling, machine, tokens = SamplingSettings(max_target_tokens=12), MachineSettings(rows=8), []
+lengths = [len(ids) for ids in learned.encode_sources(corpus.train.sources)]
+short = corpus.train.take(np.flatnonzero(np.asarray(lengths) <= 16)[:5])  # of one width, which is compiled for once
 for drawn_from in (learned, Policy.load(out / "policy")):
-    drawn = sample(drawn_from, corpus.dev.sources[:5], corpus.dev.ids[:5], 2, law, seed=0)
+    drawn = sample(drawn_from, short.sources, short.ids, 2, sampling, seed=0, machine=machine)
     tokens.append(np.concatenate([y for samples in drawn.tokens for y in samples]))
 np.savez(
     out / "result.npz",
-    *[np.asarray(leaf) for leaf in jax.tree.leaves(learned.parameters)],
+    *[np.asarray(leaf) for leaf in jax.tree.leaves(learned.network.parameters)],
     scores=np.asarray([score for _, score in trained.history]),
     tokens=tokens[0],
     tokens_of_the_saved=tokens[1],
@@ -125,3 +144,19 @@ def test_one_device_holds_everything():
     tree = {"a": jnp.arange(3), "b": np.ones((2, 2), np.float32)}
     for placed in (replicate(tree, mesh), divide(tree, mesh)):
         jax.tree.map(np.testing.assert_array_equal, placed, tree)
+    for found in (on_device(tree, jax.devices()[0]), replicate(tree, mesh)):
+        jax.tree.map(np.testing.assert_array_equal, found, tree)
+    assert replicated(tree, mesh)["b"].shape == (2, 2)
+
+
+@pytest.mark.parametrize("name", ["rows", "beam_rows", "micro_batches"])
+def test_a_machine_that_does_nothing_at_a_time_is_refused(name):
+    with pytest.raises(UserError, match=rf"machine\.{name} must be at least 1, not 0"):
+        MachineSettings(**{name: 0})
+
+
+def test_what_several_processes_cannot_share_is_refused(monkeypatch):
+    refuse_several_processes("a study")
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    with pytest.raises(UserError, match=r"^a study: runs in one process, not 3$"):
+        refuse_several_processes("a study")

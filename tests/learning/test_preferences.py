@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rest.data.segments import Segments
 from rest.learning.losses import Tokens
 from rest.learning.preferences import CPO, DPO, RRHF, BradleyTerry
 
@@ -69,7 +70,7 @@ def test_equal_ratings_and_lone_answers_have_no_weight():
 
 # Preferences of a policy: two sources in one row (three and two rows of a token or two), one without a pair below
 
-SEGMENTS = jnp.asarray([[1, 1, 2, 3, 3, 4, 5, 5], [1, 1, 1, 2, 0, 0, 0, 0]])
+SEGMENTS = Segments(jnp.asarray([[1, 1, 2, 3, 3, 4, 5, 5], [1, 1, 1, 2, 0, 0, 0, 0]]))
 LOG_PROBS = -jnp.asarray([[1.0, 2.0, 0.5, 1.5, 2.5, 3.0, 0.25, 0.75], [1.0, 1.0, 1.0, 2.0, 9.0, 9.0, 9.0, 9.0]])
 ANCHORED = LOG_PROBS + jnp.asarray(
     [[0.1, 0.2, -0.3, 0.0, 0.5, 1.0, -0.5, 0.0], [0.5, 0.5, 0.5, 0.5, 0.0, 0.0, 0.0, 0.0]]
@@ -113,13 +114,13 @@ def test_dpo_starts_at_log_two_where_the_policy_is_the_anchor():
 def test_cpo_by_hand():
     loss = CPO(beta=0.1, nll=2.0)(two(), {})
     ranking = minus_log_sigmoid(0.1 * (-3.0 + 0.5)) + minus_log_sigmoid(0.1 * (-1.0 + 3.0))
-    assert float(loss.sum) == pytest.approx(ranking + 2.0 * (3.0 / 2 + 1.0 / 2), rel=1e-5)  # of the best, a token
+    assert float(loss.sum) == pytest.approx(ranking + 2.0 * (3.0 / 2 + 1.0 / 2), rel=1e-5)  # of the best, per token
     assert float(loss.weight) == 2.0
 
 
 def test_rrhf_by_hand():
     loss = RRHF()(policy_tokens(), {})
-    # log-likelihoods a token: -1.5, -0.5, -2 with rewards 0.9, 0.1, 0.5, and -3, -0.5 with 0.2, 0.6
+    # log-likelihoods per token: -1.5, -0.5, -2 with rewards 0.9, 0.1, 0.5, and -3, -0.5 with 0.2, 0.6
     hinges = (-0.5 + 1.5) + 0.0 + (-0.5 + 2.0) + 0.0
     assert float(loss.sum) == pytest.approx(hinges + 1.5 + 0.5, rel=1e-5)
     assert float(loss.weight) == 2.0
@@ -129,7 +130,7 @@ def test_rrhf_by_hand():
 def test_pairs_of_a_reward_that_is_right_agree_with_bradley_terry():
     """With β = 1 and no anchor, CPO's ranking is the pairwise loss of the sequences' log-likelihoods."""
     tokens = policy_tokens()
-    scores = tokens.sums(LOG_PROBS, 5)
+    scores = tokens.segments.sums(LOG_PROBS, 5)
     np.testing.assert_allclose(scores[0], SUMS)
     pairwise = BradleyTerry()(scores, REWARDS, GROUP, jnp.asarray([[True] * 5, [True] * 2 + [False] * 3]))
     assert float(CPO(beta=1.0, nll=0.0)(tokens, {}).sum) == pytest.approx(float(pairwise.sum), rel=1e-5)
@@ -141,7 +142,7 @@ def test_the_peers_pairwise_numbers_are_those_of_cpo_and_dpo():
     log_probs = jnp.stack([chosen, rejected], 1)
     columns = {"group": jnp.ones((3, 2)), "reward": jnp.asarray([[1.0, 0.0]] * 3)}
     anchor = {"anchor_log_probs": jnp.zeros((3, 2))}
-    tokens = Tokens(log_probs, log_probs, jnp.asarray([[1, 2]] * 3), columns, anchor)
+    tokens = Tokens(log_probs, log_probs, Segments(jnp.asarray([[1, 2]] * 3)), columns, anchor)
     for loss in (CPO(beta=1.0, nll=0.0), DPO(beta=1.0)):
         found = loss(tokens, {})
         assert float(found.sum / found.weight) == pytest.approx(GOLDEN["expected"]["pairwise_loss"], abs=1e-6)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rest.data.segments import Segments
 from rest.errors import UserError
 from rest.learning.returns import gae, whiten
 from rest.learning.surrogate import ClippedSurrogate, ClippedValue
@@ -18,7 +19,7 @@ MASK = jnp.asarray(INPUTS["mask"], bool)
 LOG_PROBS, OLD = jnp.asarray(INPUTS["log_probs"]), jnp.asarray(INPUTS["old_log_probs"])
 ESTIMATE = gae(jnp.asarray(INPUTS["rewards"]), jnp.asarray(INPUTS["values"]), MASK, 1.0, 0.95)
 ADVANTAGES = whiten(ESTIMATE.advantages, MASK)
-SEGMENTS, SEQUENCES = MASK.astype(jnp.int32), jnp.ones((2, 1), bool)
+SEGMENTS, SEQUENCES = Segments(MASK.astype(jnp.int32)), jnp.ones((2, 1), bool)
 
 
 def policy_loss(surrogate, log_probs=LOG_PROBS, advantages=ADVANTAGES, entropies=None):
@@ -51,7 +52,7 @@ def test_sequences_that_share_a_row_weigh_the_same_as_apart():
     apart = policy_loss(ClippedSurrogate(average="sequences"))
     order = np.asarray([0, 1, 2, 3, 4, 5, 6, 7])
     row = [jnp.asarray(np.asarray(x).ravel()[order][None]) for x in (LOG_PROBS, OLD, ADVANTAGES)]
-    segments = jnp.asarray([[1, 1, 1, 1, 1, 2, 2, 2]])
+    segments = Segments(jnp.asarray([[1, 1, 1, 1, 1, 2, 2, 2]]))
     packed = ClippedSurrogate(average="sequences")(
         *row, jnp.zeros((1, 8)), segments, jnp.asarray([[True, True, False]])
     )

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,33 +11,62 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from rest.data.batches import Batch, BatchSettings, Examples, training_batches
+from rest.data.batches import Batch, BatchSettings, Examples
 from rest.errors import UserError
 from rest.learning.losses import Loss, SquaredError
-from rest.learning.train import Adam, Schedule, Trained, TrainSettings, train
+from rest.learning.mesh import MachineSettings
+from rest.learning.optimizers import Adam, Schedule
+from rest.learning.train import Learner, Trained, TrainSettings, in_parts, shuffled, train
+from rest.model.network import Network
 
-START = {"slope": np.float32(0.0), "offset": np.float32(0.0)}
+
+class LineNetwork(nnx.Module):
+    """y = slope x + offset."""
+
+    def __init__(self, slope: float, offset: float) -> None:
+        self.slope, self.offset = nnx.Param(jnp.float32(slope)), nnx.Param(jnp.float32(offset))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.slope[...] * x + self.offset[...]
 
 
 @dataclass(frozen=True)
 class Line:
-    """Fits y = slope x + offset to the columns x and y; the noise on x shows whether keys are the same."""
+    """What is trained."""
+
+    network: Network
+
+    @classmethod
+    def start(cls, slope: float = 0.0, offset: float = 0.0) -> "Line":
+        return cls(Network.of(None, LineNetwork(slope, offset)))
+
+    def with_network(self, network: Network) -> "Line":
+        return replace(self, network=network)
+
+    @property
+    def values(self) -> dict[str, float]:
+        return {name: float(value) for name, value in self.network.parameters.items()}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Fits the line to the columns x and y; the noise on x shows whether keys are the same."""
 
     noise: float = 0.0
 
-    def __call__(self, parameters: Any, batch: Batch, key: jax.Array) -> Loss:
+    def __call__(self, network: LineNetwork, batch: Batch, key: jax.Array, dual_variables: Mapping[str, Any]) -> Loss:
         x = batch.columns["x"] + self.noise * jax.random.normal(key, batch.columns["x"].shape)
-        predicted = parameters["slope"] * x + parameters["offset"]
-        return SquaredError()(predicted, batch.columns["y"], batch.sequence_ids >= 0)
+        return SquaredError()(network(x), batch.columns["y"], batch.real)
 
 
 @dataclass(frozen=True)
 class Push:
     """A gradient of -1 whatever the parameters: Adam moves the slope up by the learning rate."""
 
-    def __call__(self, parameters: Any, batch: Batch, key: jax.Array) -> Loss:
-        return Loss(-parameters["slope"], jnp.float32(1.0), {})
+    def __call__(self, network: LineNetwork, batch: Batch, key: jax.Array, dual_variables: Mapping[str, Any]) -> Loss:
+        return Loss(-network.slope[...], jnp.float32(1.0), {})
 
 
 class Ordered:
@@ -65,21 +95,22 @@ def points(broken: int | None = None) -> Examples:
     return Examples([[5, 1]] * 40, [[6, 1]] * 40, {"x": x, "y": y})
 
 
-def shuffled(examples: Examples | None = None):
+def batches(examples: Examples | None = None):
+    """Endless, of four rows."""
     shape = BatchSettings(batch_tokens=16, source_tokens=4, target_tokens=4)
-    return training_batches(examples or points(), shape, pad_id=0, seed=0)[0]
+    return shuffled(examples or points(), shape, pad_id=0, seed=0)[0]
 
 
-def fit(parameters: Any) -> dict[str, float]:
-    slope, offset = float(parameters["slope"]), float(parameters["offset"])
+def fit(line: Line) -> dict[str, float]:
+    slope, offset = line.values["slope"], line.values["offset"]
     return {"score": -((slope - 2) ** 2) - (offset - 1) ** 2, "slope": slope}
 
 
-def run(folder: Path, settings: TrainSettings, **changes: Any) -> Trained:
+def run(folder: Path, settings: TrainSettings, **changes: Any) -> Trained[Line]:
     options = {
-        "objective": Line(),
-        "parameters": START,
-        "batches": shuffled(),
+        "start": Line.start(),
+        "objective": Fit(),
+        "batches": batches(),
         "evaluate": fit,
         "seed": 3,
         "description": "line",
@@ -91,23 +122,19 @@ def run(folder: Path, settings: TrainSettings, **changes: Any) -> Trained:
 def scripted(*scores: float):
     """An evaluation that gives these scores, one after another."""
     left = iter(scores)
-    return lambda parameters: {"score": next(left)}
+    return lambda line: {"score": next(left)}
 
 
 def interrupted(at: int, error: type[BaseException] = RuntimeError):
     """An evaluation during which, the `at`th time, the process dies."""
     calls = itertools.count(1)
 
-    def evaluate(parameters: Any) -> dict[str, float]:
+    def evaluate(line: Line) -> dict[str, float]:
         if next(calls) == at:
             raise error("killed")
-        return fit(parameters)
+        return fit(line)
 
     return evaluate
-
-
-def values(parameters: Any) -> dict[str, float]:
-    return {name: float(value) for name, value in parameters.items()}
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
@@ -120,7 +147,7 @@ QUICK = TrainSettings(max_steps=15, evaluate_every=5, patience=9, schedule=Sched
 
 def test_the_loss_falls_until_the_line_is_found(tmp_path):
     trained = run(tmp_path, replace(QUICK, max_steps=100, evaluate_every=50, schedule=Schedule(0.1)))
-    assert values(trained.parameters) == pytest.approx({"slope": 2, "offset": 1}, abs=0.02)
+    assert trained.best.values == pytest.approx({"slope": 2, "offset": 1}, abs=0.02)
     assert (trained.best_step, trained.steps, trained.stopped) == (100, 100, "step limit")
     assert [step for step, _ in trained.history] == [0, 50, 100]
     losses = [line["loss"] for line in metrics(tmp_path) if "loss" in line]
@@ -128,27 +155,27 @@ def test_the_loss_falls_until_the_line_is_found(tmp_path):
 
 
 def test_the_parameters_it_starts_from_are_left_alone(tmp_path):
-    start = jax.tree.map(jnp.asarray, START)
-    run(tmp_path, QUICK, parameters=start)
-    assert values(start) == {"slope": 0, "offset": 0}
+    start = Line.start()
+    run(tmp_path, QUICK, start=start)
+    assert start.values == {"slope": 0, "offset": 0}
 
 
 @pytest.mark.parametrize(("at", "average"), [(1, 1), (2, 1), (4, 3)])
 def test_killed_and_resumed_is_as_if_nothing_had_happened(at, average, tmp_path):
     settings = replace(QUICK, average=average)
-    wanted = run(tmp_path / "undisturbed", settings, objective=Line(noise=0.5))
+    wanted = run(tmp_path / "undisturbed", settings, objective=Fit(noise=0.5))
     with pytest.raises(RuntimeError, match="killed"):
-        run(tmp_path / "killed", settings, objective=Line(noise=0.5), evaluate=interrupted(at))
-    resumed = run(tmp_path / "killed", settings, objective=Line(noise=0.5))
-    assert resumed == replace(wanted, parameters=resumed.parameters)
-    assert values(resumed.parameters) == values(wanted.parameters)  # to the last bit
+        run(tmp_path / "killed", settings, objective=Fit(noise=0.5), evaluate=interrupted(at))
+    resumed = run(tmp_path / "killed", settings, objective=Fit(noise=0.5))
+    assert resumed == replace(wanted, best=resumed.best)
+    assert resumed.best.values == wanted.best.values  # to the last bit
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "undisturbed")
 
 
 def test_ctrl_c_loses_nothing_that_was_evaluated(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, QUICK, evaluate=interrupted(3, KeyboardInterrupt))
-    assert values(run(tmp_path, QUICK).parameters) == values(run(tmp_path / "whole", QUICK).parameters)
+    assert run(tmp_path, QUICK).best.values == run(tmp_path / "whole", QUICK).best.values
 
 
 def test_a_kill_between_the_journal_and_the_checkpoint_leaves_every_step_once(tmp_path):
@@ -156,10 +183,10 @@ def test_a_kill_between_the_journal_and_the_checkpoint_leaves_every_step_once(tm
         def get_state(self) -> dict[str, Any]:
             raise OSError("no space left on device")
 
-    batches = [next(shuffled())]
+    given = [next(batches())]
     with pytest.raises(OSError, match="no space"):
-        run(tmp_path, QUICK, batches=Dying(batches))
-    run(tmp_path, QUICK, batches=Ordered(batches))
+        run(tmp_path, QUICK, batches=Dying(given))
+    run(tmp_path, QUICK, batches=Ordered(given))
     evaluated = [line["step"] for line in metrics(tmp_path) if "dev/score" in line]
     assert evaluated == [0, 5, 10, 15]
 
@@ -167,33 +194,53 @@ def test_a_kill_between_the_journal_and_the_checkpoint_leaves_every_step_once(tm
 def test_a_finished_training_is_not_done_again(tmp_path):
     first = run(tmp_path, QUICK)
     again = run(tmp_path, QUICK, evaluate=interrupted(1))
-    assert again == replace(first, parameters=again.parameters)
-    assert values(again.parameters) == values(first.parameters)
+    assert again == replace(first, best=again.best)
+    assert again.best.values == first.best.values
 
 
 def test_more_steps_go_on_with_a_finished_training(tmp_path):
     run(tmp_path / "on", replace(QUICK, max_steps=10))
     on, whole = run(tmp_path / "on", QUICK), run(tmp_path / "whole", QUICK)
-    assert values(on.parameters) == values(whole.parameters) and on.history == whole.history
+    assert on.best.values == whole.best.values and on.history == whole.history
 
 
 def test_two_micro_batches_are_one_batch_twice_as_large(tmp_path):
-    source = shuffled()
-    batches = [next(source) for _ in range(8)]
+    source = batches()
+    given = [next(source) for _ in range(4)]
     # unequal micro-batches: the mean is over all sequences, not over the means of the halves
-    batches[0] = replace(batches[0], sequence_ids=np.full_like(batches[0].sequence_ids, -1))
-    batches[3].sequence_ids[1:] = -1
-    double = [jax.tree.map(lambda *halves: np.concatenate(halves), *batches[i : i + 2]) for i in range(0, 8, 2)]
-    halves = run(tmp_path / "halves", replace(QUICK, accumulate=2), batches=Ordered(batches))
-    whole = run(tmp_path / "whole", QUICK, batches=Ordered(double))
-    assert values(halves.parameters) == pytest.approx(values(whole.parameters), abs=1e-6)
+    given[0].sequence_ids[0::2] = -1
+    given[1].sequence_ids[1:3] = -1
+    given[3].sequence_ids[3] = -1
+    parts = [in_parts(batch, 2) for batch in given]
+    assert [part.real.any(-1).sum(-1).tolist() for part in parts] == [[0, 2], [1, 1], [2, 2], [2, 1]]
+    halves = run(tmp_path / "halves", QUICK, batches=Ordered(given), machine=MachineSettings(micro_batches=2))
+    whole = run(tmp_path / "whole", QUICK, batches=Ordered(given))
+    assert halves.best.values == pytest.approx(whole.best.values, abs=1e-6)
     assert halves.steps == whole.steps == 15
+    for one, other in zip(metrics(tmp_path / "halves"), metrics(tmp_path / "whole"), strict=True):
+        assert one == pytest.approx(other, abs=1e-6)
+
+
+def test_rows_are_dealt_to_micro_batches_like_cards():
+    batch = next(batches())
+    for parts in (1, 2, 4):
+        dealt = in_parts(batch, parts)
+        for part in range(parts):
+            mine = jax.tree.map(lambda leaf, part=part: leaf[part], dealt)
+            assert jax.tree.all(jax.tree.map(lambda a, b, n=(part, parts): (a == b[n[0] :: n[1]]).all(), mine, batch))
+
+
+def test_rows_that_the_micro_batches_do_not_divide_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"^machine.micro_batches 3: a batch has 4 rows, which that does not divide$"):
+        run(tmp_path, QUICK, machine=MachineSettings(micro_batches=3))
+    with pytest.raises(UserError, match=r"machine\.micro_batches must be at least 1, not 0"):
+        MachineSettings(micro_batches=0)
 
 
 def test_a_loss_that_is_not_a_number_stops_and_names_the_rows(tmp_path):
     named = r"line: the loss of step \d+ is nan in the batch with rows .*\b7\b.*the last checkpoint, of step 0"
     with pytest.raises(UserError, match=named):
-        run(tmp_path, replace(QUICK, evaluate_every=15), batches=shuffled(points(broken=7)))
+        run(tmp_path, replace(QUICK, evaluate_every=15), batches=batches(points(broken=7)))
     healed = run(tmp_path, QUICK)  # with the row mended, it goes on from what was kept
     assert healed.score > healed.history[0][1]
 
@@ -214,17 +261,17 @@ def test_it_stops_when_as_many_evaluations_as_patience_bring_no_new_best(tmp_pat
 
 
 def test_the_start_is_kept_when_nothing_scores_above_it(tmp_path):
-    start = {"slope": np.float32(2.0), "offset": np.float32(1.0)}
+    start = Line.start(2.0, 1.0)
     away = replace(QUICK, schedule=Schedule(-0.5))  # uphill
-    trained = run(tmp_path, away, parameters=start, objective=Line(noise=0.5))
+    trained = run(tmp_path, away, start=start, objective=Fit(noise=0.5))
     assert trained.best_step == 0 and trained.score == 0
-    assert values(trained.parameters) == values(start)
+    assert trained.best.values == start.values
 
 
 def test_no_steps_at_all_give_back_the_start(tmp_path):
     trained = run(tmp_path, replace(QUICK, max_steps=0))
     assert (trained.best_step, trained.steps) == (0, 0)
-    assert values(trained.parameters) == values(START)
+    assert trained.best.values == Line.start().values
 
 
 @pytest.mark.parametrize(
@@ -239,9 +286,9 @@ def test_the_average_of_the_last_steps_is_kept_only_if_it_is_better(target, slop
         tmp_path,
         settings,
         objective=Push(),
-        evaluate=lambda parameters: {"score": -abs(float(parameters["slope"]) - target)},
+        evaluate=lambda line: {"score": -abs(line.values["slope"] - target)},
     )
-    assert float(trained.parameters["slope"]) == pytest.approx(slope, abs=1e-5)
+    assert trained.best.values["slope"] == pytest.approx(slope, abs=1e-5)
     assert trained.best_step == best_step
     assert trained.score == pytest.approx(-abs(slope - target), abs=1e-5)
 
@@ -252,38 +299,34 @@ def test_every_update_takes_its_rate_from_the_schedule(tmp_path):
         tmp_path,
         TrainSettings(max_steps=6, evaluate_every=6, schedule=schedule),
         objective=Push(),
-        evaluate=lambda parameters: {"score": float(parameters["slope"])},
+        evaluate=lambda line: {"score": line.values["slope"]},
     )
     rates = [0.2, 0.4, 0.6, 0.8, 0.8 * (4 / 5) ** 0.5, 0.8 * (4 / 6) ** 0.5]
     assert trained.score == pytest.approx(sum(rates), abs=1e-5)
 
 
-def test_the_schedule_by_hand():
-    steps = (1, 2, 4, 16, 64)
-    assert [Schedule(1.0)(step) for step in steps] == [1, 1, 1, 1, 1]
-    assert [Schedule(1.0, 4)(step) for step in steps] == [0.25, 0.5, 1, 1, 1]
-    assert [Schedule(1.0, 4, "inverse_sqrt")(step) for step in steps] == [0.25, 0.5, 1, 0.5, 0.25]
-    assert [Schedule(2.0, 0, "inverse_sqrt")(step) for step in (1, 4, 16)] == [2, 1, 0.5]
+@dataclass(frozen=True)
+class Weighed:
+    """A loss with a parameter of its own, beside the network's."""
+
+    def __call__(self, network: LineNetwork, batch: Batch, key: jax.Array, dual_variables: Mapping[str, Any]) -> Loss:
+        return Loss(-network.slope[...] + 2 * dual_variables["eta"], jnp.float32(1.0), {"eta": dual_variables["eta"]})
 
 
-@pytest.mark.parametrize(
-    ("clip_norm", "wanted"),
-    [
-        # a first step of Adam is g / (|g| + epsilon); the gradient (3, 4) is 5 long
-        (1.0, [0.6 / 1.6, 0.8 / 1.8]),
-        (10.0, [3 / 4, 4 / 5]),
-        (0.0, [3 / 4, 4 / 5]),
-    ],
-)
-def test_gradients_are_clipped_by_their_global_norm(clip_norm, wanted):
-    adam = Adam(epsilon=1.0, clip_norm=clip_norm).direction()
-    parameters, gradients = ({"a": jnp.float32(x), "b": jnp.float32(y)} for x, y in ((0, 0), (3, 4)))
-    update, _ = adam.update(gradients, adam.init(parameters), parameters)
-    assert [float(update["a"]), float(update["b"])] == pytest.approx(wanted)
-
-
-def test_weight_decay_is_apart_from_the_gradient():
-    adam = Adam(weight_decay=0.1).direction()
-    parameters = {"a": jnp.float32(5.0)}
-    update, _ = adam.update({"a": jnp.float32(2.0)}, adam.init(parameters), parameters)
-    assert float(update["a"]) == pytest.approx(1 + 0.1 * 5)
+def test_dual_variables_are_trained_beside_the_network_and_are_no_part_of_it():
+    machine, schedule = MachineSettings(), Schedule(0.25)
+    start = Line.start()
+    learner = Learner.begin(
+        start,
+        Weighed(),
+        Adam(),
+        schedule,
+        TrainSettings().trainable,
+        seed=0,
+        machine=machine,
+        dual_variables={"eta": 1.0},
+    )
+    seen = [float(learner.update(next(batches()), jax.random.key(0))["eta"]) for _ in range(3)]
+    assert seen == pytest.approx([1.0, 0.75, 0.5], abs=1e-5)  # a gradient of 2 has the size of one of 1 for Adam
+    assert learner.now.values == pytest.approx({"slope": 0.75, "offset": 0.0}, abs=1e-5)
+    assert learner.now.network.graph == start.network.graph

@@ -1,13 +1,14 @@
 """Beam search against exhaustive search over a small language, and greedy decoding against its definition."""
 
-from dataclasses import replace
 from itertools import product
 
 import numpy as np
 import pytest
 
-from rest.model.transformer import BLOCKED
-from rest.policy.beam import BeamSettings, translate
+from rest.learning.mesh import MachineSettings
+from rest.model.layers import BLOCKED
+from rest.policy.beam import BeamSettings, longest, translate
+from rest.policy.sampler import SamplingSettings
 
 LONGEST = 4
 
@@ -21,15 +22,20 @@ def sources(corpus, policy):
     ][:10]
 
 
+def biased(policy, bias: np.ndarray):
+    """The policy with another bias of the output."""
+    return policy.with_network(policy.network.with_parameters({**policy.network.parameters, "output_bias": bias}))
+
+
 def spoken(policy, words: int, eos_bias: float):
     """A policy that knows only so many words and EOS, so that its text tells its tokens; and the words' ids."""
     pieces = range(3, policy.tokenizer.vocabulary_size)
     ids = [i for i in pieces if policy.tokenizer.decode([[5, i]])[0].count(" ") == 1]
     ids = [i for i in ids if policy.tokenizer.decode([[i]])[0].isalpha()][:words]
-    bias = np.full(policy.parameters["output_bias"].shape, BLOCKED, np.float32)
+    bias = np.full(policy.network.parameters["output_bias"].shape, BLOCKED, np.float32)
     bias[ids] = 0
     bias[policy.tokenizer.eos_id] = eos_bias
-    return policy.with_parameters({**policy.parameters, "output_bias": bias}), ids
+    return biased(policy, bias), ids
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +49,12 @@ def many_words(lively):
 
 
 def settings_of(beams: int) -> BeamSettings:
-    return BeamSettings(beams, length_penalty=0.0, max_target_tokens=8, rows=10 * beams)
+    return BeamSettings(beams, length_penalty=0.0, max_target_tokens=8)
+
+
+def found(policy, sources, beams: int) -> list[str]:
+    """With all sources at once, whose number is 10."""
+    return translate(policy, sources, settings_of(beams), MachineSettings(beam_rows=10 * beams))
 
 
 def tokens_of(policy, ids, text: str, longest: int) -> list[int]:
@@ -64,7 +75,7 @@ def log_prob(teacher_forced, policy, source: str, tokens: list[int]) -> float:
 
 def test_one_beam_takes_the_likeliest_token_at_every_step(many_words, sources, teacher_forced):
     policy, ids = many_words
-    texts = translate(policy, sources, settings_of(1))
+    texts = found(policy, sources, 1)
     lengths = set()
     for source, text in zip(sources, texts, strict=True):
         tokens: list[int] = []
@@ -97,8 +108,8 @@ def winners(exhaustive, penalty: float) -> list[list[int]]:
 def test_a_wide_beam_finds_the_best_of_all_hypotheses(three_words, sources, exhaustive, penalty):
     policy, ids = three_words
     # 128 beams hold the 27 x 4 candidates of the last step: nothing is pruned
-    settings = BeamSettings(128, penalty, max_target_tokens=LONGEST, rows=512)
-    texts = translate(policy, sources[:4], settings)
+    settings = BeamSettings(128, penalty, max_target_tokens=LONGEST)
+    texts = translate(policy, sources[:4], settings, MachineSettings(beam_rows=512))
     assert [tokens_of(policy, ids, text, LONGEST) for text in texts] == winners(exhaustive, penalty)
 
 
@@ -110,18 +121,18 @@ def test_the_length_penalty_changes_which_hypothesis_wins(exhaustive):
 
 def test_batches_and_order_change_no_output(many_words, sources):
     policy, _ = many_words
-    together = translate(policy, sources, settings_of(4))
+    together = found(policy, sources, 4)
     assert len(set(together)) >= 5
-    assert translate(policy, sources[::-1], settings_of(4)) == together[::-1]
+    assert found(policy, sources[::-1], 4) == together[::-1]
     # pairs of sources, some padded less wide
-    assert translate(policy, sources, replace(settings_of(4), rows=8)) == together
+    assert translate(policy, sources, settings_of(4), MachineSettings(beam_rows=8)) == together
 
 
 def test_more_beams_find_hypotheses_that_are_likelier(many_words, sources, teacher_forced):
     policy, ids = many_words
     scores = {}
     for beams in (1, 4):
-        texts = translate(policy, sources, settings_of(beams))
+        texts = found(policy, sources, beams)
         tokens = [tokens_of(policy, ids, text, 8) for text in texts]
         pairs = zip(sources, tokens, strict=True)
         scores[beams] = np.asarray([log_prob(teacher_forced, policy, x, y) for x, y in pairs])
@@ -131,12 +142,17 @@ def test_more_beams_find_hypotheses_that_are_likelier(many_words, sources, teach
 
 def test_what_never_ends_is_cut_at_the_longest_length(many_words, sources):
     policy, _ = many_words
-    bias = policy.parameters["output_bias"].copy()
+    bias = policy.network.parameters["output_bias"].copy()
     bias[policy.tokenizer.eos_id] = BLOCKED
-    talker = policy.with_parameters({**policy.parameters, "output_bias": bias})
+    talker = biased(policy, bias)
     for beams in (1, 4):
-        texts = translate(talker, sources, settings_of(beams))
+        texts = found(talker, sources, beams)
         assert [len(text.split()) for text in texts] == [8] * len(sources)
+
+
+def test_outputs_may_be_as_long_as_samples_where_nothing_is_said():
+    assert longest(BeamSettings()) == SamplingSettings().max_target_tokens == 64
+    assert longest(BeamSettings(max_target_tokens=8)) == 8
 
 
 def test_no_sources_give_no_translations(policy):

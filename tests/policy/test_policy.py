@@ -1,21 +1,22 @@
 """A policy on disk and in batches: the same identity, the same probabilities."""
 
-import json
 from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 from rest.data.batches import Batch, Examples
 from rest.data.tokenizer import SentencePieceSettings
 from rest.errors import UserError
+from rest.learning.lora import Trainable
 from rest.learning.losses import NLL
-from rest.learning.train import Adam, update
-from rest.model.lora import Trainable
-from rest.model.transformer import Transformer, TransformerSettings
-from rest.policy.policy import Policy, PolicyObjective, sequence_log_probs
+from rest.learning.optimizers import Adam
+from rest.learning.train import update
+from rest.model.layers import TransformerSettings
+from rest.model.network import Network
+from rest.model.transformer import Transformer
+from rest.policy.policy import Policy, PolicyObjective, last_policy, sequence_log_probs
 
 
 def test_a_saved_policy_keeps_its_identity_and_its_logits(lively, tmp_path, corpus, teacher_forced):
@@ -33,14 +34,6 @@ def test_saving_again_replaces_what_was_there(policy, lively, tmp_path):
     assert Policy.load(tmp_path).identity == lively.identity
 
 
-def test_a_policy_saved_before_zero_start_was_a_setting_starts_from_padding_as_it_was_trained_to(lively, tmp_path):
-    lively.save(tmp_path)
-    record = json.loads((tmp_path / "policy.json").read_text())
-    assert record.pop("zero_start") is True
-    (tmp_path / "policy.json").write_text(json.dumps(record))
-    assert Policy.load(tmp_path).settings == replace(lively.settings, zero_start=False)
-
-
 def test_a_folder_without_a_policy_is_an_error_that_names_it(tmp_path):
     with pytest.raises(UserError, match=r"nowhere: no policy there"):
         Policy.load(tmp_path / "nowhere")
@@ -52,15 +45,16 @@ def test_equal_seeds_give_equal_policies_and_others_do_not(policy):
 
 
 def test_identity_changes_with_one_number_the_tokenizer_and_the_settings(policy, corpus):
-    bias = np.array(policy.parameters["output_bias"])
+    network = policy.network
+    bias = np.array(network.parameters["output_bias"])
     bias[-1] = np.nextafter(bias[-1], np.float32(1))
-    nudged = policy.with_parameters({**policy.parameters, "output_bias": bias})
+    nudged = policy.with_network(network.with_parameters({**network.parameters, "output_bias": bias}))
     other_pieces = SentencePieceSettings(128).train([corpus.train.sources], 0)
     others = [
         nudged,
         replace(policy, tokenizer=other_pieces),
         # the same arrays, read in another way
-        replace(policy, settings=replace(policy.settings, heads=1)),
+        policy.with_network(replace(network, settings=replace(policy.settings, heads=1))),
     ]
     identities = {policy.identity, *(other.identity for other in others)}
     assert len(identities) == 4
@@ -93,9 +87,8 @@ def test_packed_pairs_score_as_they_do_one_by_one(lively, corpus, batch, teacher
 def test_an_update_never_holds_the_logits_of_a_whole_batch():
     rows, tokens, vocabulary = 128, 64, 8192
     settings = TransformerSettings(width=32, heads=2, feed_forward=64, encoder_layers=1, decoder_layers=1)
-    network = nnx.eval_shape(lambda: Transformer(settings, vocabulary, pad_id=1, rngs=nnx.Rngs(0)))
-    graph, state = nnx.split(network)
-    parameters = nnx.to_pure_dict(state)
+    network = Network.shaped(settings, lambda rngs: Transformer(settings, vocabulary, pad_id=1, rngs=rngs))
+    parameters, empty = network.parameters, network.with_parameters(None)
     ids = jax.ShapeDtypeStruct((1, rows, tokens), np.int32)
     names = ("source", "source_segments", "source_positions", "target_input", "target", "target_segments")
     batch = Batch(
@@ -103,9 +96,48 @@ def test_an_update_never_holds_the_logits_of_a_whole_batch():
         sequence_ids=jax.ShapeDtypeStruct((1, rows, 4), np.int32),
         columns={},
     )
-    optimizer = jax.eval_shape(Adam().direction().init, parameters)
+    state = jax.eval_shape(Adam()().init, parameters)
     rate, key = jax.ShapeDtypeStruct((), np.float32), jax.eval_shape(lambda: jax.random.key(0))
-    objective = PolicyObjective(graph, NLL(0.1))
-    lowered = update.lower(objective, Adam(), Trainable(), parameters, {}, optimizer, batch, rate, key)
+    objective = PolicyObjective(NLL(0.1))
+    lowered = update.lower(objective, Adam(), Trainable(), empty, parameters, {}, state, batch, rate, key)
     used = lowered.compile().memory_analysis().temp_size_in_bytes
     assert used < rows * tokens * vocabulary * 4
+
+
+# The policy that a folder stands for: a stage's, or the last of a run
+
+
+@pytest.fixture
+def found(tmp_path, policy, monkeypatch):
+    """A function from the stages of a run, and a stage to ask for, to the one whose policy is loaded."""
+    loaded = []
+    monkeypatch.setattr("rest.policy.policy.Policy.load", lambda folder: loaded.append(folder) or policy)
+
+    def last(*stages, ask=""):
+        for stage in stages:
+            (tmp_path / stage / "policy").mkdir(parents=True)
+        last_policy(tmp_path / ask)
+        return str(loaded[-1].relative_to(tmp_path))
+
+    return last
+
+
+def test_the_last_improve_step_of_the_last_grow_step(found):
+    assert found("bc", "improve-2-1", "improve-10-1", "improve-9-3") == "improve-10-1/policy"
+
+
+def test_side_branches_and_folders_that_are_no_stage_do_not_count(found):
+    assert found("bc", "improve-1-1", "improve-2-0", "improve-2-1-old", "ppo") == "improve-1-1/policy"
+
+
+def test_behavioural_cloning_where_nothing_was_improved(found):
+    assert found("bc", "ppo") == "bc/policy"
+
+
+def test_the_stage_that_is_named(found):
+    assert found("bc", "improve-1-1", ask="bc") == "bc/policy"
+
+
+def test_a_folder_without_a_policy(tmp_path):
+    with pytest.raises(UserError, match="no policy there, neither a stage's nor a run's"):
+        last_policy(tmp_path)

@@ -1,4 +1,4 @@
-"""The sampler: its law, its log-probabilities, and that a hypothesis depends on its source, index and seed alone."""
+"""The sampler: its log-probabilities, and that a hypothesis depends on its source, index and seed alone."""
 
 from dataclasses import replace
 
@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rest.model.transformer import BLOCKED
+from rest.learning.mesh import MachineSettings
+from rest.model.layers import BLOCKED
 from rest.policy.beam import BeamSettings, translate
 from rest.policy.sampler import SamplingSettings, sample
-from rest.policy.slots import Law, draw
+from rest.policy.slots import SamplingDistribution, draw_tokens
 
-SETTINGS = SamplingSettings(temperature=0.8, max_target_tokens=12, rows=12)
+SETTINGS = SamplingSettings(temperature=0.8, max_target_tokens=12)
+MACHINE = MachineSettings(rows=12)
 SAMPLES = 3
 
 
@@ -24,8 +26,9 @@ def split(corpus, policy):
     return corpus.train.take(short[:6])
 
 
-def draws(policy, split, settings=SETTINGS, seed=3, grow_step=1):
-    return sample(policy, split.sources, split.ids, SAMPLES, settings, seed=seed, grow_step=grow_step)
+def draws(policy, split, settings=SETTINGS, seed=3, grow_step=1, rows=12):
+    machine = MachineSettings(rows=rows)
+    return sample(policy, split.sources, split.ids, SAMPLES, settings, seed=seed, grow_step=grow_step, machine=machine)
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +45,8 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum())
 
 
-def law(logits: np.ndarray, settings: SamplingSettings) -> np.ndarray:
-    """Log-probabilities [V] of the law sampled from, by sorting and cutting the list of tokens."""
+def distribution(logits: np.ndarray, settings: SamplingSettings) -> np.ndarray:
+    """Log-probabilities [V] of what is sampled from, by sorting and cutting the list of tokens."""
     cold = logits / settings.temperature
     ranked = np.argsort(-cold)
     if settings.top_k:
@@ -73,7 +76,9 @@ def test_both_log_probabilities_are_those_of_a_teacher_forced_pass(lively, split
             logits = teacher_forced(lively, source, tokens)
             at = np.arange(len(tokens)), tokens
             np.testing.assert_allclose(own, np.stack([log_softmax(row) for row in logits])[at], atol=1e-4)
-            np.testing.assert_allclose(behaviour, np.stack([law(row, settings) for row in logits])[at], atol=1e-4)
+            np.testing.assert_allclose(
+                behaviour, np.stack([distribution(row, settings) for row in logits])[at], atol=1e-4
+            )
 
 
 def test_what_outgrows_the_cache_s_first_room_is_drawn_whole(lively, split, teacher_forced):
@@ -85,13 +90,13 @@ def test_what_outgrows_the_cache_s_first_room_is_drawn_whole(lively, split, teac
     logits = teacher_forced(lively, split.sources[i], found.tokens[i][k])
     forced = np.stack([log_softmax(row) for row in logits])[np.arange(lengths[i, k]), found.tokens[i][k]]
     np.testing.assert_allclose(found.log_probs[i][k], forced, atol=1e-4)
-    alone = draws(lively, split.take([i]), replace(long, rows=2))
+    alone = draws(lively, split.take([i]), long)
     assert same_tokens(alone.tokens, [found.tokens[i]])
 
 
 @pytest.mark.parametrize("rows", [1, 64])
 def test_a_hypothesis_does_not_depend_on_how_many_rows_are_decoded_at_once(lively, split, drawn, rows):
-    other = draws(lively, split, replace(SETTINGS, rows=rows))
+    other = draws(lively, split, rows=rows)
     assert same_tokens(other.tokens, drawn.tokens)
     assert other.texts == drawn.texts
     for ours, theirs in zip(drawn.log_probs, other.log_probs, strict=True):
@@ -110,9 +115,10 @@ def test_a_hypothesis_does_not_depend_on_the_sources_beside_it(lively, corpus, s
         [*long.sources, *split.sources],
         np.concatenate([long.ids, split.ids]),
         SAMPLES,
-        replace(SETTINGS, rows=27),
+        SETTINGS,
         seed=3,
         grow_step=1,
+        machine=MACHINE,
     )
     assert same_tokens(mixed.tokens[3:], drawn.tokens)
 
@@ -144,11 +150,11 @@ def test_slots_are_never_idle_while_rows_wait(lively, corpus, policy):
     short = [row for row, ids in enumerate(policy.encode_sources(corpus.train.sources)) if len(ids) <= 16]
     many = corpus.train.take(short[:40])
     told = []
-    found = sample(lively, many.sources, many.ids, SAMPLES, SETTINGS, seed=3, ended=told.append)
+    found = sample(lively, many.sources, many.ids, SAMPLES, SETTINGS, seed=3, machine=MACHINE, ended=told.append)
     tokens = sum(len(y) for samples in found.tokens for y in samples)
     # an eighth of the slots is filled at each of the first steps; the last rows leave theirs empty, and some of them
     # are drawn again in a quarter of the slots
-    assert tokens < found.decoder_steps <= tokens + SETTINGS.rows * (1.5 * SETTINGS.max_target_tokens + 8)
+    assert tokens < found.decoder_steps <= tokens + MACHINE.rows * (1.5 * SETTINGS.max_target_tokens + 8)
     assert sum(told) == len(many) * SAMPLES and len(told) > 5
 
 
@@ -157,29 +163,31 @@ def test_what_the_listener_raises_ends_the_sampling(lively, split):
         raise InterruptedError(rows)
 
     with pytest.raises(InterruptedError):
-        sample(lively, split.sources, split.ids, SAMPLES, SETTINGS, seed=3, ended=stop)
+        sample(lively, split.sources, split.ids, SAMPLES, SETTINGS, seed=3, machine=MACHINE, ended=stop)
 
 
 def test_no_sources_give_no_hypotheses(lively):
-    nothing = sample(lively, [], np.empty(0, np.int64), SAMPLES, SETTINGS, seed=0)
+    nothing = sample(lively, [], np.empty(0, np.int64), SAMPLES, SETTINGS, seed=0, machine=MACHINE)
     assert nothing.tokens == nothing.texts == []
     assert nothing.finished.shape == (0, SAMPLES)
 
 
 def test_the_likeliest_token_alone_is_greedy_decoding(lively, split):
     sampled = draws(lively, split, replace(SETTINGS, top_k=1))
-    greedy = translate(lively, split.sources, BeamSettings(1, max_target_tokens=12, rows=12))
+    greedy = translate(lively, split.sources, BeamSettings(1, max_target_tokens=12), MachineSettings(beam_rows=12))
     assert sampled.texts == [[text] * SAMPLES for text in greedy]
     for values in sampled.behaviour_log_probs:
         np.testing.assert_allclose(np.concatenate(values), 0, atol=1e-6)
 
 
-jitted = jax.jit(draw, static_argnums=2)
+jitted = jax.jit(draw_tokens)
 
 
 def one_row(logits: np.ndarray, uniform: np.ndarray, temperature=1.0, top_k=0, top_p=1.0):
     rows = np.broadcast_to(np.asarray(logits, np.float32), (len(uniform), len(logits)))
-    drawn = jitted(jnp.asarray(rows), jnp.asarray(uniform, jnp.float32), Law(temperature, top_k, top_p))
+    drawn = jitted(
+        jnp.asarray(rows), jnp.asarray(uniform, jnp.float32), SamplingDistribution(temperature, top_k, top_p)
+    )
     return [np.asarray(part) for part in drawn]
 
 
@@ -202,11 +210,11 @@ def test_frequencies_of_drawn_tokens_follow_the_tempered_softmax():
     assert stats.chisquare(counts[reachable], expected, sum_check=False).pvalue > 0.01
 
 
-def test_frequencies_of_drawn_tokens_follow_the_truncated_law():
+def test_frequencies_of_drawn_tokens_follow_the_truncated_distribution():
     logits, rows = uneven_logits(), 20_000
     settings = SamplingSettings(temperature=1.0, top_k=12, top_p=0.8)
     tokens, _, behaviour = one_row(logits, np.random.default_rng(2).random(rows), 1.0, 12, 0.8)
-    wanted = law(logits, settings)
+    wanted = distribution(logits, settings)
     counts = np.bincount(tokens, minlength=128)
     assert set(np.flatnonzero(counts)) == set(np.flatnonzero(np.isfinite(wanted)))
     kept = np.isfinite(wanted)

@@ -53,7 +53,7 @@ def test_outputs_are_read_as_they_were_written(tmp_path: Path) -> None:
 
 def test_policies_stand_in_the_order_of_the_run(run: Path) -> None:
     policies = read_curves(run)
-    assert [policy.folder for policy in policies] == ["bc", "improve-1-2", "improve-1-10"]
+    assert [policy.name.folder for policy in policies] == ["bc", "improve-1-2", "improve-1-10"]
     head, *rows = lines(policies)
     assert head[:4] == ["policy", "N", "reward", "gold"] and "bound" in head[-1]
     assert [row[1] for row in rows[:4]] == ["1", "2", "4", "8"] and rows[-1][0] == "G1 I10"

@@ -61,6 +61,7 @@ def run(tmp_path: Path) -> Path:
         "dev_reward": [[0, 0.7], [10, 0.75], [20, 0.74]], "warning": SCRIPT, "started_policy_won": False,
     }  # fmt: skip
     write(run / "improve-1-1" / "stage.json", {"settings": {}, "result": result})
+    write(run / "grow-1" / "stage.json", {"settings": {}, "result": {"rows": 60}})
     write(run / "grow-1" / "manifest.json", {"reward": {"all": {"mean": 0.61}, "samples": {"mean": 0.6}}})
     for part, rewards in enumerate(np.linspace(0, 1, 60, dtype=np.float32).reshape(2, 30)):
         pq.write_table(pa.table({"reward": rewards}), run / "grow-1" / f"part-{part:05d}-of-00002.parquet")
@@ -125,7 +126,7 @@ def test_a_whole_run_gives_every_section(run: Path) -> None:
 def test_text_of_the_run_is_escaped(run: Path) -> None:
     text = write_report(run).read_text(encoding="utf-8")
     assert text.count("<script") == 1 and f"<script>{OURS}</script>" in text
-    assert "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt; &amp; [link](a) | end" in text
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp; [link](a) | end" in text
     assert parse(text).tags.count("script") == 1
     markdown = (run / "report.md").read_text(encoding="utf-8")
     assert "<script" not in markdown

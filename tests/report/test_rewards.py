@@ -3,7 +3,7 @@
 import numpy as np
 from rich.console import Console
 
-from rest.data.ratings import RatingRow, from_rows
+from rest.ratings.record import RatingRow, from_rows
 from rest.report.rewards import (
     agreement_table,
     attack_tables,

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from rest.errors import UserError
+from rest.folder import read_json
 from rest.report.summary import summarise
-from rest.stage import read_json
 
 
 def test_rows_count_everything_spent_on_the_way_to_a_policy(finished: Path) -> None:

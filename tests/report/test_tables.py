@@ -15,7 +15,7 @@ from rich.console import Console
 
 from rest.errors import UserError
 from rest.report import tables
-from rest.report.tables import COLUMNS, compare, label, markdown, number, of_split, verdict
+from rest.report.tables import COLUMNS, label, markdown, number, of_split, relation, verdict
 
 SIGNATURE = "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0"
 
@@ -107,14 +107,14 @@ def test_markdown_text_is_literal(text: str) -> None:
     ("value", "stands"),
     [(0.80, "above"), (0.60, "below"), (0.705, "overlap"), (0.72, "overlap"), (0.70, "equal")],
 )
-def test_compare_by_intervals(value: float, stands: str) -> None:
-    assert compare(row("rest", value, 1, 1), row("bc", 0.70), COLUMNS[0]) == stands
+def test_relation_by_intervals(value: float, stands: str) -> None:
+    assert relation(row("rest", value, 1, 1), row("bc", 0.70), COLUMNS[0]) == stands
 
 
-def test_compare_without_numbers_or_intervals() -> None:
+def test_relation_without_numbers_or_intervals() -> None:
     bare, none = row("bc", 0.7, reward_ci95=None), row("bc", math.nan)
-    assert compare(row("rest", 0.8, 1, 1), bare, COLUMNS[0]) == "unknown"
-    assert compare(row("rest", 0.8, 1, 1), none, COLUMNS[0]) is None
+    assert relation(row("rest", 0.8, 1, 1), bare, COLUMNS[0]) == "unknown"
+    assert relation(row("rest", 0.8, 1, 1), none, COLUMNS[0]) is None
     assert number(none, "reward_mean") is None
 
 
@@ -164,7 +164,7 @@ def test_verdict_without_intervals_claims_no_win() -> None:
     rows = copy.deepcopy(run())
     for each in rows:
         each["metrics"].pop("reward_ci95")
-    assert "is, without an interval to judge by, higher than BC (0.700) and BC continued (0.710)" in verdict(rows)[0]
+    assert "is, without an interval to go by, higher than BC (0.700) and BC continued (0.710)" in verdict(rows)[0]
 
 
 def test_verdict_names_missing_controls() -> None:
@@ -204,7 +204,7 @@ def test_improve_lines() -> None:
     without = [{**stage, "threshold": tau} for tau in (None, -math.inf)]
     assert [line[1] for line in tables.improve_lines(without)[1:]] == ["none", "none"]
     of_sources = {**stage, "threshold": None, "thresholds": {"min": 0.25, "mean": 0.5, "max": 0.75}}
-    assert tables.improve_lines([of_sources])[1][1] == "one a source, 0.250–0.750, mean 0.500"
+    assert tables.improve_lines([of_sources])[1][1] == "one per source, 0.250–0.750, mean 0.500"
     assert tables.improve_lines([{"grow": 1, "improve": 1}])[1][0] == "G1 I1"
 
 

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from rest.data.ratings import RatingRow, from_rows
 from rest.errors import UserError
+from rest.ratings.record import RatingRow, from_rows
 from rest.reward import agreement as module
-from rest.reward.agreement import Resampling, compare, compares_within_sources, evaluate, measure
+from rest.reward.agreement import Resampling, compares_within_sources, evaluate, measure, paired_differences
 
 
 def rated(scores, groups=None, systems=None, documents=None, language_pair="de-en"):
@@ -171,7 +171,7 @@ def test_intervals_cover_the_true_correlation_about_as_often_as_they_say():
         x, y = (topic + rng.normal(size=(200, 2))).T
         y = 0.6 * x + 0.8 * y
         ratings = rated(y, documents=[f"d{k // 5}" for k in range(200)])
-        low, high = module.pearson(x, y, Resampling.new(ratings, seed, 300)).ci95
+        low, high = module.resampled_pearson(x, y, Resampling.new(ratings, seed, 300)).ci95
         inside += low <= 0.6 <= high
     assert 0.85 <= inside / 60 <= 1
 
@@ -184,10 +184,10 @@ def test_a_paired_comparison_sees_a_small_difference():
     resampling = Resampling.new(ratings, 0, 300)
     a, b = measure(y + noise, ratings, resampling), measure(y + 1.1 * noise, ratings, resampling)
     assert a["pearson"].ci95[0] < b["pearson"].ci95[1]
-    difference = compare(a, b)["pearson"]
+    difference = paired_differences(a, b)["pearson"]
     assert 0 < difference.lo < difference.difference < difference.hi
     assert difference.p < 0.05
-    assert compare(a, a)["spearman"] == (0, 0, 0, 1)
+    assert paired_differences(a, a)["spearman"] == (0, 0, 0, 1)
 
 
 def test_few_documents_leave_sources_and_many_sources_are_joined(monkeypatch):

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rest.data.ratings import RatingRow, from_rows
 from rest.errors import UserError
+from rest.ratings.record import RatingRow, from_rows
 from rest.reward.attacks import (
     ATTACKS,
     WORST,

@@ -1,13 +1,15 @@
 """Rewards: any function of text, its scale, and what is refused."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pytest
 
 from rest.errors import UserError
+from rest.reward.composition import Cached
 from rest.reward.reference_based import SentenceChrF
-from rest.reward.reward import Reward
+from rest.reward.reward import Reward, raw_scores
 
 SOURCES = ["one two", "three", "four five six"]
 HYPOTHESES = ["eins zwei", "drei", "vier fünf sechs"]
@@ -106,6 +108,56 @@ def test_any_python_function_will_do():
     assert chrf(SOURCES, HYPOTHESES, HYPOTHESES).reward.tolist() == [1, 1, 1]
     with pytest.raises(UserError, match="references"):
         chrf(SOURCES, HYPOTHESES, None)
+
+
+def test_a_function_that_wants_no_references_takes_two_arguments(tmp_path):
+    def lengths(sources, hypotheses):
+        return np.array([len(y) for y in hypotheses])
+
+    class Letters:
+        def __call__(self, sources, hypotheses):
+            return lengths(sources, hypotheses)
+
+    expected = lengths(None, HYPOTHESES)
+    for function in (lengths, Letters(), lambda x, y: lengths(x, y), partial(lambda extra, x, y: lengths(x, y), 1)):
+        np.testing.assert_array_equal(score(function, (0.0, 20.0)).raw, expected)
+        np.testing.assert_array_equal(raw_scores(function, SOURCES, HYPOTHESES, HYPOTHESES), expected)
+    cached = Cached(lengths, tmp_path / "scores.sqlite")
+    np.testing.assert_array_equal(cached(SOURCES, HYPOTHESES, HYPOTHESES), expected)
+
+
+def test_a_third_argument_gets_the_references_if_it_is_needed_or_named_so():
+    def share(sources, hypotheses, references=None):
+        return np.array([float(y == z) for y, z in zip(hypotheses, references, strict=True)])
+
+    def weighed(sources, hypotheses, weight=0.5):
+        return np.full(len(hypotheses), weight)
+
+    def any_number(*texts):
+        return np.array([float(y == z) for y, z in zip(*texts[1:], strict=True)])
+
+    functions = (share, lambda x, y, z: share(x, y, z), any_number)
+    assert all(raw_scores(f, SOURCES, HYPOTHESES, HYPOTHESES).tolist() == [1, 1, 1] for f in functions)
+    assert raw_scores(weighed, SOURCES, HYPOTHESES, HYPOTHESES).tolist() == [0.5] * 3
+
+
+def test_other_signatures_are_refused_before_anything_is_scored():
+    def alone(hypotheses):
+        return np.zeros(len(hypotheses))
+
+    def four(sources, hypotheses, references, extra):
+        return np.zeros(len(hypotheses))
+
+    def by_name(sources, hypotheses, *, references):
+        return np.zeros(len(hypotheses))
+
+    for function in (alone, four, by_name, lambda: 0):
+        with pytest.raises(
+            UserError, match=r"takes \(.*\), but is called as \(sources, hypotheses\) or \(sources, hyp"
+        ):
+            Reward(function)
+        with pytest.raises(UserError, match=function.__qualname__.replace("<", ".")[:20]):
+            raw_scores(function, SOURCES, HYPOTHESES, None)
 
 
 def test_no_hypotheses_have_no_scores():

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from rest.data.batches import BatchSettings, Examples
-from rest.data.ratings import RatingRow, from_rows
 from rest.policy.policy import sequence_log_probs
+from rest.ratings.record import RatingRow, from_rows
 from rest.reward.trivial import LengthRatio, PolicyLogProb, SourceOverlap, trivial_rewards
 
 
@@ -22,10 +22,9 @@ def test_overlap_is_highest_for_a_copy():
     assert other < 30
 
 
-def test_log_probability_is_the_policys_a_token(policy, corpus):
+def test_log_probability_is_the_policys_a_token(policy, corpus, batch):
     sources, texts = corpus.dev.sources[:3], corpus.dev.references[:3]
     targets = policy.encode_references(texts)
-    batch = BatchSettings()
     total = sequence_log_probs(policy, Examples(policy.encode_sources(sources), targets), batch)
     expected = total / [len(ids) for ids in targets]
     np.testing.assert_allclose(PolicyLogProb(policy, batch)(sources, texts, None), expected, rtol=1e-6)

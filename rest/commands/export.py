@@ -1,0 +1,35 @@
+"""`rest export`: a policy for other libraries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from rest.commands.flags import parsed
+from rest.journal import say
+from rest.model.families.huggingface import write_marian
+from rest.policy.policy import last_policy
+
+
+@dataclass(frozen=True)
+class Flags:
+    """A policy for Hugging Face `transformers` and CTranslate2."""
+
+    folder: tyro.conf.Positional[Path]
+    """A run's folder, for its last policy, or the folder of a stage: runs/demo/improve-1-2."""
+    out: Path
+    """The folder to make."""
+    format: Literal["huggingface"] = "huggingface"
+    """config.json, model.safetensors, source.spm, target.spm, vocab.json: a Marian model."""
+
+
+def export(arguments: Sequence[str]) -> None:
+    """The folder of a Marian model."""
+    flags = parsed(Flags, "export", arguments)
+    policy = last_policy(flags.folder)
+    write_marian(flags.out, policy.network, policy.tokenizer)
+    say(f"{flags.out}: a Marian model, for transformers and CTranslate2")

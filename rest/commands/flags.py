@@ -1,0 +1,130 @@
+"""What the subcommands share: their flags, an experiment opened with flags over it, the console, compiled programs."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import tyro
+from rich.console import Console
+
+from rest.errors import UserError
+
+if TYPE_CHECKING:  # at run time only where it is needed: looking at data takes no JAX, which takes seconds
+    from rest.experiment import Experiment
+    from rest.runs import Run
+
+T = TypeVar("T")
+
+# Flags that were, and what they are now; a star is any part of a name
+MOVED = {
+    "grow.sampling.rows": "machine.rows",
+    "evaluation.sampling.rows": "machine.rows",
+    "ppo.rollout.sampling.rows": "machine.rows",
+    "evaluation.beam.rows": "machine.beam-rows",
+    "bc.train.accumulate": "machine.micro-batches",
+    "improve.train.accumulate": "machine.micro-batches",
+    "reward.train.accumulate": "machine.micro-batches",
+    "ppo.accumulate": "machine.micro-batches",
+    "bc.train.remat": "machine.remat",
+    "improve.train.remat": "machine.remat",
+    "reward.train.remat": "machine.remat",
+    "ppo.rollout.sampling.temperature": "ppo.rollout.temperature",
+    "ppo.stop-at-kl": "ppo.target-kl",
+    "*.train.adam.*": "*.train.optimizer.*",
+}
+
+
+@dataclass(frozen=True)
+class OutFlags:
+    """The folder of a run. Every setting of the experiment is a flag too."""
+
+    out: Path
+    """The run's folder; made if absent."""
+
+
+Own = TypeVar("Own", bound=OutFlags)
+
+
+@contextmanager
+def opened(command: str, arguments: Sequence[str], own: type[Own]) -> Iterator[tuple[Own, "Run"]]:
+    """The command's own flags, and the run that FILE and the other flags describe."""
+    if not arguments or arguments[0].startswith("-"):
+        raise UserError(f"name an experiment first, as in `rest {command} FILE[:variant] --out DIR`")
+
+    from rest.experiment import load_experiment
+    from rest.runs import Run
+
+    flags, experiment = experiment_flags(command, arguments[1:], own, load_experiment(arguments[0]))
+    configure_jax()
+    run = Run(experiment, flags.out)
+    with run.recorded():
+        yield flags, run
+
+
+def experiment_flags(
+    command: str, arguments: Sequence[str], own: type[Own], default: "Experiment"
+) -> tuple[Own, "Experiment"]:
+    """The command's own flags, and the experiment with the other flags over it."""
+    from rest.experiment import Experiment
+
+    refuse_moved(arguments)
+
+    def join(
+        flags: Annotated[own, tyro.conf.arg(name="")],  # type: ignore[valid-type]
+        experiment: Annotated[Experiment, tyro.conf.arg(name="")] = default,
+    ) -> tuple[Any, Experiment]:
+        return flags, experiment
+
+    return tyro.cli(
+        join,
+        args=arguments,
+        prog=f"rest {command} FILE",
+        description=own.__doc__,
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+
+
+def parsed(flags: type[T], command: str, arguments: Sequence[str]) -> T:
+    """The flags of a command that opens no experiment."""
+    refuse_moved(arguments)
+    return tyro.cli(flags, args=arguments, prog=f"rest {command}")
+
+
+def refuse_moved(arguments: Sequence[str]) -> None:
+    """UserError that names the new flag where an old one is used."""
+    for argument in arguments:
+        flag = argument.partition("=")[0]
+        if flag.startswith("--") and (new := _new_name(flag[2:].replace("_", "-"))):
+            raise UserError(f"{flag} is now --{new}")
+
+
+def _new_name(flag: str) -> str | None:
+    """What an old flag, written with hyphens, is now; the same for one that is switched off (bc.train.no-remat)."""
+    group, dot, last = flag.rpartition(".")
+    switched = "no-" if last.startswith("no-") else ""
+    for old, new in MOVED.items():
+        pattern = re.escape(old).replace(r"\*", "(.+)")
+        if found := re.fullmatch(pattern, group + dot + last.removeprefix(switched)):
+            for part in found.groups():
+                new = new.replace("*", part, 1)
+            group, dot, last = new.rpartition(".")
+            return group + dot + switched + last
+    return None
+
+
+def configure_jax() -> None:
+    """Compiled programs are kept between runs, where the user keeps caches."""
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rest" / "jax"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+def console() -> Console:
+    """Standard output, wide enough for the tables: narrower, they would lose columns."""
+    return Console(width=max(116, Console().width))

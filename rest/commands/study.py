@@ -1,0 +1,72 @@
+"""`rest study`: variants x seeds of an experiment file, and one table of them all."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rest.commands.flags import OutFlags, configure_jax, console, experiment_flags
+from rest.errors import UserError
+from rest.experiment import load_variants
+from rest.folder import write_json
+from rest.journal import literal
+from rest.report.studies import console as in_terminal
+from rest.report.studies import figure, lines_of, section
+from rest.study import Study
+
+
+@dataclass(frozen=True)
+class Flags(OutFlags):
+    """Every variant with every seed, each a run in OUT/VARIANT/SEED; stages that are the same are made once. The same
+    command goes on with what is missing, in as many processes as you like. Settings given as flags are every variant's.
+    """
+
+    seeds: tuple[int, ...] = (0,)
+    """Each variant is run with each of them."""
+    variants: tuple[str, ...] = ()
+    """Names in FILE, or in the dictionary that FILE:NAME names; none: all of them."""
+    every: bool = False
+    """Show every policy, and not only the last of each variant and the controls."""
+    results: Path | None = None
+    """Write the record, OUT/study.json, to this file too."""
+    shown: bool = False
+    """Make nothing, and show what is complete."""
+
+
+def study(arguments: Sequence[str]) -> None:
+    """The cells that are missing, then the table."""
+    if not arguments or arguments[0].startswith("-"):
+        raise UserError("name an experiment first, as in `rest study FILE[:group] --out DIR --seeds 0 1 2`")
+    name, *given = arguments
+    variants = load_variants(name)
+    flags, _ = experiment_flags("study", given, Flags, next(iter(variants.values())))
+    chosen = load_variants(name, flags.variants)
+    variants = {each: experiment_flags("study", given, Flags, e)[1] for each, e in chosen.items()}
+    configure_jax()
+    cells = Study(variants, flags.seeds, flags.out)
+    try:
+        if not flags.shown:
+            cells.make()
+    finally:
+        if cells.rows:
+            _show(cells, flags, shlex.join(["rest", "study", *arguments]))
+
+
+def _show(cells: Study, flags: Flags, command: str) -> None:
+    """The table, study.md, study.json, study.svg and study.png."""
+    found = lines_of(cells.rows, flags.every)
+    table = section(found)
+    record = cells.record(command)
+    for path in [flags.out / "study.json", *([] if flags.results is None else [flags.results])]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, record)
+    (flags.out / "study.md").write_text("\n\n".join(table.markdown()) + "\n", encoding="utf-8")
+    drawn = figure(found)
+    for kind in ("svg", "png"):
+        drawn.savefig(flags.out / f"study.{kind}", dpi=120)
+    shown = console()
+    shown.print(in_terminal(found))
+    complete, wanted = len(cells.rows), len(cells.cells)
+    shown.print(literal(f"{complete} of {wanted} cells are complete; {flags.out / 'study.md'}, .json, .svg, .png"))

@@ -1,0 +1,84 @@
+"""`rest translate`: a translation of every line of standard input."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from rest.commands.flags import configure_jax, parsed
+from rest.data.corpus import Split
+from rest.errors import UserError
+from rest.evaluation.decoding import DecodingSettings
+from rest.policy.beam import BeamSettings
+from rest.policy.policy import Policy, last_policy
+from rest.policy.sampler import SamplingSettings
+
+
+@dataclass(frozen=True)
+class Flags:
+    """A translation of every line of standard input. Only best_of_n, and mbr that prunes, choose by a reward."""
+
+    folder: tyro.conf.Positional[Path]
+    """A run's folder, for its last policy, or the folder of a stage: runs/demo/improve-1-2."""
+    decoding: Annotated[DecodingSettings, tyro.conf.arg(name="")] = DecodingSettings("beam")
+    beams: int = 4
+    """Beam search; 1: greedy."""
+    length_penalty: float = 1.0
+    """A hypothesis of n tokens scores log-probability / n^length_penalty."""
+    max_source_tokens: int = 512
+    """A longer line is an error."""
+    max_target_tokens: int = 128
+    """Longest translation, EOS included."""
+    temperature: float = 0.8
+    """Of samples."""
+    seed: int = 0
+    """Of samples."""
+    reward: str | None = None
+    """What best_of_n and pruning choose by: module:function, or a folder; by default the run's learned reward."""
+
+
+def translate_lines(arguments: Sequence[str]) -> None:
+    """A line for a line: an empty one for an empty one, and an error that names a line which is too long."""
+    flags = parsed(Flags, "translate", arguments)
+    configure_jax()
+    policy = last_policy(flags.folder)
+    beam = BeamSettings(flags.beams, flags.length_penalty, flags.max_target_tokens)
+    sampling = SamplingSettings(flags.temperature, max_target_tokens=flags.max_target_tokens)
+    decode = flags.decoding.decoder(beam, sampling)
+    reward = None
+    if flags.decoding.decode == "best_of_n" or (flags.decoding.decode == "mbr" and flags.decoding.prune_to > 0):
+        from rest.commands.reward import open_reward  # and with it every reward of ours, which takes seconds
+
+        reward = open_reward(flags.reward or str(flags.folder))
+    lines = _read_lines()
+    full = [number for number, line in enumerate(lines) if line.strip()]
+    _refuse_long([lines[number] for number in full], full, policy, flags.max_source_tokens)
+    translations = [""] * len(lines)
+    if full:
+        split = Split("input", np.array(full), [lines[n].strip() for n in full], None)
+        for number, text in zip(full, decode(policy, split, reward, flags.seed), strict=True):
+            translations[number] = text
+    sys.stdout.buffer.write("".join(f"{text}\n" for text in translations).encode())
+
+
+def _read_lines() -> list[str]:
+    try:
+        lines = sys.stdin.buffer.read().decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"standard input, line {line}: not valid UTF-8 ({error.reason})") from error
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def _refuse_long(lines: list[str], numbers: list[int], policy: Policy, limit: int) -> None:
+    for number, ids in zip(numbers, policy.encode_sources(lines), strict=True):
+        if len(ids) > limit:
+            raise UserError(
+                f"standard input, line {number + 1}: {len(ids)} tokens, more than max_source_tokens {limit}"
+            )

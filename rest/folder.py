@@ -1,0 +1,302 @@
+"""A stage's name and its folder, which is complete or absent.
+
+A stage works under a temporary name, `.improve-1-2.partial`, and is renamed when it ends, so that a folder that
+carries its name is complete. `stage.json` holds the settings that decide its bytes: the same stage asked for again
+with other settings is refused, naming them, and a stage that was killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import functools
+import hashlib
+import inspect
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import filelock
+
+from rest.errors import UserError
+
+
+def describe(value: Any) -> Any:
+    """Settings as JSON: a dataclass by its qualified name and fields, a function by name and hash of its source.
+
+    A function is also known by what it has captured, and any other object that can be called by its class and its
+    attributes.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"type": f"{type(value).__module__}.{type(value).__qualname__}", **fields}
+    if isinstance(value, dict):
+        return {str(key): describe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [describe(item) for item in value]
+    if isinstance(value, functools.partial):
+        return {"partial": describe(value.func), "arguments": describe(value.args), **describe(value.keywords)}
+    if callable(value):
+        function = value if hasattr(value, "__qualname__") else type(value)
+        name = f"{function.__module__}:{function.__qualname__}"
+        try:
+            source = hashlib.sha256(inspect.getsource(function).encode()).hexdigest()
+        except (OSError, TypeError) as error:
+            raise UserError(f"{name}: has no Python source to know it by; use a function in a file") from error
+        captured = inspect.getclosurevars(value).nonlocals if inspect.isfunction(value) else {}
+        attributes = captured if function is value else getattr(value, "__dict__", {})
+        return {"function": name, "source_sha256": source, **describe(attributes)}
+    if isinstance(value, Path) or (isinstance(value, float) and not math.isfinite(value)):
+        return str(value)
+    return value
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """The settings that differ, each as "name was OLD, is now NEW"."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        found = []
+        for key in keys:
+            found += differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+        return found
+    return [] if old == new else [f"{name} was {json.dumps(old)}, is now {json.dumps(new)}"]
+
+
+def seed_for(seed: int, purpose: str, *numbers: int) -> int:
+    """A seed of 31 bits for one purpose, so that no two purposes share their random numbers."""
+    digest = hashlib.blake2b(repr((seed, purpose, *numbers)).encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+KINDS = {  # of stages, in the order of tables: what a reader calls them
+    "bc": "BC",
+    "bc_continued": "BC continued",
+    "reward_start": "start of the reward",
+    "reward": "reward",
+    "grow": "G{g}",
+    "value": "value",
+    "improve": "G{g} I{i}",
+    "ppo": "PPO",
+}
+_FOLDERS = {kind: kind for kind in KINDS} | {
+    "bc_continued": "bc_continued-{steps}",
+    "reward_start": "bc-reward",
+    "reward": "reward-{g}",  # but the first is just "reward"
+    "grow": "grow-{g}",
+    "improve": "improve-{g}-{i}",
+}
+
+
+@dataclass(frozen=True)
+class StageName:
+    """What a stage is called: it alone knows its folder, its label for readers and its place in a table."""
+
+    kind: str
+    """bc, bc_continued, reward_start, reward, value, grow, improve or ppo."""
+    g: int = 0
+    """Grow step, from 1, of grow, improve and reward; 0 for the others."""
+    i: int = 0
+    """Improve step; 0 is the side branch that learns from all of D_g."""
+    steps: int = 0
+    """Updates of bc_continued."""
+
+    @classmethod
+    def parse(cls, folder: str) -> StageName | None:
+        """The stage of a folder of this name; None for any other folder."""
+        full = "reward-1" if folder == "reward" else folder
+        for kind, form in _FOLDERS.items():
+            if found := re.fullmatch(re.sub(r"{(\w+)}", r"(?P<\1>\\d+)", form), full):
+                name = cls(kind, **{part: int(number) for part, number in found.groupdict().items()})
+                return name if name.folder == folder else None  # improve-01-1 is no stage
+        return None
+
+    @property
+    def folder(self) -> str:
+        """improve-1-2, bc_continued-320, reward, reward-2."""
+        return "reward" if self == StageName("reward", 1) else _FOLDERS[self.kind].format(**vars(self))
+
+    @property
+    def label(self) -> str:
+        """BC, BC continued, G1 I2, PPO; reward 2 for one that was refreshed."""
+        again = f" {self.g}" if self.kind == "reward" and self.g > 1 else ""
+        return KINDS[self.kind].format(**vars(self)) + again
+
+    @property
+    def order(self) -> tuple[int, int, int, int]:
+        """A key that sorts stages as tables show them: BC, BC continued, ..., Improve steps, PPO."""
+        return list(KINDS).index(self.kind), self.g, self.i, self.steps
+
+    @property
+    def has_policy(self) -> bool:
+        """Whether it ends in a policy that is evaluated."""
+        return self.kind in ("bc", "bc_continued", "improve", "ppo")
+
+    @property
+    def on_the_way(self) -> bool:
+        """Whether it is an Improve step that later ones go on from, and no side branch."""
+        return self.kind == "improve" and self.i > 0
+
+
+def stages_in(run: Path, kind: str | None = None) -> list[StageName]:
+    """The stages that are complete in a run's folder, of one kind or of all, in a table's order."""
+    found = (StageName.parse(path.name) for path in run.glob("*") if (path / "stage.json").is_file())
+    return sorted((name for name in found if name and kind in (None, name.kind)), key=lambda name: name.order)
+
+
+class StageFolder:
+    """The folder of a stage that is being made, or that was complete when it was opened."""
+
+    def __init__(self, folder: Path, *, finished: bool, settings: dict[str, Any], lock: filelock.BaseFileLock) -> None:
+        self.final = folder
+        """The folder's name once the stage is complete."""
+        self.finished = finished
+        self.settings = settings
+        self._lock = lock
+        self._opened = time.perf_counter()
+
+    @property
+    def path(self) -> Path:
+        """Where to write; the temporary name until the stage is complete."""
+        return self.final if self.finished else self.partial
+
+    @property
+    def partial(self) -> Path:
+        """The temporary name."""
+        return _partial(self.final)
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What the stage reported."""
+        return read_json(self.path / "stage.json")["result"]
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Record the result, with the seconds since it was opened, and give the folder its name."""
+        seconds = time.perf_counter() - self._opened
+        for leftover in self.path.glob(".*.writing"):  # of a process that was killed
+            leftover.unlink()
+        write_json(self.path / "stage.json", {"settings": self.settings, "result": result | {"wall_s": seconds}})
+        os.replace(self.path, self.final)
+        self.finished = True
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Of the processes that share the stage, one at a time is in here; the others may have finished it."""
+        with self._lock.acquire():
+            self.finished = self.finished or self.final.exists()
+            yield
+
+
+def _partial(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.partial")
+
+
+class Busy(UserError):
+    """Another process is working on the stage."""
+
+
+@contextmanager
+def open_stage(folder: Path, settings: dict[str, Any], *, shared: bool = False) -> Iterator[StageFolder]:
+    """Enter a stage: finished already (same settings), half done, or new.
+
+    One process at a time, which is refused where another is; any number with `shared`.
+    """
+    settings = json.loads(json.dumps(describe(settings)))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial(folder)
+    lock = filelock.FileLock(folder.with_name(f".{folder.name}.lock"), thread_local=False)
+    try:
+        lock.acquire(timeout=60 if shared else 0)
+    except filelock.Timeout as error:
+        raise Busy(f"{folder}: another process is working on this stage") from error
+    try:
+        for existing in (folder, partial):
+            record = existing / "stage.json"
+            if record.exists() and (existing == folder or len(list(existing.iterdir())) > 1):
+                changed = differences(read_json(record)["settings"], settings)
+                if changed:
+                    raise UserError(
+                        f"{existing} was made with other settings: {'; '.join(changed)}. "
+                        f"Choose another folder, or remove this one to make it again"
+                    )
+        if folder.exists():
+            if not (folder / "stage.json").exists():
+                raise UserError(f"{folder}: not the folder of a stage (it has no stage.json)")
+            yield StageFolder(folder, finished=True, settings=settings, lock=lock)
+            return
+        partial.mkdir(exist_ok=True)
+        write_json(partial / "stage.json", {"settings": settings})
+        if shared:
+            lock.release()
+        yield StageFolder(folder, finished=False, settings=settings, lock=lock)
+    finally:
+        lock.release(force=True)
+
+
+def share(made: Path, wanted: Path) -> None:
+    """Copy a complete stage into another run's folder, whole or not at all; nothing where one of them is not, or is."""
+    if made.exists() and not wanted.exists():
+        wanted.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=wanted.parent) as temporary:
+            shutil.copytree(made, Path(temporary) / "stage")
+            os.replace(Path(temporary) / "stage", wanted)
+
+
+def discard(folder: Path) -> None:
+    """Remove what is only needed while a stage is being made."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which takes the name `path` once it is whole and on disk; many processes may race."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.writing")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise UserError(f"{path} cannot be written: the disk is full") from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames in a folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """The file is whole or absent."""
+    with replacing(path) as file:
+        file.write(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+
+
+def read_json(path: Path) -> Any:
+    """Parse a file that this system wrote."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: byte {error.start + 1} is not UTF-8") from error

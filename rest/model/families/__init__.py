@@ -1,0 +1,1 @@
+"""Published families of models, read from and written to folders in their own layout."""

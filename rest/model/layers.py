@@ -1,0 +1,236 @@
+"""What the transformer is made of: its sizes and variants, attention, feed-forward layers, norms, dropout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from rest.errors import UserError
+
+BLOCKED = -1e9  # logit of an id that must never be produced; finite, so that 0 x BLOCKED is not NaN
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": jax.nn.gelu,
+}
+
+
+@dataclass(frozen=True)
+class TransformerSettings:
+    """Sizes and variants of the network."""
+
+    width: int = 256
+    heads: int = 4
+    feed_forward: int = 1024
+    encoder_layers: int = 3
+    decoder_layers: int = 3
+    dropout: float = 0.1
+    activation: Literal["relu", "silu", "gelu", "gelu_tanh"] = "relu"
+    """gelu is exact, gelu_tanh its usual approximation."""
+    gated: bool = False
+    """Gated feed-forward layer (T5 1.1)."""
+    norm: Literal["layer", "rms"] = "layer"
+    norm_first: bool = False
+    """Normalise the input of a layer (T5) instead of its output (Marian)."""
+    norm_epsilon: float | None = None
+    """Added to the variance; None: 1e-5 for LayerNorm, 1e-6 for RMSNorm."""
+    head_width: int | None = None
+    """None: width / heads."""
+    biases: bool = True
+    """Of linear layers and of the output; T5 has none."""
+    positions: Literal["sinusoidal", "relative"] = "sinusoidal"
+    """Added to the embedding, or a bias of self-attention that depends on the distance (T5)."""
+    relative_buckets: int = 32
+    relative_distance: int = 128
+    """Where relative positions stop to differ."""
+    scale_embedding: bool = True
+    """Multiply embeddings by sqrt(width)."""
+    scale_attention: bool = True
+    """Divide the logits of attention by sqrt(head width)."""
+    scale_output: bool = False
+    """Divide the last hidden state by sqrt(width) before the output layer (T5 1.0)."""
+    tied_output: bool = True
+    """The embedding is the output layer too."""
+    zero_start: bool = True
+    """The decoder starts from a zero embedding (Marian) instead of that of padding (T5)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of activations and matrix products; parameters, softmax and log-probabilities are float32."""
+
+    def __post_init__(self) -> None:
+        if self.head_width is None and self.width % (2 * self.heads):
+            raise UserError(f"model: width {self.width} must be a multiple of twice the heads, {self.heads}")
+
+
+class KeysAndValues(NamedTuple):
+    """Keys and values of one attention layer."""
+
+    keys: Array  # [rows, H, time, K]
+    values: Array  # [rows, H, time, K]
+
+    def put(self, new: KeysAndValues, at: Array) -> KeysAndValues:
+        """With those of new positions from position `at` on."""
+        pairs = zip(self, new, strict=True)
+        return KeysAndValues(*(jax.lax.dynamic_update_slice_in_dim(old, x, at, 2) for old, x in pairs))
+
+
+def dropout(x: Array, rate: float, key: Array | None) -> Array:
+    """Inverted dropout with 8 random bits an element; the rate is rounded to 1/256."""
+    drop = round(rate * 256)
+    if key is None or drop == 0:
+        return x
+    # a word holds the bytes of four elements; the barrier keeps words, not masks, for the backward pass
+    words = jax.random.bits(key, (*x.shape[:-1], 1, -(-x.shape[-1] // 4)), jnp.uint32)
+    shifts = jnp.arange(0, 32, 8, dtype=jnp.uint32).reshape((1,) * (x.ndim - 1) + (4, 1))
+    found = (jax.lax.optimization_barrier(words) >> shifts) & 255
+    keep = found.reshape(*x.shape[:-1], -1)[..., : x.shape[-1]] >= drop
+    return jnp.where(keep, x * (256.0 / (256 - drop)), 0).astype(x.dtype)
+
+
+def split_key(key: Array | None, n: int) -> list[Array | None]:
+    return [None] * n if key is None else list(jax.random.split(key, n))
+
+
+class Linear(nnx.Module):
+    """y = x W + b, in the dtype of x; b may be left out.
+
+    The product is one of two matrices: with more axes XLA on CPU transposes what W's gradient contracts.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = True, rngs: nnx.Rngs) -> None:
+        self.kernel = nnx.Param(nnx.initializers.xavier_uniform()(rngs.params(), (inputs, outputs)))
+        self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
+
+    def __call__(self, x: Float[Array, "*B inputs"]) -> Float[Array, "*B outputs"]:
+        y = x.reshape(-1, x.shape[-1]) @ self.kernel[...].astype(x.dtype)
+        if self.bias is not None:
+            y = y + self.bias[...].astype(x.dtype)[None]
+        return y.reshape(*x.shape[:-1], -1)
+
+
+class Norm(nnx.Module):
+    """LayerNorm or RMSNorm over the last axis, computed in float32."""
+
+    def __init__(self, settings: TransformerSettings) -> None:
+        self.kind = settings.norm
+        usual = 1e-5 if self.kind == "layer" else 1e-6
+        self.epsilon = usual if settings.norm_epsilon is None else settings.norm_epsilon
+        self.scale = nnx.Param(jnp.ones(settings.width))
+        self.bias = nnx.Param(jnp.zeros(settings.width)) if self.kind == "layer" else None
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        y = x.astype(jnp.float32)
+        wide = (1,) * (x.ndim - 1) + (-1,)
+        if self.bias is not None:
+            y = y - y.mean(-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
+        y = y * self.scale[...].reshape(wide)
+        if self.bias is not None:
+            y = y + self.bias[...].reshape(wide)
+        return y.astype(x.dtype)
+
+
+def head_width(settings: TransformerSettings) -> int:
+    return settings.head_width or settings.width // settings.heads
+
+
+class Attention(nnx.Module):
+    """Multi-head attention whose keys and values can be computed once and kept."""
+
+    def __init__(self, settings: TransformerSettings, *, rngs: nnx.Rngs) -> None:
+        self.heads, width, inner = settings.heads, settings.width, settings.heads * head_width(settings)
+        self.scale = head_width(settings) ** -0.5 if settings.scale_attention else 1.0
+        self.query = Linear(width, inner, bias=settings.biases, rngs=rngs)
+        self.key = Linear(width, inner, bias=settings.biases, rngs=rngs)
+        self.value = Linear(width, inner, bias=settings.biases, rngs=rngs)
+        self.output = Linear(inner, width, bias=settings.biases, rngs=rngs)
+
+    def split(self, x: Float[Array, "B T HK"]) -> Float[Array, "B H T K"]:
+        return x.reshape(*x.shape[:2], self.heads, -1).swapaxes(1, 2)
+
+    def project(self, x: Float[Array, "B M D"]) -> KeysAndValues:
+        """Keys and values of the attended positions."""
+        return KeysAndValues(self.split(self.key(x)), self.split(self.value(x)))
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        attended: KeysAndValues,
+        mask: Bool[Array, "B #T M"],
+        bias: Float[Array, "#B H T M"] | None = None,
+    ) -> Float[Array, "B T D"]:
+        query = self.split(self.query(x)) * self.scale
+        logits = jnp.einsum("bhtk,bhmk->bhtm", query, attended.keys).astype(jnp.float32)
+        if bias is not None:
+            logits = logits + bias
+        weights = jax.nn.softmax(jnp.where(mask[:, None], logits, BLOCKED), axis=-1).astype(x.dtype)
+        mixed = jnp.einsum("bhtm,bhmk->bhtk", weights, attended.values)
+        return self.output(mixed.swapaxes(1, 2).reshape(*x.shape[:2], -1))
+
+
+class FeedForward(nnx.Module):
+    """Two linear layers with an activation between them, gated if asked."""
+
+    def __init__(self, settings: TransformerSettings, *, rngs: nnx.Rngs) -> None:
+        self.activation = ACTIVATIONS[settings.activation]
+        width, inner, bias = settings.width, settings.feed_forward, settings.biases
+        self.inner = Linear(width, inner, bias=bias, rngs=rngs)
+        self.gate = Linear(width, inner, bias=bias, rngs=rngs) if settings.gated else None
+        self.outer = Linear(inner, width, bias=bias, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        inner = self.activation(self.inner(x))
+        return self.outer(inner if self.gate is None else inner * self.gate(x))
+
+
+def attending(
+    attention: Attention, mask: Array, states: Array | None = None, bias: Array | None = None
+) -> Callable[[Array], Array]:
+    """Attention to `states`, by default to the queries' own."""
+    return lambda y: attention(y, attention.project(y if states is None else states), mask, bias)
+
+
+class Block(nnx.Module):
+    """One layer: self-attention, cross-attention in the decoder, feed-forward, each with its residual and norm."""
+
+    def __init__(self, settings: TransformerSettings, *, cross: bool, rngs: nnx.Rngs) -> None:
+        self.rate, self.norm_first = settings.dropout, settings.norm_first
+        self.attention, self.attention_norm = Attention(settings, rngs=rngs), Norm(settings)
+        self.cross: Any = Attention(settings, rngs=rngs) if cross else None
+        self.cross_norm = Norm(settings) if cross else None
+        self.feed_forward, self.feed_forward_norm = FeedForward(settings, rngs=rngs), Norm(settings)
+
+    def residual(self, x: Array, norm: Norm, layer: Callable[[Array], Array], key: Array | None) -> Array:
+        if self.norm_first:
+            return x + dropout(layer(norm(x)), self.rate, key)
+        return norm(x + dropout(layer(x), self.rate, key))
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        attend: Callable[[Array], Array],
+        attend_source: Callable[[Array], Array] | None,
+        key: Array | None,
+    ) -> Float[Array, "B T D"]:
+        """`attend` and `attend_source` map the (normalised) input to the attention's output."""
+        first, second, third = split_key(key, 3)
+        x = self.residual(x, self.attention_norm, attend, first)
+        if attend_source is not None and self.cross_norm is not None:
+            x = self.residual(x, self.cross_norm, attend_source, second)
+        return self.residual(x, self.feed_forward_norm, self.feed_forward, third)
+
+
+def layer(network: Any, block: Block) -> Callable[..., Array]:
+    """The block, whose activations are computed again in the backward pass where the network has `remat`."""
+    if not network.remat:
+        return block
+    return lambda x, attend, attend_source, key: jax.checkpoint(lambda x, key: block(x, attend, attend_source, key))(
+        x, key
+    )

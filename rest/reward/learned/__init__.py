@@ -1,0 +1,1 @@
+"""Rewards learned from ratings: the network, its fitting, and what maps its scores to [0, 1]."""

@@ -1,0 +1,67 @@
+"""What maps the scores of a learned reward to [0, 1], fitted on ratings that it was not trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import isotonic_regression
+
+from rest.errors import UserError
+from rest.reward.reward import Calibration
+
+
+@dataclass(frozen=True)
+class MinMax:
+    """The range of the held-out scores: 0 below the lowest, 1 above the highest. Ratings are not looked at."""
+
+    margin: float = 0.05
+    """How far beyond, as a share of the range."""
+
+    def fit(self, scores: np.ndarray, ratings: np.ndarray) -> Calibration:
+        low, high = float(scores.min()), float(scores.max())
+        margin = self.margin * (high - low)
+        return Calibration((low - margin, high + margin), (0.0, 1.0))
+
+
+@dataclass(frozen=True)
+class Affine:
+    """The least-squares line from scores to ratings, which `low` and `high` say to be 0 and 1."""
+
+    low: float = 0.0
+    high: float = 1.0
+
+    def fit(self, scores: np.ndarray, ratings: np.ndarray) -> Calibration:
+        """UserError where the ratings do not rise with the scores."""
+        x, y = scores.astype(np.float64), (ratings.astype(np.float64) - self.low) / (self.high - self.low)
+        slope = np.mean((x - x.mean()) * (y - y.mean())) / max(np.var(x), 1e-12)
+        if slope <= 0:
+            raise UserError("calibration: the held-out ratings do not rise with the reward's scores")
+        zero = x.mean() - y.mean() / slope
+        return Calibration((float(zero), float(zero + 1 / slope)), (0.0, 1.0))
+
+
+@dataclass(frozen=True)
+class Isotonic:
+    """The rising steps nearest to the ratings, joined by lines (Zadrozny and Elkan 2002).
+
+    Scores of one step get one reward: a threshold cannot part them.
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+
+    def fit(self, scores: np.ndarray, ratings: np.ndarray) -> Calibration:
+        """UserError where the ratings do not rise with the scores."""
+        order = np.argsort(scores, kind="stable")
+        x, y = scores[order].astype(np.float64), (ratings[order].astype(np.float64) - self.low) / (self.high - self.low)
+        fitted = isotonic_regression(y)
+        # a step at the mean of its scores
+        at = fitted.blocks[:-1]
+        sizes = np.diff(fitted.blocks)
+        knots, levels = np.add.reduceat(x, at) / sizes, np.clip(fitted.x[at], 0, 1)
+        rising = np.concatenate([[True], np.diff(knots) > 0])
+        knots, levels = knots[rising], levels[rising]
+        if len(knots) < 2:
+            raise UserError("calibration: the held-out ratings do not rise with the reward's scores")
+        return Calibration(tuple(map(float, knots)), tuple(map(float, levels)))

@@ -1,0 +1,294 @@
+"""Training a learned reward: hypotheses are rated, and the network is fitted to the ratings, later to more of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from rest.data.batches import BatchSettings, Examples
+from rest.data.corpus import Gold, Split
+from rest.errors import UserError
+from rest.folder import seed_for
+from rest.journal import say
+from rest.learning.mesh import MachineSettings
+from rest.learning.train import shuffled, train
+from rest.model.families.huggingface import HuggingFaceModel
+from rest.model.layers import TransformerSettings
+from rest.policy.policy import Policy
+from rest.policy.sampler import SamplingSettings, sample
+from rest.ratings.rated import Rated
+from rest.ratings.record import mix, split
+from rest.reward.attacks import attack, negatives
+from rest.reward.learned.encoder import Encoder, HuggingFaceEncoder
+from rest.reward.learned.network import LearnedReward, RewardObjective
+from rest.reward.learned.settings import Refresh, RewardSettings, TranslationModel
+from rest.reward.reward import Calibration, RewardFunction
+from rest.statistics.correlation import pearson, ranked_right, spearman
+
+
+def human_ratings(settings: RewardSettings, added: tuple[Any, ...] = ()) -> Rated:
+    """The train and dev documents of the rating files, with the files that each refreshing added."""
+    loaded = [[file.load() for file in files] for files in (settings.ratings, *added)]
+    parts = split(mix([ratings for files in loaded for ratings in files]), settings.split)
+    rows = [parts.train, parts.dev]
+    sources = [x for part in rows for x in part.sources]
+    hypotheses = [y for part in rows for y in part.hypotheses]
+    step = {
+        pair: g
+        for g in range(len(loaded), 0, -1)  # the first that had a pair counts
+        for ratings in loaded[g - 1]
+        for pair in zip(ratings.sources, ratings.hypotheses, strict=True)
+    }
+    return Rated(
+        sources,
+        hypotheses,
+        np.concatenate([part.scores for part in rows]).astype(np.float32),
+        np.concatenate([part.groups for part in rows]),
+        np.repeat([False, True], [len(part) for part in rows]),
+        np.asarray([step[pair] for pair in zip(sources, hypotheses, strict=True)], np.int64) if added else None,
+    )
+
+
+def rate(
+    policy: Policy,
+    text: Split,
+    gold: Gold | None,
+    settings: RewardSettings,
+    sampling: SamplingSettings,
+    seed: int,
+    machine: MachineSettings | None = None,
+) -> Rated:
+    """Sample from the policy at the temperature of ratings, and have the samples (and human pairs) rated."""
+    n = settings.samples_per_source
+    at = dataclasses.replace(sampling, temperature=settings.temperature)
+    drawn = sample(policy, text.sources, text.ids, n, at, seed=seed_for(seed, "rate"), machine=machine)
+    sources = [x for x in text.sources for _ in range(n)]
+    hypotheses = [y for texts in drawn.texts for y in texts]
+    groups = np.repeat(text.ids, n)
+    references = None if text.references is None else [x for x in text.references for _ in range(n)]
+    if settings.rate_references and text.references is not None:
+        sources += text.sources
+        hypotheses += text.references
+        groups = np.concatenate([groups, text.ids])
+        references = (references or []) + text.references
+    ratings = settings.rater.rate(sources, hypotheses, references, gold, seed_for(seed, "raters"))
+    return Rated(sources, hypotheses, np.asarray(ratings, np.float32), groups)
+
+
+def rate_again(
+    policy: Policy,
+    text: Split,
+    gold: Gold | None,
+    settings: RewardSettings,
+    refresh: Refresh,
+    sampling: SamplingSettings,
+    *,
+    g: int,
+    seed: int,
+    machine: MachineSettings | None = None,
+) -> Rated:
+    """Ratings of samples of the latest policy, as they come before Grow step g."""
+    rng = np.random.default_rng(seed_for(seed, "refresh sources", g))
+    chosen = np.sort(rng.permutation(len(text))[: refresh.sources or len(text)])
+    asked = dataclasses.replace(
+        settings,
+        rater=settings.rater if refresh.rater is None else refresh.rater,
+        samples_per_source=refresh.samples_per_source,
+        temperature=refresh.temperature,
+        rate_references=False,
+    )
+    rated = rate(policy, text.take(chosen), gold, asked, sampling, seed_for(seed, "refresh", g), machine)
+    return dataclasses.replace(rated, grow=np.full(len(rated.ratings), g))
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A reward network, its calibration, and how well it agrees with what it did not see in training."""
+
+    reward: LearnedReward
+    calibration: Calibration
+    report: dict[str, Any]
+
+
+def fit(
+    policy: Policy,
+    rated: Rated,
+    settings: RewardSettings,
+    batch: BatchSettings,
+    *,
+    folder: Path,
+    seed: int,
+    machine: MachineSettings | None = None,
+    gold: Gold | None = None,
+    before: Mapping[str, RewardFunction] | None = None,
+) -> Fitted:
+    """Learn the ratings, stopping at the best agreement with those of sources held out.
+
+    The network starts from the policy, or as `settings.start` says; a `TranslationModel` is to be given as the policy.
+    The calibration is fitted to these ratings too. `gold` is only looked at to report the agreement with it. `before`
+    are rewards that were fitted to fewer ratings: all are compared on the held-out ratings that came last.
+    """
+    _check_ratings(rated)
+    of_people = len(rated.ratings)
+    rated = dataclasses.replace(rated, held_out=_held_out(rated, settings.dev_share, seed))
+    if settings.negatives:
+        rated += negatives(rated, rated.parts[0], settings.negatives, seed_for(seed, "negatives"))
+    start = _start(settings.start, policy, seed)
+    reward = LearnedReward.new(start, batch, settings.heads, policy if settings.likelihood else None)
+    reward = dataclasses.replace(reward, caution=settings.caution)
+    training, held_out = _examples(reward, rated, ranked=settings.loss.ranking > 0)
+    reward = reward.probe(training, settings.ridge)
+    batches, _ = shuffled(training, batch, pad_id=start.tokenizer.pad_id, seed=seed_for(seed, "reward batches"))
+    rows = rated.parts[1]
+    ratings, groups = rated.ratings[rows], rated.groups[rows]
+
+    def agreement(reward: LearnedReward) -> dict[str, float]:
+        predicted = reward.predict(held_out).mean(1)
+        numbers = {
+            "pearson": pearson(predicted, ratings),
+            "ranked_right": ranked_right(predicted, ratings, groups),
+            "rmse": float(np.sqrt(np.mean(np.square(predicted - ratings)))),
+        }
+        return {"score": numbers["pearson" if settings.loss.regression else "ranked_right"], **numbers}
+
+    trained = train(
+        reward,
+        RewardObjective(settings.loss),
+        batches,
+        settings.train,
+        evaluate=agreement,
+        folder=folder,
+        seed=seed_for(seed, "reward dropout"),
+        description="reward",
+        machine=machine,
+    )
+    reward = trained.best
+    predicted = reward.joined(reward.predict(held_out))
+    calibration = settings.calibration.fit(predicted, ratings)
+    report: dict[str, Any] = {
+        "rated": of_people,
+        "held_out": len(rows),
+        "pearson_ratings": pearson(predicted, ratings),
+        "spearman_ratings": spearman(predicted, ratings),
+        "ranked_right": ranked_right(predicted, ratings, groups),
+        "range": list(calibration.ends),
+        "steps": trained.steps,
+        "best_step": trained.best_step,
+        "stopped": trained.stopped,
+    }
+    if settings.negatives:
+        report["negatives"] = len(rated.ratings) - of_people
+    if gold is not None:
+        exact = gold(*_texts(rated, rows))
+        report["pearson_gold"] = pearson(predicted, exact)
+        report["spearman_gold"] = spearman(predicted, exact)
+        report["rater_pearson_gold"] = pearson(ratings, exact)
+    shown = {k: f"{v:.3f}" if isinstance(v, float) else v for k, v in report.items() if k != "range"}
+    say("reward: " + ", ".join(f"{k} {v}" for k, v in shown.items()))
+    if before:
+        fresh = rows[rated.steps[rows] == rated.steps.max()]
+        if len(fresh):
+            report["fresh"] = _compared({**before, "newest": reward}, rated, fresh, gold)
+    if settings.attacked:
+        report |= _attacked(reward, rated, rated.best(rows)[: settings.attacked], settings, seed)
+    return Fitted(reward, calibration, report)
+
+
+def _held_out(rated: Rated, share: float, seed: int) -> Bool[np.ndarray, " n"]:
+    """What decides when to stop: the rows that the ratings name, or those of a share of the sources."""
+    sources, dev = np.unique(rated.groups), rated.held_out
+    if dev is None:
+        order = np.random.default_rng(seed_for(seed, "reward dev")).permutation(len(sources))
+        dev = np.isin(rated.groups, sources[order[: max(2, round(share * len(sources)))]])
+    if dev.all():
+        raise UserError(f"reward.sources: {len(sources)} rated sources are too few to hold some out")
+    return dev
+
+
+def _examples(reward: LearnedReward, rated: Rated, *, ranked: bool) -> tuple[Examples, Examples]:
+    """What is learned from and what is held out, as the network reads them. Where it ranks, groups share rows."""
+    examples = reward.examples(rated.sources, rated.hypotheses)
+    group = np.unique(rated.groups, return_inverse=True)[1]  # small numbers, which float32 holds
+    columns = {"rating": rated.ratings, "group": group.astype(np.float32), **examples.columns}
+
+    def those(rows: np.ndarray) -> Examples:
+        sources, targets = [examples.sources[r] for r in rows], [examples.targets[r] for r in rows]
+        own = {name: values[rows] for name, values in columns.items()}
+        return Examples(sources, targets, own, group[rows] if ranked else None)
+
+    learned, held_out = rated.parts
+    return those(learned), those(held_out)
+
+
+def _texts(rated: Rated, rows: np.ndarray) -> tuple[list[str], list[str]]:
+    """Sources and hypotheses of these rows."""
+    return [rated.sources[r] for r in rows], [rated.hypotheses[r] for r in rows]
+
+
+def _start(start: Any, policy: Policy, seed: int) -> Policy | Encoder:
+    """What the setting `start` says, with the policy's tokenizer where it brings none."""
+    match start:
+        case None | TranslationModel():  # who calls `fit` has cloned it, and gives it as the policy
+            return policy
+        case TransformerSettings():
+            return Policy.new(start, policy.tokenizer, seed_for(seed, "reward start"))
+        case HuggingFaceModel():
+            return Policy.start(start)
+        case HuggingFaceEncoder():
+            return start.read()
+    raise UserError(
+        f"reward.start: {start!r} is none of TranslationModel, TransformerSettings, HuggingFaceModel, "
+        f"HuggingFaceEncoder or None"
+    )
+
+
+def _compared(
+    rewards: Mapping[str, RewardFunction], rated: Rated, rows: np.ndarray, gold: Gold | None
+) -> dict[str, Any]:
+    """Agreement of several rewards with the same ratings, and with gold where it is known."""
+    sources, hypotheses = _texts(rated, rows)
+    exact = None if gold is None else gold(sources, hypotheses)
+    found: dict[str, Any] = {"held_out": len(rows)}
+    for name, reward in rewards.items():
+        scores = reward(sources, hypotheses, None)
+        found[name] = {"spearman_ratings": spearman(scores, rated.ratings[rows])}
+        if exact is not None:
+            found[name]["spearman_gold"] = spearman(scores, exact)
+        say(f"reward: {name} on {len(rows)} new ratings: " + ", ".join(f"{k} {v:.3f}" for k, v in found[name].items()))
+    return found
+
+
+def _attacked(
+    reward: RewardFunction, rated: Rated, rows: np.ndarray, settings: RewardSettings, seed: int
+) -> dict[str, Any]:
+    """How often corrupted translations score above those of the rows, and which of the attacks to be warned of."""
+    if len(rows) < 2:
+        return {}
+    results = attack(reward, *_texts(rated, rows), seed_for(seed, "attacks"), shown=1)
+    warnings = [
+        f"{r.attack}: scores above the honest translation in {r.higher:.0%} of {r.cases} cases"
+        for r in results
+        if r.higher > settings.attack_warning
+    ]
+    for line in warnings:
+        say(f"reward: warning: {line}")
+    return {"attacks": [r.record() for r in results], "attack_warnings": warnings}
+
+
+def _check_ratings(rated: Rated) -> None:
+    """UserError for ratings that nothing can be learned from."""
+    ratings = rated.ratings
+    bad = ~np.isfinite(ratings)
+    if bad.any():
+        row = int(bad.argmax())
+        raise UserError(
+            f"reward.rater: the rating of hypothesis {row} ({rated.hypotheses[row][:60]!r}) is {ratings[row]}"
+        )
+    if np.ptp(ratings) == 0:
+        raise UserError(f"reward.rater: all {len(ratings)} ratings are {ratings[0]}: nothing can be learned")

@@ -1,0 +1,341 @@
+"""A learned, reference-free reward: a network that reads source and hypothesis and gives one number.
+
+The network is the policy's own with a linear head in addition, started from the behavioural-cloning policy, as
+InstructGPT starts its reward model from the supervised one (Ouyang et al. 2022): the encoder reads the source, the
+decoder reads the hypothesis beside it, and the head reads the mean of the decoder's states and how likely the network
+finds the hypothesis. It may start from a published encoder instead, which reads both in one row (encoder.py). The head
+may also be given how likely a policy finds the hypothesis that does not change, and the lengths of both texts. It is
+first fitted alone by ridge regression, then everything is trained together (linear probing, then fine-tuning: Kumar et
+al. 2022), so that training starts from a reward that is useful already.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from rest.data.batches import Batch, BatchSettings, Examples
+from rest.data.tokenizer import Tokenizer, load_tokenizer
+from rest.errors import UserError
+from rest.folder import read_json, write_json
+from rest.learning.apply import per_sequence
+from rest.learning.losses import Loss, SquaredError
+from rest.learning.preferences import BradleyTerry
+from rest.model.families.xlmr import XLMR, XLMRSettings
+from rest.model.layers import Linear, TransformerSettings
+from rest.model.network import Network
+from rest.model.transformer import Transformer
+from rest.policy.policy import Policy, hidden_states, transformer
+from rest.reward.learned.encoder import Encoder
+from rest.reward.reward import Calibration
+from rest.reward.trivial import PolicyLogProb
+from rest.statistics.words import count_words
+
+SEEN = "seen.npy"  # hashes of the sources that a saved reward was trained on
+LIKELIHOODS = 3  # mean log p, mean p and lowest log p of a hypothesis' tokens
+WIDER = 4  # times the target positions of a row, where hypotheses share their source's
+LIKELIHOOD = "likelihood"  # the folder of the policy whose likelihood the heads of a saved reward read
+GIVEN = ("given_log_prob", "given_source_length", "given_target_length")  # columns for the head, where there are any
+
+
+@dataclass(frozen=True)
+class RewardShape:
+    """What the network is made from."""
+
+    body: TransformerSettings | XLMRSettings
+    heads: int = 1
+    """Several are an ensemble."""
+    given: int = 0
+    """Columns that the heads read beside what the body finds."""
+
+
+class RewardNetwork(nnx.Module):
+    """A body that reads packed pairs, with linear heads beside its output layer."""
+
+    def __init__(self, shape: RewardShape, body: Transformer | XLMR, *, rngs: nnx.Rngs) -> None:
+        self.body = body
+        read = shape.body.width + (LIKELIHOODS if isinstance(body, Transformer) else 0)
+        self.head = Linear(read + shape.given, shape.heads, rngs=rngs)
+
+    def features(self, batch: Batch, key: Array | None) -> Float[Array, "B Q F"]:
+        """What the heads read of each packed pair: what the body found, then the columns that are given."""
+        body = self.body
+        found = _beside(body, batch, key) if isinstance(body, Transformer) else _joint(body, batch, key)
+        given = [batch.columns[name][..., None] for name in GIVEN if name in batch.columns]
+        return jnp.concatenate([found, *given], axis=-1)
+
+    def __call__(self, batch: Batch, key: Array | None) -> Float[Array, "B Q K"]:
+        """A raw score of each of K heads for each packed pair."""
+        return self.head(self.features(batch, key))
+
+
+def _beside(body: Transformer, batch: Batch, key: Array | None) -> Float[Array, "B Q F"]:
+    """The decoder reads the hypothesis beside the encoded source: its mean state, and the likelihoods."""
+    states, segments, pairs = hidden_states(body, batch, key), batch.targets, batch.sequences
+    log_probs = body.scores(states, batch.target).log_probs
+    columns = jnp.concatenate(
+        [states.astype(jnp.float32), log_probs[..., None], jnp.exp(log_probs)[..., None]], axis=-1
+    )
+    return jnp.concatenate([segments.means(columns, pairs), segments.lowest(log_probs, pairs)[..., None]], axis=-1)
+
+
+def _joint(body: XLMR, batch: Batch, key: Array | None) -> Float[Array, "B Q F"]:
+    """The encoder reads hypothesis and source in one row, which is the batch's target: its mean state."""
+    states = body.packed(batch.target, batch.target_positions, batch.target_mask(causal=False), key)[-1]
+    return batch.targets.means(states.astype(jnp.float32), batch.sequences)
+
+
+def _features(network: RewardNetwork, batch: Batch) -> Float[Array, "B Q F"]:
+    return network.features(batch, None)
+
+
+def _predict(network: RewardNetwork, batch: Batch) -> Float[Array, "B Q K"]:
+    return network(batch, None)
+
+
+# How the two kinds of body read texts
+
+
+@dataclass(frozen=True)
+class ReadBeside:
+    """Source and hypothesis apart, as a policy reads them."""
+
+    tokenizer: Tokenizer
+    settings: TransformerSettings
+
+    def body(self, rngs: nnx.Rngs) -> Transformer:
+        return transformer(self.settings, self.tokenizer, rngs)
+
+    def examples(self, sources: Sequence[str], hypotheses: Sequence[str], batch: BatchSettings) -> Examples:
+        """Cut to what a row of a batch holds."""
+        sides = self.tokenizer.encode(sources), self.tokenizer.encode_targets(hypotheses)
+        x, y = ([np.asarray([*ids, self.tokenizer.eos_id], np.int32) for ids in side] for side in sides)
+        return Examples([ids[: batch.source_tokens] for ids in x], [ids[: batch.target_tokens] for ids in y])
+
+
+@dataclass(frozen=True)
+class ReadJointly:
+    """`<s> hypothesis </s></s> source </s>`, as XLM-R was given two texts; the row is the batch's target."""
+
+    tokenizer: Tokenizer
+    settings: XLMRSettings
+
+    def body(self, rngs: nnx.Rngs) -> XLMR:
+        return XLMR(self.settings, rngs=rngs)
+
+    def examples(self, sources: Sequence[str], hypotheses: Sequence[str], batch: BatchSettings) -> Examples:
+        """Cut to what a row of a batch holds and the table of positions has; the end of the source goes first."""
+        bos, eos = self.settings.bos_id, self.tokenizer.eos_id
+        longest = min(batch.target_tokens, self.settings.max_tokens)
+        sides = (self.tokenizer.encode(texts) for texts in (hypotheses, sources))
+        joined = ([bos, *y[: longest - 3], eos, eos, *x, eos] for y, x in zip(*sides, strict=True))
+        rows = [np.asarray(row[:longest], np.int32) for row in joined]
+        return Examples([row[:0] for row in rows], rows)
+
+
+def _reader(start: Policy | Encoder) -> ReadBeside | ReadJointly:
+    if isinstance(start, Encoder):
+        return ReadJointly(start.tokenizer, start.settings)
+    return ReadBeside(start.tokenizer, start.settings)
+
+
+@dataclass(frozen=True)
+class RatingLoss:
+    """What ratings are learned by: regression of their values, the ranking of their groups, or both."""
+
+    regression: float = 1.0
+    """Weight of the squared error."""
+    ranking: float = 0.0
+    """Weight of the ranking of hypotheses of the same source."""
+    bradley_terry: BradleyTerry = BradleyTerry()
+
+    def __post_init__(self) -> None:
+        if min(self.regression, self.ranking) < 0 or self.regression + self.ranking == 0:
+            raise UserError(
+                f"loss: regression {self.regression} and ranking {self.ranking} must not be below 0, nor both 0"
+            )
+
+    def __call__(
+        self,
+        predicted: Float[Array, "B Q"],
+        rating: Float[Array, "B Q"],
+        group: Float[Array, "B Q"],
+        mask: Bool[Array, "B Q"],
+    ) -> Loss:
+        """Means over sequences and over groups, added; divided by sequences."""
+        squares = SquaredError()(predicted, rating, mask)
+        if not self.ranking:
+            return Loss(self.regression * squares.sum, squares.weight, squares.metrics)
+        ranks = self.bradley_terry(predicted, rating, group, mask)
+        scale = squares.weight / jnp.maximum(ranks.weight, 1.0)
+        return Loss(
+            self.regression * squares.sum + self.ranking * scale * ranks.sum,
+            squares.weight,
+            squares.metrics | {name: scale * value for name, value in ranks.metrics.items()},
+        )
+
+
+LEFT_OUT = 0.25  # share of the groups that each of several heads does not learn from
+
+
+@dataclass(frozen=True)
+class RewardObjective:
+    """Learning from ratings; what `train` updates. Several heads leave out different groups, so that they differ."""
+
+    loss: RatingLoss = RatingLoss()
+
+    def __call__(
+        self, network: RewardNetwork, batch: Batch, key: Array | None, dual_variables: Mapping[str, Any]
+    ) -> Loss:
+        scores, rating, group = network(batch, key), batch.columns["rating"], batch.columns["group"]
+        losses = []
+        for head in range(scores.shape[-1]):
+            mask = batch.real if scores.shape[-1] == 1 else batch.real & ~left_out(group, head)
+            losses.append(self.loss(scores[..., head], rating, group, mask))
+        return jax.tree.map(lambda *parts: sum(parts), *losses)
+
+
+def left_out(group: Float[Array, "*B"], head: int) -> Bool[Array, "*B"]:
+    """Whether a head does not learn from a group: fixed by the two numbers."""
+    key = jax.random.key(head)
+    draw = jax.vmap(lambda number: jax.random.uniform(jax.random.fold_in(key, number)))
+    return (draw(group.astype(jnp.int32).ravel()) < LEFT_OUT).reshape(group.shape)
+
+
+@dataclass(frozen=True)
+class LearnedReward:
+    """A trained reward network; a reward function that needs no references."""
+
+    network: Network
+    reader: ReadBeside | ReadJointly
+    batch: BatchSettings
+    caution: float = 0.0
+    """A score is the mean of the heads less this many standard deviations of them."""
+    likelihood: PolicyLogProb | None = None
+    """The heads also read this, which no training changes, and the logarithms of both lengths."""
+
+    @classmethod
+    def new(
+        cls, start: Policy | Encoder, batch: BatchSettings, heads: int = 1, likelihood: Policy | None = None
+    ) -> LearnedReward:
+        """The network of the start with heads that are still to be fitted, which may read a policy's likelihood too."""
+        shape = RewardShape(start.settings, heads, 0 if likelihood is None else len(GIVEN))
+        rngs = nnx.Rngs(jax.random.key(0))
+        network = start.network.inside(shape, lambda body: RewardNetwork(shape, body, rngs=rngs))
+        read = None if likelihood is None else PolicyLogProb(likelihood, batch)
+        return cls(network, _reader(start), batch, likelihood=read)
+
+    def with_network(self, network: Network) -> LearnedReward:
+        return dataclasses.replace(self, network=network)
+
+    @property
+    def heads(self) -> int:
+        return self.network.settings.heads
+
+    def probe(self, examples: Examples, ridge: float) -> LearnedReward:
+        """Fit the heads alone to the column `rating` by ridge regression of the standardised features."""
+        features = self._of(_features, examples).astype(np.float64)
+        ratings, group = examples.columns["rating"].astype(np.float64), examples.columns["group"]
+        kernels, biases = [], []
+        for head in range(self.heads):
+            kept = np.ones(len(ratings), bool) if self.heads == 1 else ~np.asarray(left_out(jnp.asarray(group), head))
+            x, y = features[kept], ratings[kept]
+            mean, spread = x.mean(0), x.std(0) + 1e-6
+            z = (x - mean) / spread
+            weights = np.linalg.solve(z.T @ z + ridge * len(z) * np.eye(z.shape[1]), z.T @ (y - y.mean())) / spread
+            kernels.append(weights)
+            biases.append(y.mean() - mean @ weights)
+        fitted = {"kernel": np.stack(kernels, 1), "bias": np.asarray(biases)}
+        return self.with_network(self.network.with_part("head", fitted))
+
+    @cached_property
+    def identity(self) -> str:
+        """Hash of the parameters, the tokenizers, the networks' settings, the caution and where texts are cut."""
+        cut = self.batch.source_tokens, self.batch.target_tokens
+        known: tuple[Any, ...] = (self.reader.tokenizer.identity, self.reader.settings, cut, self.caution)
+        if self.likelihood is not None:
+            known += (self.likelihood.policy.identity,)
+        return self.network.identity(repr(known))
+
+    def examples(self, sources: Sequence[str], hypotheses: Sequence[str]) -> Examples:
+        """Ids as the network reads them, cut to what a row of a batch holds, and the columns that its heads read."""
+        examples = self.reader.examples(sources, hypotheses, self.batch)
+        if self.likelihood is None or not len(examples):
+            return examples
+        log_probs = self.likelihood(sources, hypotheses, None)
+        lengths = (np.log1p([count_words(text) for text in texts]) for texts in (sources, hypotheses))
+        columns = (column.astype(np.float32) for column in (log_probs, *lengths))
+        return dataclasses.replace(examples, columns=dict(zip(GIVEN, columns, strict=True)))
+
+    def predict(self, examples: Examples) -> np.ndarray:
+        """Raw scores of the heads, float32 [n, K]."""
+        return self._of(_predict, examples) if len(examples) else np.zeros((0, self.heads), np.float32)
+
+    def members(self, sources: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:
+        """Raw scores of the heads, float32 [n, K]."""
+        return self.predict(self.shared(self.examples(sources, hypotheses), sources))
+
+    def shared(self, examples: Examples, sources: Sequence[str]) -> Examples:
+        """The same pairs, where the hypotheses of one source are to share its encoding."""
+        texts = list(dict.fromkeys(sources))
+        if isinstance(self.reader, ReadJointly) or len(texts) == len(sources):
+            return examples
+        place = {text: k for k, text in enumerate(texts)}
+        source_of = np.fromiter((place[text] for text in sources), np.int64, len(sources))
+        firsts = np.unique(source_of, return_index=True)[1]
+        return dataclasses.replace(examples, sources=[examples.sources[k] for k in firsts], source_of=source_of)
+
+    def _of(self, function: Callable[..., Array], examples: Examples) -> np.ndarray:
+        """A function of packed batches, by pair [n, ...]."""
+        batch = self.batch
+        if examples.source_of is not None:
+            batch = dataclasses.replace(batch, target_tokens=WIDER * batch.target_tokens)
+        return per_sequence(function, self.network, examples, batch, pad_id=self.reader.tokenizer.pad_id)
+
+    def __call__(
+        self, sources: Sequence[str], hypotheses: Sequence[str], references: Sequence[str] | None
+    ) -> np.ndarray:
+        return self.joined(self.members(sources, hypotheses))
+
+    def joined(self, members: Float[np.ndarray, "n K"]) -> Float[np.ndarray, " n"]:
+        """One score of those of the heads."""
+        return members.mean(1) - np.float32(self.caution) * members.std(1)
+
+    def save(self, folder: Path, calibration: Calibration) -> None:
+        """Write the network, its tokenizer and its calibration."""
+        self.network.save(folder)
+        self.reader.tokenizer.save(folder / "tokenizer")
+        if self.likelihood is not None:
+            self.likelihood.policy.save(folder / LIKELIHOOD)
+        record: dict[str, Any] = {"body": type(self.reader.settings).__name__, "settings": vars(self.reader.settings)}
+        record |= {"heads": self.heads, "caution": self.caution, "batch": vars(self.batch)}
+        write_json(folder / "reward.json", record | {"calibration": vars(calibration)})
+
+    @classmethod
+    def load(cls, folder: Path) -> tuple[LearnedReward, Calibration]:
+        """Read what `save` wrote: the reward function and its calibration."""
+        if not (folder / "reward.json").exists():
+            raise UserError(f"{folder}: no learned reward there (it has no reward.json)")
+        record, tokenizer = read_json(folder / "reward.json"), load_tokenizer(folder / "tokenizer")
+        reader: ReadBeside | ReadJointly
+        if record["body"] == XLMRSettings.__name__:
+            reader = ReadJointly(tokenizer, XLMRSettings(**record["settings"]))
+        else:
+            reader = ReadBeside(tokenizer, TransformerSettings(**record["settings"]))
+        batch, likelihood = BatchSettings(**record["batch"]), None
+        if (folder / LIKELIHOOD).exists():
+            likelihood = PolicyLogProb(Policy.load(folder / LIKELIHOOD), batch)
+        shape = RewardShape(reader.settings, record["heads"], 0 if likelihood is None else len(GIVEN))
+        network = Network.load(folder, shape, lambda rngs: RewardNetwork(shape, reader.body(rngs), rngs=rngs))
+        calibration = Calibration(*map(tuple, record["calibration"].values()))
+        return cls(network, reader, batch, record["caution"], likelihood), calibration

@@ -1,0 +1,1 @@
+"""Published rewards as they are: MetricX and CometKiwi."""

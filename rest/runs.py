@@ -1,0 +1,239 @@
+"""A run: an experiment in its folder. Each stage is made once, read once, and remembered."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
+
+from rest.columns import Scorers
+from rest.data.store import ScoredDataset
+from rest.errors import UserError
+from rest.evaluation.compare import compare_stages
+from rest.experiment import Experiment
+from rest.folder import StageFolder, StageName, describe, open_stage, read_json, stages_in, write_json
+from rest.grow import open_dataset, rescore
+from rest.improve import named, select
+from rest.journal import say
+from rest.policy.policy import Policy
+from rest.reward.learned.settings import TranslationModel
+from rest.reward.reward import Reward
+from rest.stages.bc import BC, BCContinued, RewardStart
+from rest.stages.evaluation import Evaluate
+from rest.stages.grow import Grow
+from rest.stages.improve import Improve, LearnValue
+from rest.stages.inputs import Inputs, Stage
+from rest.stages.ppo import PPO
+from rest.stages.reward import LearnReward
+
+T = TypeVar("T")
+KEPT = ("bc", "reward", "value")  # results that are asked for again and again; others live while they are used
+
+
+@dataclass(frozen=True)
+class Done:
+    """The stages of a run that are complete, and what follows from them."""
+
+    experiment: Experiment
+    out: Path
+
+    @property
+    def improves(self) -> list[StageName]:
+        """The Improve steps on the way (not the side branches), in order."""
+        e = self.experiment
+        steps, within = range(1, e.grow_steps + 1), range(1, e.improve.rule.steps + 1)
+        return [name for name in stages_in(self.out, "improve") if name.g in steps and name.i in within]
+
+    @property
+    def trained_further(self) -> int:
+        """Updates from BC to the last policy: those of all Improve steps on the way, or of PPO if it took more."""
+        paths = self.improves, stages_in(self.out, "ppo")
+        return max(sum(self.result(name)["gradient_steps"] for name in path) for path in paths)
+
+    @property
+    def newest(self) -> int:
+        """The Grow step of the newest reward; 1 where the reward is not refreshed."""
+        steps = self.experiment.grow_steps if self.experiment.refresh else 1
+        return max((name.g for name in stages_in(self.out, "reward") if name.g <= steps), default=1)
+
+    def before(self, name: StageName) -> StageName | None:
+        """The policy that an Improve step goes on from; None for what is no Improve step."""
+        if name.kind != "improve":
+            return None
+        if name.i > 1:
+            return StageName("improve", name.g, name.i - 1)
+        return next((step for step in reversed(self.improves) if step.g < name.g), StageName("bc"))
+
+    def result(self, name: StageName) -> dict[str, Any]:
+        """What a stage reported."""
+        return read_json(self.out / name.folder / "stage.json")["result"]
+
+
+class Run:
+    """The stages of an experiment. Each method makes one, or reads it where it is complete."""
+
+    def __init__(self, experiment: Experiment, out: Path | str, pool: Path | None = None) -> None:
+        """With a `pool`, stages lie there by their content, for all runs that have the same, and here as links."""
+        self.experiment, self.out, self.pool = experiment, Path(out), pool
+        self.inputs, self.done = Inputs(experiment, self.out), Done(experiment, self.out)
+        self._kept: dict[str, tuple[Any, Any]] = {}
+        self._used: WeakValueDictionary[str, Any] = WeakValueDictionary()
+
+    # Stages, once each
+
+    def stage(self, stage: Stage[T]) -> T:
+        """The result of a stage: remembered, read, or made. UserError where the folder was made with other settings."""
+        settings = json.loads(json.dumps(describe(self.inputs.decides(stage.settings(self.inputs)))))
+        before, found = self._kept.get(stage.path, (None, None))
+        if before == settings:
+            return found
+        with open_in_pool(self.out, self.pool, stage.path, settings, stage.shared) as folder:
+            if not folder.finished:
+                stage.make(self.inputs, folder)
+            found = self._used.get(stage.path) or stage.read(self.inputs, folder.path)
+        name = StageName.parse(stage.path)
+        if name is not None and name.kind in KEPT:
+            self._kept[stage.path] = settings, found
+        if isinstance(found, Policy):
+            self._used[stage.path] = found
+        return found
+
+    def bc(self) -> Policy:
+        """π₀: behavioural cloning until the dev loss stops falling."""
+        return self.stage(BC())
+
+    def bc_continued(self) -> tuple[StageName, Policy]:
+        """The control and its name: BC trained on D for as many further steps as Improve, or PPO if that took more."""
+        steps = self.done.trained_further
+        if not steps:
+            raise UserError(
+                f"{self.out}: neither an Improve step nor PPO is complete, so BC has no steps to train on for"
+            )
+        name = StageName("bc_continued", steps=steps)
+        return name, self.stage(BCContinued(self.policy(StageName("bc")), self.reward(self.done.newest), steps))
+
+    def reward(self, g: int = 1) -> Reward:
+        """R of Grow step g: given by the experiment, or learned, and then perhaps refreshed between Grow steps."""
+        e = self.experiment
+        if not self.inputs.learns_reward:
+            guards = e.reward.guards
+            return e.reward if guards is None else dataclasses.replace(e.reward, guards=self.inputs.fitted(guards))
+        g = 1 if e.refresh is None else g
+        known = self._kept.get(StageName("reward", g).folder)
+        if known is not None:
+            return known[1]
+        bc = self.policy(StageName("bc"), "rest bc")
+        start = self.stage(RewardStart(bc, e.reward.start)) if isinstance(e.reward.start, TranslationModel) else bc
+        earlier = tuple(self.reward(h) for h in ((1, g - 1) if g > 2 else (1,) if g > 1 else ()))
+        files = self.inputs.human_ratings(g) if e.reward.ratings else None
+        latest = self.policy_before(g) if g > 1 and files is None else None
+        reward = self.stage(LearnReward(g, bc, start, earlier, latest, files))
+        of = "" if self.pool is None else f"_{reward.identity[:16]}"  # the dataset may be of other runs too
+        for name in stages_in(self.out, "grow"):
+            if name.g < g:
+                rescore(open_dataset(self.out / name.folder), reward, f"reward_{g}{of}")
+        return reward
+
+    def grow(self, g: int, policy: Policy, reward: Reward) -> ScoredDataset:
+        """D_g."""
+        return self.stage(Grow(g, policy, reward))
+
+    def improve(self, g: int, i: int, policy: Policy, dataset: ScoredDataset, reward: Reward) -> Policy:
+        """Improve step i of Grow step g."""
+        improve = self.experiment.improve
+        start = policy if improve.start == "previous" else self.policy(StageName("bc"))
+        return self.stage(Improve(g, i, start, dataset, reward, self.scorers(improve.loss.needs)))
+
+    def scorers(self, needs: tuple[str, ...]) -> Scorers:
+        """The networks that a loss reads columns of: π₀, and the value of D_1's prefixes."""
+        bc = self.policy(StageName("bc")) if {"bc_log_probs", "value"} & set(needs) else None
+        if bc is None or "value" not in needs:
+            return Scorers(bc)
+        return Scorers(bc, self.stage(LearnValue(bc, open_dataset(self.out / StageName("grow", 1).folder))))
+
+    def ppo(self) -> Policy:
+        """Online RL from BC on the sources that Grow has, with the same reward."""
+        if not self.experiment.ppo.rollouts:
+            raise UserError("ppo.rollouts is 0, so there is no PPO to run; set it in the experiment or by a flag")
+        return self.stage(PPO(self.policy(StageName("bc"), "rest bc"), self.reward()))
+
+    def evaluate(self, name: StageName, policy: Policy) -> dict[str, Any]:
+        """Reward and other metrics on test, and what differs from BC and from the policy before."""
+        bc, newest, before = self.policy(StageName("bc"), "rest bc"), self.done.newest, self.done.before(name)
+        previous = None if before is None else self.policy(before)
+        first = self.reward() if newest > 1 else None
+        result = self.stage(Evaluate(name, policy, self.reward(newest), bc, previous, newest, first))
+        pairs = [(name, other) for other in dict.fromkeys([StageName("bc"), before]) if other and other != name]
+        if name.kind == "bc_continued" and self.done.improves:
+            pairs.append((self.done.improves[-1], name))
+        for new, old in pairs:
+            compare_stages(self.out / "evaluation", new.folder, old.folder, self.experiment.seed)
+        return result
+
+    # Policies that are there
+
+    def policy_before(self, g: int, i: int = 0) -> Policy:
+        """The policy that Improve step i of Grow step g starts from; of i = 0 the one that samples D_g."""
+        before = self.done.before(StageName("improve", g, i))
+        assert before is not None
+        return self.policy(before, f"rest improve --g {g} --i {i - 1}" if i > 1 else "rest bc")
+
+    def policy(self, name: StageName, made_by: str = "rest run") -> Policy:
+        """The policy of a stage that must be complete."""
+        if name.folder in self._used:
+            return self._used[name.folder]
+        if not (self.out / name.folder / "policy").exists():
+            raise UserError(f"{self.out / name.folder}: no such policy in this run; they are made with `{made_by}`")
+        self._used[name.folder] = policy = Policy.load(self.out / name.folder / "policy")
+        if name.kind == "bc":
+            self._kept.setdefault("bc", (None, policy))
+        return policy
+
+    def nothing_passes(self, g: int, i: int, dataset: ScoredDataset) -> bool:
+        """Whether the filter of Improve step i leaves nothing, which ends this Grow step with a warning."""
+        improve = self.experiment.improve
+        if (self.out / StageName("improve", g, i).folder).exists() or select(dataset, improve, i).rows:
+            return False
+        say(f"improve {g}.{i}: warning: no row passes {named(improve.rule, i)}; grow {g} ends here")
+        return True
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Keeps experiment.json: the settings that the folder was last gone on with and not refused."""
+        path, settings = self.out / "experiment.json", describe(self.experiment)
+        self.out.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            write_json(path, settings)
+        yield
+        write_json(path, settings)
+
+
+@contextmanager
+def open_in_pool(
+    out: Path, pool: Path | None, path: str, settings: dict[str, Any], shared: bool
+) -> Iterator[StageFolder]:
+    """The folder of a stage in a run's; where there is a pool, one of the pool, linked to when it is complete."""
+    here = out / path
+    if pool is None or (here.exists() and not here.is_symlink()):
+        with open_stage(here, settings, shared=shared) as folder:
+            yield folder
+        return
+    identity = hashlib.sha256(json.dumps([path, settings], sort_keys=True).encode()).hexdigest()
+    there = pool / f"{path.replace('/', '.')}-{identity[:16]}"
+    if here.is_symlink() and here.resolve() != there.resolve():
+        with open_stage(here, settings, shared=shared):  # which says what differs
+            raise UserError(f"{here}: links to another stage; remove the link")
+    with open_stage(there, settings, shared=shared) as folder:
+        yield folder
+    if folder.finished and not here.is_symlink():
+        here.parent.mkdir(parents=True, exist_ok=True)
+        link = here.with_name(f".{here.name}.{os.getpid()}.link")
+        link.symlink_to(os.path.relpath(there.resolve(), here.parent.resolve()), target_is_directory=True)
+        os.replace(link, here)

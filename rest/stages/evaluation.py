@@ -1,0 +1,137 @@
+"""What a policy is worth on test: samples, greedy and beam outputs, the best of N, and other ways of decoding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from rest.evaluation.best_of_n import record
+from rest.evaluation.decoding import DecodingSettings, evaluate_decoding
+from rest.evaluation.evaluate import evaluate
+from rest.evaluation.outputs import Outputs, draw, score
+from rest.folder import StageFolder, StageName, describe, read_json
+from rest.journal import say
+from rest.policy.policy import Policy
+from rest.reward.reward import Reward
+from rest.stages.inputs import Inputs
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """What all three have in common: a policy by its name, a reward, and a record at the end."""
+
+    name: StageName
+    policy: Policy
+    reward: Reward
+
+    shared: ClassVar[bool] = False
+
+    def read(self, inputs: Inputs, folder: Path) -> dict[str, Any]:
+        return read_json(folder / "stage.json")["result"]
+
+
+@dataclass(frozen=True)
+class Evaluate(_Evaluation):
+    """Reward and other metrics, in evaluation/<name>; with the reward of Grow step 2 in evaluation-2/<name>."""
+
+    bc: Policy
+    previous: Policy | None = None
+    """The policy that an Improve step went on from."""
+    newest: int = 1
+    """The Grow step of the newest reward."""
+    first: Reward | None = None
+    """What a refreshed reward was at first."""
+
+    @property
+    def path(self) -> str:
+        return f"{evaluations(self.newest)}/{self.name.folder}"
+
+    def settings(self, inputs: Inputs) -> dict[str, Any]:
+        e = inputs.experiment
+        known: dict[str, Any] = {"policy": self.policy.identity, "bc": self.bc.identity, "reward": self.reward.settings}
+        known |= {"evaluation": describe(e.evaluation) | {"sampling": e.evaluation_sampling, "beam": e.beam}}
+        return known | ({} if self.first is None else {"first_reward": self.first.settings})
+
+    def make(self, inputs: Inputs, folder: StageFolder) -> None:
+        e, corpus = inputs.experiment, inputs.corpus
+        result = evaluate(
+            self.policy,
+            corpus.test,
+            self.reward,
+            e.evaluation,
+            sampling=e.evaluation_sampling,
+            beam=e.beam,
+            bc=self.bc,
+            batch=e.batch,
+            gold=corpus.gold,
+            seed=e.seed,
+            first=self.first,
+            previous=self.previous,
+            machine=e.machine,
+        )
+        result.samples.write(folder.path / "samples.parquet")
+        result.greedy.write(folder.path / "greedy.parquet")
+        mean, (low, high) = result.metrics["reward_mean"], result.metrics["reward_ci95"]
+        say(f"{self.name.folder}: test reward {mean:.4f} [{low:.4f}, {high:.4f}]")
+        folder.finish({"metrics": result.metrics, "shown": result.shown})
+
+
+@dataclass(frozen=True)
+class BestOfN(_Evaluation):
+    """So many samples of every test source, and the curves of the best of N."""
+
+    samples: int
+
+    @property
+    def path(self) -> str:
+        return f"evaluation/best-of-{self.samples}/{self.name.folder}"
+
+    def settings(self, inputs: Inputs) -> dict[str, Any]:
+        known = {"policy": self.policy.identity, "reward": self.reward.settings}
+        return known | {"samples_per_source": self.samples, "sampling": inputs.experiment.evaluation_sampling}
+
+    def make(self, inputs: Inputs, folder: StageFolder) -> None:
+        e, test = inputs.experiment, inputs.corpus.test
+        drawn = draw(self.policy, test, self.samples, e.evaluation_sampling, e.seed, e.machine)
+        outputs = Outputs(test, drawn, score(self.reward, inputs.corpus.gold, test, drawn, chrf=True))
+        outputs.write(folder.path / "samples.parquet")
+        found = record(outputs)
+        rewards = found["curves"]["reward"]["mean"]
+        say(
+            f"{self.name.folder}: test reward {rewards[0]:.4f} of a sample, "
+            f"{rewards[-1]:.4f} of the best of {self.samples}"
+        )
+        folder.finish(found)
+
+
+@dataclass(frozen=True)
+class Decode(_Evaluation):
+    """The same metrics of one hypothesis per source, found in another way, in evaluation/decode/."""
+
+    decoding: DecodingSettings
+
+    @property
+    def path(self) -> str:
+        return f"evaluation/decode/{self.name.folder}.{self.decoding.name}"
+
+    def settings(self, inputs: Inputs) -> dict[str, Any]:
+        e = inputs.experiment
+        known = {"policy": self.policy.identity, "reward": self.reward.settings}
+        decoder = self.decoding.decoder(e.beam, e.evaluation_sampling)
+        return known | {"decoder": decoder, "bleu_tokenizer": e.evaluation.bleu_tokenizer}
+
+    def make(self, inputs: Inputs, folder: StageFolder) -> None:
+        e, test, gold = inputs.experiment, inputs.corpus.test, inputs.corpus.gold
+        decoder = self.decoding.decoder(e.beam, e.evaluation_sampling)
+        texts = decoder(self.policy, test, lambda *rows: self.reward(*rows).reward, e.seed, e.machine)
+        tokenize = e.evaluation.bleu_tokenizer
+        metrics, outputs = evaluate_decoding(texts, test, self.reward, gold, e.seed, tokenize)
+        outputs.write(folder.path / "outputs.parquet")
+        say(f"{self.name.folder}, {self.decoding.name}: test reward {metrics['reward_mean']:.4f}")
+        folder.finish({"metrics": metrics, "decode": self.decoding.decode, "n": self.decoding.draws})
+
+
+def evaluations(newest: int) -> str:
+    """The folder of the evaluations with the reward of a Grow step."""
+    return "evaluation" if newest == 1 else f"evaluation-{newest}"

@@ -1,0 +1,203 @@
+"""What the stages of a run read: its settings, its text and the parts of it, and people's ratings."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+
+from rest.baselines.bc import drop_long
+from rest.data.corpus import Corpus, Split, source_text
+from rest.data.tokenizer import load_tokenizer
+from rest.errors import UserError
+from rest.experiment import Experiment
+from rest.folder import StageFolder, discard, seed_for
+from rest.journal import say
+from rest.model.families.huggingface import HuggingFaceModel
+from rest.policy.policy import Policy
+from rest.ratings.rated import Rated
+from rest.reward.guards import Guards
+from rest.reward.learned.fit import human_ratings
+from rest.reward.learned.settings import RewardSettings
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+@runtime_checkable
+class Stage(Protocol[T_co]):
+    """One stage of a run. What it is made of, other stages' results among it, are its fields."""
+
+    @property
+    def path(self) -> str:
+        """Its folder within the run's."""
+        ...
+
+    @property
+    def shared(self) -> bool:
+        """Whether several processes may make it together."""
+        ...
+
+    def settings(self, inputs: Inputs) -> dict[str, Any]:
+        """What decides its bytes beside the seed and the corpus; results of other stages by their identity."""
+        ...
+
+    def make(self, inputs: Inputs, folder: StageFolder) -> None:
+        """Make it and finish its folder."""
+        ...
+
+    def read(self, inputs: Inputs, folder: Path) -> T_co:
+        """The result of a complete stage."""
+        ...
+
+
+class Parts(NamedTuple):
+    """The training text: what BC learns from, what Grow and PPO draw their sources from, what is rated."""
+
+    bc: Split
+    grow: Split
+    rated: Split
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """An experiment, the folder of its run, and the text, which is read once."""
+
+    experiment: Experiment
+    out: Path
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The cleaned text, with what cleaning dropped counted."""
+        corpus = self.experiment.corpus.load(self.experiment.cleaning)
+        say("corpus: " + "; ".join(f"{split} {_counts(counts)}" for split, counts in corpus.counts.items()))
+        return corpus
+
+    @cached_property
+    def corpus_identity(self) -> str:
+        return hash_text(self.corpus.train, self.corpus.dev, self.corpus.test)
+
+    @cached_property
+    def train(self) -> Split:
+        """D, as far as it fits into the rows of a batch."""
+        kept, dropped = drop_long(self.new_policy, self.corpus.train, self.experiment.batch)
+        if dropped:
+            say(f"train: {dropped} pairs dropped, longer than a row of a batch")
+        if not len(kept):
+            raise UserError("batch: no training pair fits into batch.source_tokens and batch.target_tokens")
+        return kept
+
+    @cached_property
+    def untranslated(self) -> Split | None:
+        """Source text without references that Grow samples for too, as far as it fits into the rows of a batch."""
+        e = self.experiment
+        if e.grow.text is None:
+            return None
+        text, counts = source_text(e.grow.text, e.cleaning, self.corpus)
+        kept, dropped = drop_long(self.new_policy, text, e.batch)
+        say(f"grow text: {_counts(counts)}" + f", longer than a row of a batch {dropped}" * bool(dropped))
+        if not len(kept):
+            raise UserError(f"{e.grow.text}: no sentence fits into batch.source_tokens")
+        return kept
+
+    @cached_property
+    def new_policy(self) -> Policy:
+        """What BC starts from: a published model, or a random network.
+
+        A tokenizer that is trained is kept in BC's folder; the same text and settings give the same.
+        """
+        e = self.experiment
+        if isinstance(e.model, HuggingFaceModel):
+            return Policy.start(e.model)
+        if (self.out / "bc").exists():
+            tokenizer = load_tokenizer(self.out / "bc" / "tokenizer")
+        else:
+            tokenizer = e.tokenizer.train([self.corpus.train.sources, self.corpus.train.references or []], e.seed)
+        return Policy.new(e.model, tokenizer, seed_for(e.seed, "policy"))
+
+    @property
+    def learns_reward(self) -> bool:
+        return isinstance(self.experiment.reward, RewardSettings)
+
+    @cached_property
+    def parts(self) -> Parts:
+        """D divided: all of it for everybody, or disjoint parts where the experiment says so."""
+        e, bc, rest = self.experiment, self.train, self.train
+        if e.bc_share < 1:
+            rows = np.random.default_rng(seed_for(e.seed, "bc share")).permutation(len(bc))
+            cut = round(e.bc_share * len(bc))
+            if not 0 < cut < len(bc):
+                raise UserError(
+                    f"bc_share {e.bc_share}: of {len(bc)} training pairs that leaves BC or the rest without any"
+                )
+            bc, rest = bc.take(np.sort(rows[:cut])), bc.take(np.sort(rows[cut:]))
+        if not self.learns_reward or e.reward.ratings:  # which are of other text
+            return Parts(bc, rest, rest.take([]))
+        wanted = e.reward.sources
+        if wanted >= len(rest):
+            raise UserError(f"reward.sources {wanted}: the training text has only {len(rest)}, and Grow needs some")
+        rows = np.random.default_rng(seed_for(e.seed, "rated sources")).permutation(len(rest))
+        return Parts(bc, rest.take(np.sort(rows[wanted:])), rest.take(np.sort(rows[:wanted])))
+
+    def try_reward(self) -> None:
+        """Call a given reward on a few references, so that what is wrong with it shows before anything is trained."""
+        if not self.learns_reward:
+            few = self.corpus.dev.take(slice(0, 8))
+            self.experiment.reward(few.sources, few.references or few.sources, few.references)
+
+    def human_ratings(self, g: int) -> Rated:
+        """The ratings in files that the reward of Grow step g is learned from."""
+        e = self.experiment
+        added = () if e.refresh is None else e.refresh.ratings[: g - 1]
+        if len(added) < g - 1:
+            raise UserError(
+                f"refresh.ratings: no files of ratings to add before Grow {g}; let people rate samples of the latest "
+                f"policy, and name the files"
+            )
+        return human_ratings(e.reward, added)
+
+    def fitted(self, guards: Guards) -> Guards:
+        """Guards with what they learn from D."""
+        return guards.fit(self.corpus.train.sources, self.corpus.train.references)
+
+    @property
+    def share(self) -> dict[str, float]:
+        """The share of BC, where it is not all."""
+        return {} if self.experiment.bc_share == 1 else {"bc_share": self.experiment.bc_share}
+
+    @property
+    def choose(self) -> dict[str, Any]:
+        """What decides which checkpoint is the best on dev."""
+        e = self.experiment
+        return {
+            "samples_per_source": e.evaluation.dev_samples_per_source,
+            "sources": e.evaluation.dev_sources,
+            "sampling": e.evaluation_sampling,
+        }
+
+    def decides(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """All that decides the bytes of a stage: its settings and inputs, the seed and the corpus."""
+        return {"seed": self.experiment.seed, "corpus": self.corpus_identity, **settings}
+
+
+def finish_policy(folder: StageFolder, policy: Policy, result: dict[str, Any]) -> None:
+    """Keep the policy, drop the checkpoints that only a killed stage needs, and give the folder its name."""
+    policy.save(folder.path / "policy")
+    discard(folder.path / "checkpoints")
+    folder.finish(result)
+
+
+def hash_text(*splits: Split) -> str:
+    """Sha256 of the text of splits."""
+    digest = hashlib.sha256()
+    for split in splits:
+        for side in (split.sources, split.references or [], *split.more_references):
+            digest.update("\n".join(side).encode() + b"\0")
+    return digest.hexdigest()
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items() if count or name in ("read", "kept"))

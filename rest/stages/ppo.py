@@ -1,0 +1,63 @@
+"""Online RL from BC, for comparison."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from rest.baselines.bc import human_pairs
+from rest.baselines.ppo import ppo
+from rest.evaluation.evaluate import mean_reward
+from rest.folder import StageFolder, StageName
+from rest.policy.policy import Policy
+from rest.reward.reward import Reward
+from rest.stages.inputs import Inputs, finish_policy, hash_text
+
+
+@dataclass(frozen=True)
+class PPO:
+    """PPO on the sources that Grow has, with the same reward."""
+
+    bc: Policy
+    reward: Reward
+    path: str = StageName("ppo").folder
+
+    shared: ClassVar[bool] = False
+
+    def settings(self, inputs: Inputs) -> dict[str, Any]:
+        e = inputs.experiment
+        known = {"policy": self.bc.identity, "reward": self.reward.settings, "ppo": e.ppo, "batch": e.batch}
+        known |= {"max_target_tokens": e.sampling.max_target_tokens, "choose": inputs.choose}
+        return known | {"text": hash_text(inputs.parts.grow), **inputs.share}
+
+    def make(self, inputs: Inputs, folder: StageFolder) -> None:
+        e, dev, parts = inputs.experiment, inputs.corpus.dev, inputs.parts
+        policy, result = ppo(
+            self.bc,
+            parts.grow,
+            human_pairs(self.bc, parts.bc, e.batch) if e.ppo.pretraining else None,
+            self.reward,
+            e.ppo,
+            e.batch,
+            max_target_tokens=e.sampling.max_target_tokens,
+            evaluate=mean_reward(dev, self.reward, e.evaluation, e.evaluation_sampling, e.seed, e.machine),
+            folder=folder.path,
+            seed=e.seed,
+            machine=e.machine,
+        )
+        finish_policy(folder, policy, result | {"sources": _overlap(inputs)})
+
+    def read(self, inputs: Inputs, folder: Path) -> Policy:
+        return Policy.load(folder / "policy")
+
+
+def _overlap(inputs: Inputs) -> dict[str, int]:
+    """How many sources BC, the ratings and PPO have, and how many two of them share."""
+    parts = inputs.parts
+    ids = {"bc": parts.bc.ids, "ratings": parts.rated.ids, "ppo": parts.grow.ids}
+    shared = {f"{a} and {b}": len(np.intersect1d(ids[a], ids[b])) for a, b in itertools.combinations(ids, 2)}
+    return {name: len(rows) for name, rows in ids.items()} | shared

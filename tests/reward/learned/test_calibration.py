@@ -1,0 +1,69 @@
+"""What maps scores to [0, 1]: hand-worked lines, and rising steps against a brute force."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rest.errors import UserError
+from rest.reward.learned.calibration import Affine, Isotonic, MinMax
+from rest.reward.reward import Calibration, Reward
+
+
+def test_the_span_reaches_beyond_the_scores_by_a_margin():
+    line = MinMax(0.1).fit(np.array([3.0, 1.0, 2.0]), np.zeros(3))
+    assert line.ends == pytest.approx((0.8, 3.2)) and line.rewards == (0.0, 1.0)
+
+
+def test_the_affine_line_is_that_of_least_squares():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=200)
+    ratings = 4 + 2 * scores + rng.normal(size=200)
+    line = Affine(low=-10.0, high=20.0).fit(scores, ratings)
+    slope, offset = np.polyfit(scores, (ratings + 10) / 30, 1)
+    inside = np.array([-1.0, 0.0, 1.5], np.float32)
+    np.testing.assert_allclose(line(inside), slope * inside + offset, rtol=1e-5)
+
+
+def test_isotonic_steps_are_the_means_of_their_ratings():
+    scores = np.array([4.0, 1.0, 2.0, 3.0, 5.0])
+    ratings = np.array([0.4, 0.1, 0.5, 0.3, 0.9])
+    # 0.5, 0.3 and 0.4 at 2, 3 and 4 are pooled to 0.4 at 3
+    line = Isotonic().fit(scores, ratings)
+    assert line.scores == pytest.approx((1, 3, 5)) and line.rewards == pytest.approx((0.1, 0.4, 0.9))
+    np.testing.assert_allclose(line(np.array([0.0, 2.0, 9.0])), [0.1, 0.25, 0.9], atol=1e-6)
+
+
+@given(st.lists(st.tuples(st.floats(-3, 3), st.floats(0, 1)), min_size=4, max_size=30))
+def test_an_isotonic_line_never_falls(rows):
+    scores, ratings = (np.asarray(column) for column in zip(*rows, strict=True))
+    try:
+        line = Isotonic().fit(scores, ratings)
+    except UserError:
+        return
+    at = np.sort(np.concatenate([scores, scores + 1e-3]))
+    assert (np.diff(line(at)) >= 0).all() and line(at).min() >= 0 and line(at).max() <= 1
+
+
+@pytest.mark.parametrize("kind", [Affine(), Isotonic()])
+def test_ratings_that_fall_with_the_scores_are_refused(kind):
+    with pytest.raises(UserError, match="do not rise"):
+        kind.fit(np.arange(5.0), np.arange(5.0)[::-1] / 5)
+
+
+@pytest.mark.parametrize(
+    ("scores", "rewards"),
+    [((0.0,), (0.0,)), ((1.0, 0.0), (0.0, 1.0)), ((0.0, 1.0), (0.5, 0.4)), ((0.0, 1.0), (0.0, 2.0))],
+)
+def test_a_line_must_rise_within_zero_and_one(scores, rewards):
+    with pytest.raises(UserError, match="calibration"):
+        Calibration(scores, rewards)
+
+
+def test_a_reward_counts_what_is_beyond_the_ends():
+    reward = Reward(
+        lambda x, y, r: np.array([len(t) for t in y], np.float32), Calibration((1.0, 2.0, 4.0), (0.0, 0.8, 1.0))
+    )
+    scored = reward(["x"] * 4, ["", "a", "ab", "abcdef"], None)
+    np.testing.assert_allclose(scored.reward, [0, 0, 0.8, 1])
+    assert scored.clipped == 2 and reward.range == (1, 4)

@@ -1,0 +1,115 @@
+"""The `rest` command finds its subcommands, imports only what they need, and says what went wrong in one sentence."""
+
+import errno
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rest import __main__, errors
+from rest.__main__ import COMMANDS, USAGE, main
+
+ROOT = Path(__file__).resolve().parent.parent
+LARGE = ["jax", "tyro", "numpy", "rich", "matplotlib"]
+
+
+def imported(script: str) -> set[str]:
+    """The modules that a process has imported after a script."""
+    script += "\nimport sys\nsys.stderr.write(' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(done.stderr.split())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_a_function_that_the_usage_lists(command):
+    module, function = COMMANDS[command].split(".")
+    assert callable(getattr(importlib.import_module(f"rest.commands.{module}"), function))
+    assert f"\n  rest {command} " in USAGE
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["run", "--help"], ["reward", "train", "-h"]])
+def test_the_usage_is_printed_for_whoever_asks(arguments, capsys):
+    main(arguments)
+    assert capsys.readouterr().out == USAGE
+
+
+def test_help_imports_nothing_large():
+    assert imported("from rest.__main__ import main; main(['--help'])").isdisjoint(LARGE)
+
+
+def test_looking_at_data_takes_no_jax():
+    modules = imported("import rest.commands.inspect")
+    assert "rest.data.inspect" in modules and "jax" not in modules and "matplotlib" not in modules
+
+
+def test_translating_imports_nothing_that_trains_scores_or_reports():
+    modules = imported("import rest.commands.translate")
+    assert "rest.policy.beam" in modules and "matplotlib" not in modules
+    others = (
+        "rest.baselines",
+        "rest.report",
+        "rest.reward.learned",
+        "rest.reward.published",
+        "rest.grow",
+        "rest.improve",
+    )
+    assert [
+        m for m in modules if m.startswith((*others, "rest.experiment", "rest.algorithm", "rest.commands.reward"))
+    ] == []
+
+
+def test_freed_memory_is_kept_before_anything_else(monkeypatch):
+    called = []
+    monkeypatch.setattr(__main__, "keep_freed_memory", lambda: called.append("keep"))
+    monkeypatch.setattr(__main__, "import_module", lambda name: called.append(name) or errors)
+    monkeypatch.setitem(COMMANDS, "bc", "run.UserError")
+    main(["bc", "FILE"])
+    assert called == ["keep", "rest.commands.run"]
+
+
+def test_a_misspelt_command_gets_a_hint(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["reward", "atack"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == (
+        "rest: no command 'reward atack'; did you mean 'reward attack'? (`rest --help` lists them)\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (errors.UserError("lines differ"), 1, "lines differ"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "runs/a/part-0"),
+            1,
+            "the disk is full at runs/a/part-0; once there is room, the same command goes on",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            1,
+            "the disk is full; once there is room, the same command goes on",
+        ),
+        (KeyboardInterrupt(), 130, "stopped; the same command goes on from here"),
+    ],
+)
+def test_what_went_wrong_is_one_sentence_and_a_status(error, status, said, monkeypatch, capsys):
+    def fail(arguments):
+        raise error
+
+    monkeypatch.setattr("rest.commands.inspect.inspect", fail)
+    with pytest.raises(SystemExit) as stopped:
+        main(["inspect", "runs/a/grow-1"])
+    assert stopped.value.code == status
+    assert capsys.readouterr().err == f"rest: {said}\n"
+
+
+def test_other_errors_of_the_system_are_raised(monkeypatch):
+    def fail(arguments):
+        raise OSError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("rest.commands.inspect.inspect", fail)
+    with pytest.raises(PermissionError):
+        main(["inspect", "runs/a/grow-1"])
