@@ -11,7 +11,7 @@ Command  rest study experiments/synthetic_table_1.py:trials --out runs/trials --
          rest study experiments/synthetic_table_1.py:hacking --out runs/hacking --seeds 0
          one of them alone: rest run experiments/synthetic_table_1.py:table.rloo --out runs/rloo
 Hardware 2 CPU cores
-Expect   experiments/LOG.md has what was measured. Trials are judged by the reward on dev, `dev_reward` of the stages
+Expect   experiments/LOG.md has what was measured. Trials are compared by the reward on dev, `dev_reward` of the stages
          in study.json.
 """
 

@@ -55,6 +55,7 @@ _NAMES = {  # what is public, by the module that defines it; no name here is als
     "experiment": "Experiment import_file load_experiment",
     "algorithm": "run",
     "runs": "Run",
+    "study": "Study",
     # the paper's steps and the baselines
     "grow": "GrowSettings open_dataset",
     "improve": "ImproveSettings",
@@ -80,7 +81,8 @@ _NAMES = {  # what is public, by the module that defines it; no name here is als
     "learning.lora": "LoRA Trainable",
     "learning.losses": "AdvantageWeighted Anchored GOLD Loss NLL OfflineActorCritic PolicyLoss RewardWeighted Tokens "
     "VMPO VTrace",
-    "learning.preferences": "CPO DPO RRHF",
+    "learning.preferences": "BradleyTerry CPO DPO RRHF",
+    "learning.surrogate": "ClippedSurrogate ClippedValue",
     "learning.returns": "GAE Group LeaveOneOut",
     "learning.divergence": "AdaptiveCoefficient Exact FixedCoefficient K1 K2 K3",
     # policies and rewards
@@ -92,6 +94,7 @@ _NAMES = {  # what is public, by the module that defines it; no name here is als
     "reward.guards": "Guards",
     "reward.raters": "MetricRater SimulatedRater",
     "reward.reference_based": "SentenceBLEU SentenceChrF",
+    "reward.learned.calibration": "Affine Isotonic MinMax",
     "reward.learned.encoder": "HuggingFaceEncoder",
     "reward.learned.settings": "Refresh RewardSettings TranslationModel",
     "reward.learned.network": "LearnedReward RatingLoss",

@@ -6,6 +6,7 @@ its rows, `grow-1/columns/<name>/`, named by the network's content: every epoch 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -71,11 +72,11 @@ def columns_of(
     sidecars: dict[str, str] = {}
     for name, of in {"anchor_log_probs": policy, "bc_log_probs": scorers.bc}.items():
         if name in needs and of is not None:
-            sidecars[name] = f"log_probs_{of.identity[:16]}"
+            sidecars[name] = column_name("log_probs", of.identity, batch)
             log_probs = partial(token_log_probs, of, batch=batch)
             _write_once(dataset, sidecars[name], log_probs, policy, batch, {"policy": of.identity})
     if "value" in needs and scorers.value is not None:
-        sidecars["value"] = f"value_{scorers.value.identity[:16]}"
+        sidecars["value"] = column_name("value", scorers.value.identity, batch)
         values = partial(scorers.value.of, batch=batch)
         _write_once(dataset, sidecars["value"], values, policy, batch, {"value": scorers.value.identity})
     missing = {"bc_log_probs", "value"} & set(needs) - set(sidecars)
@@ -98,6 +99,11 @@ def columns_of(
         token_columns={name: _lists(kept[column]) for name, column in sidecars.items()},
         groups=stored["source_id"][mask] if "group" in needs else None,
     )
+
+
+def column_name(kind: str, identity: str, batch: BatchSettings) -> str:
+    """The name of a network's numbers. Batches cut sources and decide last bits, so those of others are others."""
+    return f"{kind}_{hashlib.sha256(f'{identity} {batch}'.encode()).hexdigest()[:16]}"
 
 
 def baselines(source_id: np.ndarray, reward: np.ndarray, is_reference: np.ndarray) -> np.ndarray:
@@ -124,7 +130,7 @@ def _write_once(
         for table in dataset.by_shard(["source", "tokens"]):
             yield of(examples_of(table, policy, batch))
 
-    dataset.sidecars.write_once(name, parts, settings)
+    dataset.sidecars.write_once(name, parts, settings | {"batch": vars(batch)})
 
 
 def learn_value(

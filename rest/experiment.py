@@ -51,7 +51,7 @@ class Experiment:
     batch: BatchSettings = field(default_factory=BatchSettings)
     """Of every training and scoring, unless a stage has another."""
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
-    """What Grow and evaluation draw from, unless they say otherwise; its longest hypothesis is that of every stage."""
+    """What Grow and evaluation draw from, unless they say otherwise. Ratings and PPO have its lengths too."""
     bc: BCSettings = field(default_factory=BCSettings)
     grow_steps: int = 1
     """G."""
@@ -135,7 +135,9 @@ def _experiments(path: Path) -> dict[str, Experiment]:
         raise UserError(f"{path}: no such experiment file")
     found: dict[str, Experiment] = {}
     for name, value in vars(import_file(path)).items():
-        group = value.items() if isinstance(value, dict) and not name.startswith("_") else ()
+        if name.startswith("_"):
+            continue
+        group = value.items() if isinstance(value, dict) else ()
         for key, experiment in ((name, value), *((f"{name}.{key}", each) for key, each in group)):
             if isinstance(experiment, Experiment):
                 found[key] = experiment

@@ -17,7 +17,6 @@ import math
 import os
 import re
 import shutil
-import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -156,7 +155,9 @@ def stages_in(run: Path, kind: str | None = None) -> list[StageName]:
 class StageFolder:
     """The folder of a stage that is being made, or that was complete when it was opened."""
 
-    def __init__(self, folder: Path, *, finished: bool, settings: dict[str, Any], lock: filelock.BaseFileLock) -> None:
+    def __init__(
+        self, folder: Path, *, finished: bool, settings: dict[str, Any], lock: filelock.BaseFileLock | None
+    ) -> None:
         self.final = folder
         """The folder's name once the stage is complete."""
         self.finished = finished
@@ -191,6 +192,7 @@ class StageFolder:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Of the processes that share the stage, one at a time is in here; the others may have finished it."""
+        assert self._lock is not None  # a stage that is being made has one
         with self._lock.acquire():
             self.finished = self.finished or self.final.exists()
             yield
@@ -198,6 +200,15 @@ class StageFolder:
 
 def _partial(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.partial")
+
+
+def _refuse_changed(folder: Path, settings: dict[str, Any]) -> None:
+    changed = differences(read_json(folder / "stage.json")["settings"], settings)
+    if changed:
+        raise UserError(
+            f"{folder} was made with other settings: {'; '.join(changed)}. "
+            f"Choose another folder, or remove this one to make it again"
+        )
 
 
 class Busy(UserError):
@@ -213,6 +224,10 @@ def open_stage(folder: Path, settings: dict[str, Any], *, shared: bool = False) 
     settings = json.loads(json.dumps(describe(settings)))
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(folder)
+    if (folder / "stage.json").exists():  # complete, and never changed
+        _refuse_changed(folder, settings)
+        yield StageFolder(folder, finished=True, settings=settings, lock=None)
+        return
     lock = filelock.FileLock(folder.with_name(f".{folder.name}.lock"), thread_local=False)
     try:
         lock.acquire(timeout=60 if shared else 0)
@@ -222,12 +237,7 @@ def open_stage(folder: Path, settings: dict[str, Any], *, shared: bool = False) 
         for existing in (folder, partial):
             record = existing / "stage.json"
             if record.exists() and (existing == folder or len(list(existing.iterdir())) > 1):
-                changed = differences(read_json(record)["settings"], settings)
-                if changed:
-                    raise UserError(
-                        f"{existing} was made with other settings: {'; '.join(changed)}. "
-                        f"Choose another folder, or remove this one to make it again"
-                    )
+                _refuse_changed(existing, settings)
         if folder.exists():
             if not (folder / "stage.json").exists():
                 raise UserError(f"{folder}: not the folder of a stage (it has no stage.json)")
@@ -240,15 +250,6 @@ def open_stage(folder: Path, settings: dict[str, Any], *, shared: bool = False) 
         yield StageFolder(folder, finished=False, settings=settings, lock=lock)
     finally:
         lock.release(force=True)
-
-
-def share(made: Path, wanted: Path) -> None:
-    """Copy a complete stage into another run's folder, whole or not at all; nothing where one of them is not, or is."""
-    if made.exists() and not wanted.exists():
-        wanted.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=wanted.parent) as temporary:
-            shutil.copytree(made, Path(temporary) / "stage")
-            os.replace(Path(temporary) / "stage", wanted)
 
 
 def discard(folder: Path) -> None:

@@ -1,8 +1,7 @@
-"""A run: an experiment in its folder. Each stage is made once, read once, and remembered."""
+"""A run: an experiment in its folder. Each stage is made once; what is asked for again is remembered."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -123,8 +122,7 @@ class Run:
         """R of Grow step g: given by the experiment, or learned, and then perhaps refreshed between Grow steps."""
         e = self.experiment
         if not self.inputs.learns_reward:
-            guards = e.reward.guards
-            return e.reward if guards is None else dataclasses.replace(e.reward, guards=self.inputs.fitted(guards))
+            return self.inputs.given_reward
         g = 1 if e.refresh is None else g
         known = self._kept.get(StageName("reward", g).folder)
         if known is not None:

@@ -19,14 +19,14 @@ from typing import Any
 from rest.algorithm import rest
 from rest.errors import UserError
 from rest.experiment import Experiment
-from rest.folder import Busy, describe, read_json
+from rest.folder import Busy, describe, read_json, write_json
 from rest.journal import say
 from rest.report.record import made_with, record_of, without_paths
 from rest.report.summary import summarise
 from rest.runs import Run
 
 STAGES = "stages"  # the folder of what cells share
-WAIT_S = 1.0  # before asking again for stages that other processes are making
+WAIT_S, LONGEST_WAIT_S = 0.5, 30.0  # before asking again for stages that other processes are making
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +40,20 @@ class Cell:
 
     @property
     def complete(self) -> bool:
-        """Whether it was made with these settings, however the devices were used."""
-        if not (self.folder / "summary.json").exists():
-            return False
-        made, wanted = read_json(self.folder / "experiment.json"), json.loads(json.dumps(describe(self.experiment)))
-        return made | {"machine": None} == wanted | {"machine": None}
+        """Whether it was made to its end with these settings, however the devices were used."""
+        return self._end.exists() and read_json(self._end) == self._settings
+
+    def ended(self) -> None:
+        """Say that it is complete."""
+        write_json(self._end, self._settings)
+
+    @property
+    def _end(self) -> Path:
+        return self.folder / "complete.json"
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return json.loads(json.dumps(describe(self.experiment))) | {"machine": None}
 
 
 @dataclass(frozen=True)
@@ -74,17 +83,18 @@ class Study:
     def make(self) -> None:
         """Every cell that is not complete; what fails is told at the end, and does not keep the others from it."""
         left = {cell: Run(cell.experiment, cell.folder, self.out / STAGES) for cell in self.cells if not cell.complete}
-        failed, begun = list[str](), set[Cell]()
+        failed, begun, pause = list[str](), set[Cell](), WAIT_S
         while left:
             before = len(left)
-            for cell, run in list(left.items()):
+            for cell in list(left):
                 if cell not in begun:
                     say(f"study: {cell.variant}, seed {cell.seed}")
                     begun.add(cell)
                 try:
-                    with run.recorded():
-                        rest(run)
+                    with left[cell].recorded():
+                        rest(left[cell])
                     summarise(cell.folder)
+                    cell.ended()
                 except Busy:  # another process makes what it needs next
                     continue
                 except Exception as error:
@@ -93,8 +103,9 @@ class Study:
                     say(f"study: {cell.variant}, seed {cell.seed} failed: {error}")
                     failed.append(f"{cell.variant}, seed {cell.seed}: {error}")
                 del left[cell]
+            pause = WAIT_S if len(left) < before else min(2 * pause, LONGEST_WAIT_S)
             if len(left) == before:
-                time.sleep(WAIT_S)
+                time.sleep(pause)
         if failed:
             raise UserError(f"{len(failed)} of {len(self.cells)} cells failed: " + "; ".join(failed))
 

@@ -69,7 +69,7 @@ class Fixed:
     """One threshold for all sources: the paper's main results."""
 
     thresholds: tuple[float, ...] = (0.7, 0.8, 0.9, 0.95, 0.99)
-    """Rewards to exceed, one an improve step, rising."""
+    """Rewards to exceed, one per Improve step, rising."""
 
     def __post_init__(self) -> None:
         _check_rising("thresholds", self.thresholds, low=0.0, high=1.0)
@@ -98,7 +98,7 @@ class GlobalPercentile:
     """One threshold for all sources, at a percentile of the samples' rewards."""
 
     percentiles: tuple[float, ...] = (50.0, 75.0, 90.0)
-    """Percentiles in [0, 100], one an improve step, rising."""
+    """Percentiles in [0, 100], one per Improve step, rising."""
 
     def __post_init__(self) -> None:
         _check_rising("percentiles", self.percentiles, low=0.0, high=100.0)
@@ -128,7 +128,7 @@ class PerSourcePercentile:
     """
 
     percentiles: tuple[float, ...] = (50.0, 75.0, 90.0)
-    """Percentiles in [0, 100], one an improve step, rising."""
+    """Percentiles in [0, 100], one per Improve step, rising."""
 
     def __post_init__(self) -> None:
         _check_rising("percentiles", self.percentiles, low=0.0, high=100.0)
@@ -158,7 +158,7 @@ class PerSourceInterpolation:
     """
 
     gammas: tuple[float, ...] = (0.3, 0.6, 0.9)
-    """Each in [0, 1], one an improve step, rising."""
+    """Each in [0, 1], one per Improve step, rising."""
 
     def __post_init__(self) -> None:
         _check_rising("gammas", self.gammas, low=0.0, high=1.0)
@@ -195,7 +195,7 @@ class PerSourceTop:
     """
 
     counts: tuple[int, ...] = (4, 2, 1)
-    """k, one an improve step, falling."""
+    """k, one per Improve step, falling."""
 
     def __post_init__(self) -> None:
         if min(self.counts, default=1) < 1 or any(b >= a for a, b in pairwise(self.counts)):

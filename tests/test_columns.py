@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rest.columns import Scorers, baselines, columns_of, fits_a_row, learn_value
+from rest.columns import Scorers, baselines, column_name, columns_of, fits_a_row, learn_value
 from rest.data.batches import Examples, evaluation_batches, training_batches
 from rest.learning.optimizers import Schedule
 from rest.learning.train import TrainSettings, WithProgress
@@ -51,8 +51,9 @@ def test_columns_are_those_of_the_networks(examples, scored, lively, policy, bat
 
 
 def test_sidecars_are_made_once_and_lie_beside_the_rows(examples, scored, lively, policy, scorers, batch, tmp_path):
-    names = {f"log_probs_{lively.identity[:16]}", f"log_probs_{policy.identity[:16]}"}
-    assert {*names, f"value_{scorers.value.identity[:16]}"} <= set(scored.sidecars.names)
+    names = {column_name("log_probs", of.identity, batch) for of in (lively, policy)}
+    assert {*names, column_name("value", scorers.value.identity, batch)} <= set(scored.sidecars.names)
+    assert column_name("value", "x", batch) != column_name("value", "x", replace(batch, source_tokens=8))
     before = {path: path.stat().st_mtime_ns for path in scored.folder.rglob("*.parquet")}
     mask = np.arange(30) % 3 == 1
     again = columns_of(scored, mask, ALL, lively, scorers, batch, tmp_path)

@@ -24,7 +24,6 @@ from rest.folder import (
     open_stage,
     read_json,
     seed_for,
-    share,
     stages_in,
     write_json,
 )
@@ -237,21 +236,11 @@ def test_a_half_made_stage_that_holds_nothing_yet_does_not_bind(tmp_path):
         make(tmp_path / "bc", {"seed": 3}, {})
 
 
-def test_a_complete_stage_is_shared_whole_and_nothing_is_overwritten(tmp_path):
-    made, wanted = tmp_path / "a" / "bc", tmp_path / "b" / "bc"
-    share(made, wanted)
-    assert not wanted.exists()
-    with open_stage(made, {"rate": 1}) as stage:
-        (stage.path / "weights").write_text("1 2 3")
+def test_a_complete_stage_is_read_while_another_process_reads_it(tmp_path):
+    with open_stage(tmp_path / "bc", {"rate": 1}) as stage:
         stage.finish({"steps": 5})
-    share(made, wanted)
-    with open_stage(wanted, {"rate": 1}) as stage:
-        assert stage.finished and reported(stage) == {"steps": 5}
-    (wanted / "weights").write_text("4 5 6")
-    share(made, wanted)
-    assert (wanted / "weights").read_text() == "4 5 6" and [p.name for p in wanted.parent.iterdir() if p.is_dir()] == [
-        "bc"
-    ]
+    with open_stage(tmp_path / "bc", {"rate": 1}) as first, open_stage(tmp_path / "bc", {"rate": 1}) as second:
+        assert first.finished and second.finished and reported(first) == reported(second) == {"steps": 5}
 
 
 def test_discarding_takes_a_folder_that_may_be_gone_already(tmp_path):

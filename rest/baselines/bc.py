@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from rest.data.batches import Batch, BatchSettings, Examples, evaluation_batches, fitting
 from rest.data.corpus import Split
+from rest.data.tokenizer import Tokenizer, source_ids, target_ids
 from rest.errors import UserError
 from rest.folder import seed_for
 from rest.journal import say
@@ -60,10 +61,10 @@ def human_pairs(policy: Policy, split: Split, batch: BatchSettings) -> Examples:
     return examples
 
 
-def drop_long(policy: Policy, split: Split, batch: BatchSettings) -> tuple[Split, int]:
+def drop_long(tokenizer: Tokenizer, split: Split, batch: BatchSettings) -> tuple[Split, int]:
     """Training text without the pairs that do not fit into a row, and how many those were."""
-    sources = policy.encode_sources(split.sources)
-    targets = sources if split.references is None else policy.encode_references(split.references)
+    sources = source_ids(tokenizer, split.sources)
+    targets = sources if split.references is None else target_ids(tokenizer, split.references)
     fits = fitting(Examples(sources, targets), batch)
     return (split, 0) if fits.all() else (split.take(np.flatnonzero(fits)), int((~fits).sum()))
 

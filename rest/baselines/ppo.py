@@ -18,7 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float32
 
-from rest.baselines.rollout import Rollout, RolloutSettings, per_row, roll_out, side_by_side, sources_of, token_rewards
+from rest.baselines.rollout import (
+    Rollout,
+    RolloutSettings,
+    by_hypothesis,
+    roll_out,
+    side_by_side,
+    sources_of,
+    token_rewards,
+)
 from rest.data.batches import Batch, BatchSettings, Examples, minibatches
 from rest.data.corpus import Split
 from rest.data.segments import Segments
@@ -345,7 +353,7 @@ def run_epochs(
             if moves:
                 of_policy.append(update("policy", actor, part))
                 moves = not settings.target_kl or of_policy[-1]["approx_kl"] <= settings.target_kl
-    return {"ppo/updates": float(len(of_policy))} | named(of_policy, POLICY) | named(of_critic, CRITIC)
+    return {"ppo/updates": float(len(of_policy))} | means_of(of_policy, POLICY) | means_of(of_critic, CRITIC)
 
 
 def learn_from(
@@ -383,7 +391,7 @@ def learn_from(
     return replace(
         rollout.examples,
         columns={"human": np.zeros(len(rollout.examples), np.float32)},
-        token_columns={name: per_row(x, rollout.lengths) for name, x in columns.items()},
+        token_columns={name: by_hypothesis(x, rollout.lengths) for name, x in columns.items()},
     ), metrics
 
 
@@ -418,7 +426,7 @@ CRITIC = {
 }
 
 
-def named(updates: list[dict[str, float]], names: Mapping[str, str]) -> dict[str, float]:
+def means_of(updates: list[dict[str, float]], names: Mapping[str, str]) -> dict[str, float]:
     """Means over a rollout's updates, under the names of the journal."""
     return {
         shown: float(np.mean([seen[name] for seen in updates]))

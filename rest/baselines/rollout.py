@@ -98,7 +98,7 @@ def side_by_side(rows: list[np.ndarray], mask: Bool[np.ndarray, "n T"]) -> Float
     return out
 
 
-def per_row(x: Float32[np.ndarray, "n T"], lengths: np.ndarray) -> list[np.ndarray]:
+def by_hypothesis(x: Float32[np.ndarray, "n T"], lengths: np.ndarray) -> list[np.ndarray]:
     """The way back: [n] of [tokens]."""
     return [row[:length] for row, length in zip(x, lengths, strict=True)]
 

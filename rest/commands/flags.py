@@ -27,15 +27,25 @@ MOVED = {
     "evaluation.beam.rows": "machine.beam-rows",
     "bc.train.accumulate": "machine.micro-batches",
     "improve.train.accumulate": "machine.micro-batches",
+    "improve.value.accumulate": "machine.micro-batches",
     "reward.train.accumulate": "machine.micro-batches",
+    "reward.start.train.accumulate": "machine.micro-batches",
     "ppo.accumulate": "machine.micro-batches",
     "bc.train.remat": "machine.remat",
     "improve.train.remat": "machine.remat",
+    "improve.value.remat": "machine.remat",
     "reward.train.remat": "machine.remat",
+    "reward.start.train.remat": "machine.remat",
     "ppo.rollout.sampling.temperature": "ppo.rollout.temperature",
+    "ppo.rollout.sampling.max-target-tokens": "sampling.max-target-tokens",
     "ppo.stop-at-kl": "ppo.target-kl",
     "*.train.adam.*": "*.train.optimizer.*",
+    "improve.value.adam.*": "improve.value.optimizer.*",
+    "ppo.adam.*": "ppo.optimizer.*",
+    "ppo.critic.adam.*": "ppo.critic.optimizer.*",
 }
+# Micro-batches were added to a batch; now they divide it.
+SUMMED = "; a batch is all that an update sees, so make batch.batch_tokens as many times larger"
 
 
 @dataclass(frozen=True)
@@ -99,7 +109,7 @@ def refuse_moved(arguments: Sequence[str]) -> None:
     for argument in arguments:
         flag = argument.partition("=")[0]
         if flag.startswith("--") and (new := _new_name(flag[2:].replace("_", "-"))):
-            raise UserError(f"{flag} is now --{new}")
+            raise UserError(f"{flag} is now --{new}" + SUMMED * flag.endswith("accumulate"))
 
 
 def _new_name(flag: str) -> str | None:

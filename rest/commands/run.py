@@ -17,7 +17,7 @@ from rest.folder import StageName
 from rest.grow import open_dataset
 from rest.report.best_of_n import section
 from rest.report.summary import summarise
-from rest.stages.evaluation import BestOfN, Decode
+from rest.stages.evaluation import BestOfNCurves, Decode
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def best_of_n(arguments: Sequence[str]) -> None:
             raise UserError(f"--samples {flags.samples}: must be at least 2")
         names = [_policy(folder) for folder in flags.policies]
         for name in names or [StageName("bc"), *run.done.improves]:
-            run.stage(BestOfN(name, run.policy(name), run.reward(), flags.samples))
+            run.stage(BestOfNCurves(name, run.policy(name), run.reward(), flags.samples))
     found = section(flags.out)
     assert found is not None
     console().print(*found.console(), sep="\n")

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import tyro
+
 from rest.commands.flags import OutFlags, configure_jax, console, experiment_flags
 from rest.errors import UserError
 from rest.experiment import load_variants
-from rest.folder import write_json
+from rest.folder import replacing, write_json
 from rest.journal import literal
 from rest.report.studies import console as in_terminal
 from rest.report.studies import figure, lines_of, section
@@ -41,9 +43,12 @@ def study(arguments: Sequence[str]) -> None:
         raise UserError("name an experiment first, as in `rest study FILE[:group] --out DIR --seeds 0 1 2`")
     name, *given = arguments
     variants = load_variants(name)
-    flags, _ = experiment_flags("study", given, Flags, next(iter(variants.values())))
-    chosen = load_variants(name, flags.variants)
-    variants = {each: experiment_flags("study", given, Flags, e)[1] for each, e in chosen.items()}
+    if {"-h", "--help"} & set(given):
+        experiment_flags("study", given, Flags, next(iter(variants.values())))
+    asked, _ = tyro.cli(Flags, args=given, prog="rest study FILE", return_unknown_args=True)  # which variants
+    chosen = load_variants(name, asked.variants)
+    parsed = {each: experiment_flags("study", given, Flags, experiment) for each, experiment in chosen.items()}
+    flags, variants = asked, {each: experiment for each, (_, experiment) in parsed.items()}
     configure_jax()
     cells = Study(variants, flags.seeds, flags.out)
     try:
@@ -62,10 +67,12 @@ def _show(cells: Study, flags: Flags, command: str) -> None:
     for path in [flags.out / "study.json", *([] if flags.results is None else [flags.results])]:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, record)
-    (flags.out / "study.md").write_text("\n\n".join(table.markdown()) + "\n", encoding="utf-8")
+    with replacing(flags.out / "study.md") as file:
+        file.write(("\n\n".join(table.markdown()) + "\n").encode())
     drawn = figure(found)
     for kind in ("svg", "png"):
-        drawn.savefig(flags.out / f"study.{kind}", dpi=120)
+        with replacing(flags.out / f"study.{kind}") as file:
+            drawn.savefig(file, format=kind, dpi=120)
     shown = console()
     shown.print(in_terminal(found))
     complete, wanted = len(cells.rows), len(cells.cells)

@@ -280,6 +280,16 @@ class HuggingFaceTokenizer:
 TokenizerSettings = SentencePieceSettings | HuggingFaceSettings
 
 
+def source_ids(tokenizer: Tokenizer, sources: Sequence[str]) -> list[np.ndarray]:
+    """Token ids of each source, ending in EOS, int32 [tokens]."""
+    return [np.asarray([*ids, tokenizer.eos_id], np.int32) for ids in tokenizer.encode(sources)]
+
+
+def target_ids(tokenizer: Tokenizer, targets: Sequence[str]) -> list[np.ndarray]:
+    """Token ids of each text in the target language, ending in EOS: a human translation has ended."""
+    return [np.asarray([*ids, tokenizer.eos_id], np.int32) for ids in tokenizer.encode_targets(targets)]
+
+
 def load_tokenizer(folder: Path) -> Tokenizer:
     """Read what `save` wrote."""
     model = folder / "sentencepiece.model"

@@ -1,4 +1,4 @@
-"""The ways from a policy to one hypothesis a source: greedy, beam search, a sample, Best-of-N and MBR."""
+"""The ways from a policy to one hypothesis per source: greedy, beam search, a sample, Best-of-N and MBR."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class DecodingSettings:
-    """How one hypothesis a source is found."""
+    """How one hypothesis per source is found."""
 
     decode: Way = "beam"
     """best_of_n: the sample with the highest reward; mbr: the sample that is most like the others."""
@@ -104,7 +104,7 @@ class DecodingSettings:
 def evaluate_decoding(
     texts: list[str], split: Split, reward: Reward, gold: Gold | None, seed: int, tokenize: str = "13a"
 ) -> tuple[dict[str, Any], Outputs]:
-    """Metrics of one hypothesis a source, under the names that a summary's row has, and the outputs.
+    """Metrics of one hypothesis per source, under the names that a summary's row has, and the outputs.
 
     `tokenize` is sacreBLEU's name of what BLEU parts sentences by.
     """

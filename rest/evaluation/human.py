@@ -165,6 +165,7 @@ def krippendorffs_alpha(ratings: np.ndarray) -> float | None:
 
     1 - (mean squared difference within items) / (mean squared difference between any two ratings), over the items
     that at least two people rated (Krippendorff 2011). None where nobody rated the same, or all ratings are equal.
+    By hand: the package `krippendorff` is under the GPL, which this project is not.
     """
     counts = (~np.isnan(ratings)).sum(0)
     ratings, counts = ratings[:, counts > 1], counts[counts > 1]

@@ -6,6 +6,7 @@ Everything that asks a network something, and does not train it, goes through he
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -54,10 +55,8 @@ def per_token(
 
     With `same_shapes` one compiled program serves whatever the examples are, such as those of every rollout.
     """
-    if same_shapes:
-        batches = minibatches(examples, settings, pad_id=pad_id, seed=0)
-    else:
-        batches = evaluation_batches(examples, settings, pad_id=pad_id)
+    batches_of = partial(minibatches, seed=0) if same_shapes else evaluation_batches
+    batches = batches_of(examples, _for_devices(settings), pad_id=pad_id)
     return gather_tokens(((batch, apply(function, networks, batch)) for batch in batches), len(examples))
 
 
@@ -66,11 +65,17 @@ def per_sequence(
 ) -> np.ndarray:
     """`function(module, ..., batch) -> [B, Q, ...]` of each pair: [n, ...], for at least one example."""
     rows, found = [], []
-    for batch in evaluation_batches(examples, settings, pad_id=pad_id):
+    for batch in evaluation_batches(examples, _for_devices(settings), pad_id=pad_id):
         real = batch.sequence_ids >= 0
         rows.append(batch.sequence_ids[real])
         found.append(apply(function, networks, batch)[real])
     return np.concatenate(found)[np.argsort(np.concatenate(rows))]
+
+
+def _for_devices(settings: BatchSettings) -> BatchSettings:
+    """With as many rows more as make them a multiple of the devices; what is not filled is empty rows."""
+    devices = len(data_mesh().local_devices)
+    return replace(settings, batch_tokens=-(-settings.rows // devices) * devices * settings.target_tokens)
 
 
 def per_row(

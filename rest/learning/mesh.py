@@ -15,14 +15,16 @@ from rest.errors import UserError
 
 @dataclass(frozen=True)
 class MachineSettings:
-    """How the devices are used. It decides no result: what was begun on one machine goes on on another."""
+    """How the devices are used. It decides no result, but for the noise of dropout with `micro_batches`: what was begun
+    on one machine goes on on another."""
 
     rows: int = 128
     """Hypotheses that are sampled at the same time on a device; a GPU wants some thousands."""
     beam_rows: int = 256
     """Hypotheses of greedy and beam search that are decoded at the same time: sources x beams."""
     micro_batches: int = 1
-    """Parts in which an update goes through its batch, one after another: less memory."""
+    """Parts in which an update goes through its batch, one after another: less memory. Dropout is drawn for each part,
+    so that another number trains with other noise."""
     remat: bool = False
     """Keep only what goes from layer to layer, and compute the rest again in the backward pass: less memory, slower.
     On CPU, where XLA orders operations for speed, it saves a tenth of the memory at most."""

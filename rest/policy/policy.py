@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from rest.data.batches import Batch, BatchSettings, Examples
-from rest.data.tokenizer import Tokenizer, load_tokenizer
+from rest.data.tokenizer import Tokenizer, load_tokenizer, source_ids, target_ids
 from rest.errors import UserError
 from rest.folder import StageName, read_json, write_json
 from rest.learning.apply import per_sequence, per_token
@@ -63,14 +63,11 @@ class Policy:
 
     def encode_sources(self, sources: Sequence[str]) -> list[np.ndarray]:
         """Token ids of each source, ending in EOS."""
-        return self._ended(self.tokenizer.encode(sources))
+        return source_ids(self.tokenizer, sources)
 
     def encode_references(self, references: Sequence[str]) -> list[np.ndarray]:
         """Token ids of each text in the target language, ending in EOS: a human translation has ended."""
-        return self._ended(self.tokenizer.encode_targets(references))
-
-    def _ended(self, rows: list[list[int]]) -> list[np.ndarray]:
-        return [np.asarray([*ids, self.tokenizer.eos_id], np.int32) for ids in rows]
+        return target_ids(self.tokenizer, references)
 
     def save(self, folder: Path) -> None:
         self.network.save(folder)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rest import __version__
-from rest.folder import read_json
+from rest.folder import read_json, stages_in
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "sacrebleu", "sentencepiece")
 POINTS = (1, 2, 4, 8, 10, 16, 32, 64, 128, 256)  # what is kept of a curve over N
@@ -41,7 +41,7 @@ def without_paths(settings: Any) -> Any:
 
 def record_of(run: Path) -> dict[str, Any]:
     """A run's rows, what its stages reported, and the curves of the best of N."""
-    stages = sorted(run.glob("*/stage.json"))
+    stages = {name.folder: run / name.folder / "stage.json" for name in stages_in(run)}
     curves = {
         path.parent.relative_to(run / "evaluation").as_posix(): {
             kind: _thinned(found) for kind, found in read_json(path)["result"].items() if isinstance(found, dict)
@@ -50,7 +50,7 @@ def record_of(run: Path) -> dict[str, Any]:
     }
     return {
         **({"rows": read_json(summary)} if (summary := run / "summary.json").exists() else {}),
-        "stages": {path.parent.name: read_json(path)["result"] for path in stages},
+        "stages": {name: read_json(path)["result"] for name, path in stages.items()},
         **({"best_of_n": curves} if curves else {}),
     }
 

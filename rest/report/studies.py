@@ -58,7 +58,7 @@ class Line:
 def lines_of(cells: Mapping[tuple[str, int], list[Row]], every: bool = False) -> list[Line]:
     """A line a policy, from the rows of every (variant, seed): the last policy and the controls, or every one.
 
-    A policy that is the same in several variants, by all its metrics, has one line.
+    A policy that is the same in several variants, by all that is shown of it, has one line.
     """
     found: dict[tuple[str, str], dict[int, Row]] = {}
     for (variant, seed), rows in cells.items():
@@ -76,14 +76,17 @@ def lines_of(cells: Mapping[tuple[str, int], list[Row]], every: bool = False) ->
 
 
 def _equal(some: Mapping[int, Row], others: Mapping[int, Row]) -> bool:
-    return {seed: row["metrics"] for seed, row in some.items()} == {s: row["metrics"] for s, row in others.items()}
+    """Whether these are the same policies, made with as many steps and samples."""
+    shown = ("metrics", "gradient_steps", "samples_drawn")
+    of = [{seed: [row[key] for key in shown] for seed, row in rows.items()} for rows in (some, others)]
+    return of[0] == of[1]
 
 
 def _last_and_controls(rows: Iterable[Row]) -> Iterator[Row]:
     """BC, BC continued, the last policy of ReST, PPO."""
     rows = list(rows)
     improves = [row for row in rows if row["policy"] == "rest" and row["improve"] > 0]
-    return (row for row in rows if row["policy"] != "rest" or row is improves[-1])
+    return (row for row in rows if row["policy"] != "rest" or row in improves[-1:])
 
 
 def section(lines: list[Line]) -> Section:

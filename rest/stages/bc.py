@@ -39,11 +39,11 @@ class BC(_Cloning):
         e = inputs.experiment
         start: dict[str, Any] = {"tokenizer": e.tokenizer, "model": e.model}
         if isinstance(e.model, HuggingFaceModel):  # known by its content, wherever its folder is
-            start = {"start": inputs.new_policy.identity}
+            start = {"start": inputs.new_policy().identity}
         return {**start, **inputs.share, "batch": e.batch, "bc": e.bc}
 
     def make(self, inputs: Inputs, folder: StageFolder) -> None:
-        _clone(inputs, folder, self.path, inputs.new_policy, inputs.experiment.bc.train)
+        _clone(inputs, folder, self.path, inputs.new_policy(), inputs.experiment.bc.train)
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,9 @@ class BCContinued(_Cloning):
 
     def settings(self, inputs: Inputs) -> dict[str, Any]:
         e = inputs.experiment
-        known = {"policy": self.bc.identity, "reward": self.reward.settings, "loss": e.bc.loss}
-        return {**known, "train": self._training(inputs), "batch": e.batch, "choose": inputs.choose}
+        known: dict[str, Any] = {"policy": self.bc.identity, "reward": self.reward.settings, "loss": e.bc.loss}
+        known |= {"train": self._training(inputs), "batch": e.batch, "choose": inputs.choose}
+        return {**known, **inputs.share}
 
     def _training(self, inputs: Inputs) -> TrainSettings:
         training = inputs.experiment.improve.training(1)

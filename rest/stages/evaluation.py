@@ -50,6 +50,7 @@ class Evaluate(_Evaluation):
     def settings(self, inputs: Inputs) -> dict[str, Any]:
         e = inputs.experiment
         known: dict[str, Any] = {"policy": self.policy.identity, "bc": self.bc.identity, "reward": self.reward.settings}
+        known |= {"previous": None if self.previous is None else self.previous.identity, "batch": e.batch}
         known |= {"evaluation": describe(e.evaluation) | {"sampling": e.evaluation_sampling, "beam": e.beam}}
         return known | ({} if self.first is None else {"first_reward": self.first.settings})
 
@@ -78,7 +79,7 @@ class Evaluate(_Evaluation):
 
 
 @dataclass(frozen=True)
-class BestOfN(_Evaluation):
+class BestOfNCurves(_Evaluation):
     """So many samples of every test source, and the curves of the best of N."""
 
     samples: int

@@ -34,6 +34,8 @@ class Grow:
         grow = e.grow if text is None else dataclasses.replace(e.grow, text=Path("text"))  # where it is, is no matter
         known = {"policy": self.policy.identity, "reward": self.reward.settings, "step": self.g}
         known |= {"grow": describe(grow) | {"sampling": e.grow_sampling}}
+        if e.grow.training_text:
+            known["sources"] = hash_text(inputs.parts.grow)
         return known | ({} if text is None else {"text": hash_text(text)})
 
     def make(self, inputs: Inputs, folder: StageFolder) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
@@ -12,10 +12,10 @@ import numpy as np
 
 from rest.baselines.bc import drop_long
 from rest.data.corpus import Corpus, Split, source_text
-from rest.data.tokenizer import load_tokenizer
+from rest.data.tokenizer import Tokenizer, load_tokenizer
 from rest.errors import UserError
 from rest.experiment import Experiment
-from rest.folder import StageFolder, discard, seed_for
+from rest.folder import StageFolder, StageName, discard, seed_for
 from rest.journal import say
 from rest.model.families.huggingface import HuggingFaceModel
 from rest.policy.policy import Policy
@@ -23,6 +23,7 @@ from rest.ratings.rated import Rated
 from rest.reward.guards import Guards
 from rest.reward.learned.fit import human_ratings
 from rest.reward.learned.settings import RewardSettings
+from rest.reward.reward import Reward
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -83,7 +84,7 @@ class Inputs:
     @cached_property
     def train(self) -> Split:
         """D, as far as it fits into the rows of a batch."""
-        kept, dropped = drop_long(self.new_policy, self.corpus.train, self.experiment.batch)
+        kept, dropped = drop_long(self.tokenizer, self.corpus.train, self.experiment.batch)
         if dropped:
             say(f"train: {dropped} pairs dropped, longer than a row of a batch")
         if not len(kept):
@@ -97,26 +98,28 @@ class Inputs:
         if e.grow.text is None:
             return None
         text, counts = source_text(e.grow.text, e.cleaning, self.corpus)
-        kept, dropped = drop_long(self.new_policy, text, e.batch)
+        kept, dropped = drop_long(self.tokenizer, text, e.batch)
         say(f"grow text: {_counts(counts)}" + f", longer than a row of a batch {dropped}" * bool(dropped))
         if not len(kept):
             raise UserError(f"{e.grow.text}: no sentence fits into batch.source_tokens")
         return kept
 
     @cached_property
-    def new_policy(self) -> Policy:
-        """What BC starts from: a published model, or a random network.
+    def tokenizer(self) -> Tokenizer:
+        """That of every policy, kept in BC's folder; the same text and settings give the same."""
+        e, kept = self.experiment, self.out / StageName("bc").folder / "tokenizer"
+        if kept.exists():
+            return load_tokenizer(kept)
+        if isinstance(e.model, HuggingFaceModel):
+            return Policy.start(e.model).tokenizer
+        return e.tokenizer.train([self.corpus.train.sources, self.corpus.train.references or []], e.seed)
 
-        A tokenizer that is trained is kept in BC's folder; the same text and settings give the same.
-        """
+    def new_policy(self) -> Policy:
+        """What BC starts from: a published model, or a random network. It is made anew at each call."""
         e = self.experiment
         if isinstance(e.model, HuggingFaceModel):
             return Policy.start(e.model)
-        if (self.out / "bc").exists():
-            tokenizer = load_tokenizer(self.out / "bc" / "tokenizer")
-        else:
-            tokenizer = e.tokenizer.train([self.corpus.train.sources, self.corpus.train.references or []], e.seed)
-        return Policy.new(e.model, tokenizer, seed_for(e.seed, "policy"))
+        return Policy.new(e.model, self.tokenizer, seed_for(e.seed, "policy"))
 
     @property
     def learns_reward(self) -> bool:
@@ -158,6 +161,12 @@ class Inputs:
                 f"policy, and name the files"
             )
         return human_ratings(e.reward, added)
+
+    @cached_property
+    def given_reward(self) -> Reward:
+        """The experiment's own, with what its guards learn from D."""
+        reward: Reward = self.experiment.reward
+        return reward if reward.guards is None else replace(reward, guards=self.fitted(reward.guards))
 
     def fitted(self, guards: Guards) -> Guards:
         """Guards with what they learn from D."""

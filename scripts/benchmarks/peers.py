@@ -70,7 +70,7 @@ def generate(folder: Path, threads: int):
     def answer(request: dict) -> dict:
         found: list[list[int]] = []
         rows, size = request["sources"], max(1, request["batch"] // request["n"])
-        law = {"do_sample": True, "temperature": request["temperature"], "top_k": 0}
+        drawing = {"do_sample": True, "temperature": request["temperature"], "top_k": 0}
         for start in range(0, len(rows), size):
             ids = padded(rows[start : start + size], pad)
             out = model.generate(
@@ -79,7 +79,7 @@ def generate(folder: Path, threads: int):
                 num_beams=1,
                 num_return_sequences=request["n"],
                 max_new_tokens=request["max"],
-                **({"do_sample": False} if request["greedy"] else law),
+                **({"do_sample": False} if request["greedy"] else drawing),
             )
             for row in out[:, 1:].tolist():
                 found.append(row[: row.index(eos) + 1] if eos in row else row)
@@ -95,7 +95,7 @@ def ctranslate2(folder: Path, threads: int):
     model = Translator(str(folder), device="cpu", inter_threads=1, intra_threads=threads)
 
     def answer(request: dict) -> dict:
-        law = {} if request["greedy"] else {"sampling_topk": 0, "sampling_temperature": request["temperature"]}
+        drawing = {} if request["greedy"] else {"sampling_topk": 0, "sampling_temperature": request["temperature"]}
         results = model.translate_batch(
             request["sources"],
             beam_size=1,
@@ -104,7 +104,7 @@ def ctranslate2(folder: Path, threads: int):
             batch_type="examples",
             max_decoding_length=request["max"],
             max_input_length=0,
-            **law,
+            **drawing,
         )
         # EOS is not among the pieces, and a hypothesis of the greatest length has none
         hypotheses = [y for result in results for y in result.hypotheses]

@@ -17,12 +17,12 @@ TRAINING = TrainSettings(max_steps=12, evaluate_every=6, patience=3, schedule=Sc
 
 @pytest.fixture(scope="module")
 def dev(corpus, policy, batch):
-    return drop_long(policy, corpus.dev, batch)[0]
+    return drop_long(policy.tokenizer, corpus.dev, batch)[0]
 
 
 @pytest.fixture(scope="module")
 def train(corpus, policy, batch):
-    return drop_long(policy, corpus.train, batch)[0]
+    return drop_long(policy.tokenizer, corpus.train, batch)[0]
 
 
 def long_split(name: str) -> Split:
@@ -96,11 +96,11 @@ def test_text_without_references_cannot_be_cloned(policy, dev, batch):
 
 def test_training_pairs_that_are_too_long_are_dropped_and_counted(policy, batch):
     split = long_split("train")
-    kept, dropped = drop_long(policy, split, batch)
+    kept, dropped = drop_long(policy.tokenizer, split, batch)
     assert dropped == 1 and kept.ids.tolist() == [3, 9]
     assert kept.references == ["thabremas", "thabremas"]
     # without references only the sources count
-    assert drop_long(policy, replace(split, references=None), batch)[1] == 0
-    assert drop_long(policy, split, replace(batch, target_tokens=1000)) == (split, 0)
-    kept, dropped = drop_long(policy, split, replace(batch, source_tokens=1))
+    assert drop_long(policy.tokenizer, replace(split, references=None), batch)[1] == 0
+    assert drop_long(policy.tokenizer, split, replace(batch, target_tokens=1000)) == (split, 0)
+    kept, dropped = drop_long(policy.tokenizer, split, replace(batch, source_tokens=1))
     assert len(kept) == 0 and dropped == 3

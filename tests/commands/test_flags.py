@@ -19,12 +19,20 @@ TINY = str(Path(__file__).parent.parent / "tiny.py")
         ("--evaluation.beam.rows", "--evaluation.beam.rows is now --machine.beam-rows"),
         ("--ppo.stop-at-kl", "--ppo.stop-at-kl is now --ppo.target-kl"),
         ("--ppo.stop_at_kl=0.1", "--ppo.stop_at_kl is now --ppo.target-kl"),
-        ("--reward.train.accumulate", "--reward.train.accumulate is now --machine.micro-batches"),
+        (
+            "--reward.train.accumulate",
+            "--reward.train.accumulate is now --machine.micro-batches; a batch is all that an update sees, so make "
+            "batch.batch_tokens as many times larger",
+        ),
         ("--bc.train.remat", "--bc.train.remat is now --machine.remat"),
         ("--bc.train.no-remat", "--bc.train.no-remat is now --machine.no-remat"),
         ("--bc.train.no_remat", "--bc.train.no_remat is now --machine.no-remat"),
         ("--improve.train.adam.clip-norm", "--improve.train.adam.clip-norm is now --improve.train.optimizer.clip-norm"),
-        ("--ppo.critic.train.adam.beta1", "--ppo.critic.train.adam.beta1 is now --ppo.critic.train.optimizer.beta1"),
+        ("--ppo.critic.adam.beta1", "--ppo.critic.adam.beta1 is now --ppo.critic.optimizer.beta1"),
+        (
+            "--reward.start.train.adam.beta1",
+            "--reward.start.train.adam.beta1 is now --reward.start.train.optimizer.beta1",
+        ),
     ],
 )
 def test_an_old_flag_names_the_new_one(argument, said):

@@ -25,7 +25,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from rest.data.batches import Batch, BatchSettings, Examples
-from rest.data.tokenizer import Tokenizer, load_tokenizer
+from rest.data.tokenizer import Tokenizer, load_tokenizer, source_ids, target_ids
 from rest.errors import UserError
 from rest.folder import read_json, write_json
 from rest.learning.apply import per_sequence
@@ -118,8 +118,7 @@ class ReadBeside:
 
     def examples(self, sources: Sequence[str], hypotheses: Sequence[str], batch: BatchSettings) -> Examples:
         """Cut to what a row of a batch holds."""
-        sides = self.tokenizer.encode(sources), self.tokenizer.encode_targets(hypotheses)
-        x, y = ([np.asarray([*ids, self.tokenizer.eos_id], np.int32) for ids in side] for side in sides)
+        x, y = source_ids(self.tokenizer, sources), target_ids(self.tokenizer, hypotheses)
         return Examples([ids[: batch.source_tokens] for ids in x], [ids[: batch.target_tokens] for ids in y])
 
 

@@ -21,7 +21,7 @@ from rest.reward.learned.network import RatingLoss
 
 @runtime_checkable
 class Rater(Protocol):
-    """Whoever judges hypotheses: people, people simulated from the exact quality, a metric. Float32 [n]."""
+    """Whoever rates hypotheses: people, people simulated from the exact quality, a metric. Float32 [n]."""
 
     def rate(
         self,
