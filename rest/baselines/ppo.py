@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -232,15 +233,14 @@ def ppo(
 ) -> tuple[Policy, dict[str, Any]]:
     """Train a policy on the rewards of its own samples for `text`; what scores best on dev is kept.
 
-    A hypothesis has at most `max_target_tokens`.
-
-    The policy given is the anchor and candidate 0. `human` are the pairs of PPO-ptx, None without. A call on the same
-    folder goes on from the last evaluation with the same results.
+    A hypothesis has at most `max_target_tokens`. The policy given is the anchor and candidate 0. `human` are the pairs
+    of PPO-ptx, None without. A call on the same folder goes on from the last evaluation with the same results.
     """
     refuse_several_processes("ppo")
     machine = machine or MachineSettings()
     anchor, paid, pad_id = policy, settings.rollout, policy.tokenizer.pad_id
     n = paid.sources * paid.samples_per_source
+    drawn = partial(roll_out, max_target_tokens=max_target_tokens, seed=seed, machine=machine)
     training = _Training.start(policy, settings, seed, machine)
     actor, critic = training.actor, training.critic
     (folder / "rollouts").mkdir(parents=True, exist_ok=True)
@@ -275,18 +275,7 @@ def ppo(
         while number < settings.rollouts:
             number += 1
             part = sources_of(text, paid.sources, number, seed)
-            rollout = roll_out(
-                actor.now,
-                anchor,
-                part,
-                reward,
-                paid,
-                batch,
-                max_target_tokens=max_target_tokens,
-                number=number,
-                seed=seed,
-                machine=machine,
-            )
+            rollout = drawn(actor.now, anchor, part, reward, paid, batch, number=number)
             if paid.keep_every and (number - 1) % paid.keep_every == 0:
                 write_shard(folder / "rollouts", *_shard(settings, number), rollout.columns)
             foreseen = None if critic is None else critic.now.of(rollout.examples, batch)

@@ -171,24 +171,11 @@ def fit(
     reward = trained.best
     predicted = reward.joined(reward.predict(held_out))
     calibration = settings.calibration.fit(predicted, ratings)
-    report: dict[str, Any] = {
-        "rated": of_people,
-        "held_out": len(rows),
-        "pearson_ratings": pearson(predicted, ratings),
-        "spearman_ratings": spearman(predicted, ratings),
-        "ranked_right": ranked_right(predicted, ratings, groups),
-        "range": list(calibration.ends),
-        "steps": trained.steps,
-        "best_step": trained.best_step,
-        "stopped": trained.stopped,
-    }
+    report: dict[str, Any] = {"rated": of_people, "held_out": len(rows), **_agreement(predicted, rated, rows, gold)}
+    report |= {"range": list(calibration.ends), "steps": trained.steps, "best_step": trained.best_step}
+    report |= {"stopped": trained.stopped}
     if settings.negatives:
         report["negatives"] = len(rated.ratings) - of_people
-    if gold is not None:
-        exact = gold(*_texts(rated, rows))
-        report["pearson_gold"] = pearson(predicted, exact)
-        report["spearman_gold"] = spearman(predicted, exact)
-        report["rater_pearson_gold"] = pearson(ratings, exact)
     shown = {k: f"{v:.3f}" if isinstance(v, float) else v for k, v in report.items() if k != "range"}
     say("reward: " + ", ".join(f"{k} {v}" for k, v in shown.items()))
     if before:
@@ -198,6 +185,22 @@ def fit(
     if settings.attacked:
         report |= _attacked(reward, rated, rated.best(rows)[: settings.attacked], settings, seed)
     return Fitted(reward, calibration, report)
+
+
+def _agreement(predicted: np.ndarray, rated: Rated, rows: np.ndarray, gold: Gold | None) -> dict[str, Any]:
+    """How far scores of these rows agree with their ratings, and with gold where it is known."""
+    ratings, groups = rated.ratings[rows], rated.groups[rows]
+    found = {
+        "pearson_ratings": pearson(predicted, ratings),
+        "spearman_ratings": spearman(predicted, ratings),
+        "ranked_right": ranked_right(predicted, ratings, groups),
+    }
+    if gold is not None:
+        exact = gold(*_texts(rated, rows))
+        found["pearson_gold"] = pearson(predicted, exact)
+        found["spearman_gold"] = spearman(predicted, exact)
+        found["rater_pearson_gold"] = pearson(ratings, exact)
+    return found
 
 
 def _held_out(rated: Rated, share: float, seed: int) -> Bool[np.ndarray, " n"]:
