@@ -42,6 +42,8 @@ def report(arguments: Sequence[str]) -> None:
     flags = parsed(Flags, "report", arguments)
     if not flags.run.is_dir():
         raise UserError(f"{flags.run}: no such folder")
+    if (flags.run / "study.json").exists():
+        raise UserError(f"{flags.run} is a study: see its study.md, or report one of its runs, VARIANT/SEED in it")
     if flags.live is not None:
         _follow(flags.run, flags.live)
     if flags.agreement and flags.record is None:

@@ -86,8 +86,9 @@ class Policy:
         return cls(Network.load(folder, settings, lambda rngs: transformer(settings, tokenizer, rngs)), tokenizer)
 
 
-def last_policy(folder: Path) -> Policy:
+def last_policy(folder: Path | str) -> Policy:
     """The policy of a stage's folder, or the last one of a run's."""
+    folder = Path(folder)
     found = [stage for path in folder.glob("improve-*-*") if (stage := StageName.parse(path.name))]
     steps = sorted((stage for stage in found if stage.on_the_way), key=lambda stage: stage.order)
     for candidate in [folder, *(folder / stage.folder for stage in reversed(steps)), folder / "bc"]:

@@ -48,3 +48,9 @@ def test_what_cannot_be_recorded_is_refused(finished, tmp_path):
         report([str(run), "--record", str(tmp_path / "record.json")])
     with pytest.raises(UserError, match="no policy has been evaluated"):
         report([str(run)])
+
+
+def test_a_study_is_no_run(tmp_path):
+    (tmp_path / "study.json").write_text("{}")
+    with pytest.raises(UserError, match=r"is a study: see its study\.md"):
+        report([str(tmp_path)])

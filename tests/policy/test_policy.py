@@ -116,7 +116,7 @@ def found(tmp_path, policy, monkeypatch):
     def last(*stages, ask=""):
         for stage in stages:
             (tmp_path / stage / "policy").mkdir(parents=True)
-        last_policy(tmp_path / ask)
+        last_policy(str(tmp_path / ask))  # a path, or the text of one
         return str(loaded[-1].relative_to(tmp_path))
 
     return last
