@@ -39,7 +39,7 @@ class CorpusSettings(Protocol):
 class Experiment:
     """Everything that a run depends on."""
 
-    corpus: Any
+    corpus: Any  # CorpusSettings
     """Where the text is: TextFiles, TabSeparated, TensorflowDataset, SyntheticCorpus, or your own."""
     reward: Any
     """RewardSettings: learn one from ratings. Reward: a function of yours and its scale."""

@@ -7,19 +7,11 @@ Of a token drawn from π, d = log π - log π_anchor (nats) is known; the estima
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rest.errors import UserError
-
-
-@runtime_checkable
-class Estimator(Protocol):
-    """The divergence at one token, from d = log π - log π_anchor."""
-
-    def __call__(self, d: Float[Array, "*B"]) -> Float[Array, "*B"]: ...
 
 
 def _clip(x: Array, limit: float) -> Array:
@@ -69,15 +61,6 @@ def exact(log_probs: Float[Array, "*B V"], anchor_log_probs: Float[Array, "*B V"
     """KL(π ‖ π_anchor) = Σ π (log π - log π_anchor) over the vocabulary; a token that π never draws adds 0."""
     p = jnp.exp(log_probs)
     return jnp.where(p > 0, p * jnp.where(p > 0, log_probs - anchor_log_probs, 0.0), 0.0).sum(-1)
-
-
-@runtime_checkable
-class Coefficient(Protocol):
-    """The KL coefficient: what a nat of divergence costs, from one rollout to the next."""
-
-    @property
-    def start(self) -> float: ...
-    def after(self, coefficient: float, divergence: float, sequences: int) -> float: ...
 
 
 @dataclass(frozen=True)
