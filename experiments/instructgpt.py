@@ -14,8 +14,8 @@ Expect   Samples gain a little by the judge, greedy outputs lose: PPO's rate is 
 from dataclasses import replace
 from pathlib import Path
 
-from rest import Experiment, FixedCoefficient, PPOSettings, RatingLoss, Reward, RewardSettings, RolloutSettings
-from rest import Schedule, SentenceChrF, SimulatedRater, TrainSettings, import_file
+from rest import Experiment, FixedCoefficient, InReward, PPOSettings, RatingLoss, Reward, RewardSettings
+from rest import RolloutSettings, Schedule, SentenceChrF, SimulatedRater, TrainSettings, import_file
 
 demo: Experiment = import_file(Path(__file__).with_name("synthetic.py")).experiment
 
@@ -34,7 +34,8 @@ experiment = replace(
     ppo=PPOSettings(
         rollouts=60,
         evaluate_every=10,
-        rollout=RolloutSettings(64, 4, coefficient=FixedCoefficient(0.02)),
+        rollout=RolloutSettings(64, 4),
+        divergence=InReward(coefficient=FixedCoefficient(0.02)),
         epochs=4,
         schedule=Schedule(3e-4),
         pretraining=0.1,
@@ -44,7 +45,5 @@ experiment = replace(
 )
 unchained = replace(
     experiment,
-    ppo=replace(
-        experiment.ppo, pretraining=0.0, rollout=replace(experiment.ppo.rollout, coefficient=FixedCoefficient(0.0))
-    ),
+    ppo=replace(experiment.ppo, pretraining=0.0, divergence=InReward(coefficient=FixedCoefficient(0.0))),
 )

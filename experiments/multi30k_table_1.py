@@ -15,8 +15,8 @@ Expect   ReST and PPO level in reward at 32,000 samples; experiments/LOG.md has 
 from dataclasses import replace
 from pathlib import Path
 
-from rest import GOLD, Experiment, FixedCoefficient, PerSourcePercentile, PPOSettings, RolloutSettings, Schedule
-from rest import TrainSettings, import_file
+from rest import GOLD, Experiment, FixedCoefficient, InReward, PerSourcePercentile, PPOSettings, RolloutSettings
+from rest import Schedule, TrainSettings, import_file
 
 full: Experiment = import_file(Path(__file__).with_name("multi30k_de_en.py")).experiment
 
@@ -26,14 +26,16 @@ base = replace(
     full,
     grow=replace(full.grow, sources=2000),
     improve=replace(full.improve, rule=PerSourcePercentile((50.0, 75.0, 87.5)), train=train, loss=GOLD()),
-    evaluation=replace(full.evaluation, dev_sources=500, kl_sources=250),
+    choose=replace(full.choose, sources=500),
+    evaluation=replace(full.evaluation, kl_sources=250),
 )
 deeper = replace(base.improve, rule=PerSourcePercentile((50.0, 62.5, 75.0, 87.5)), unfiltered=False)
 ppo = PPOSettings(
     rollouts=50,
     evaluate_every=10,
     epochs=2,
-    rollout=RolloutSettings(160, 4, coefficient=FixedCoefficient(0.02)),
+    rollout=RolloutSettings(160, 4),
+    divergence=InReward(coefficient=FixedCoefficient(0.02)),
     schedule=Schedule(2e-4),
 )
 table = {

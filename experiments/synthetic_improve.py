@@ -16,15 +16,14 @@ from pathlib import Path
 
 from rest import CPO, DPO, GOLD, NLL, RRHF, VMPO, AdvantageWeighted, Anchored, BeamSettings, Capped, EvaluationSettings
 from rest import Experiment, Fixed, GlobalPercentile, OfflineActorCritic, PerSourceInterpolation, PerSourcePercentile
-from rest import PerSourceTop, PolicyLoss, RewardWeighted, Rule, VTrace, import_file
+from rest import PerSourceTop, PolicyLoss, RewardOfSamples, RewardWeighted, Rule, VTrace, import_file
 
 # The task of table 1, whose `base` is written out there; each D_g has 4,000 samples.
 task: Experiment = replace(
     import_file(Path(__file__).with_name("synthetic_table_1.py")).base,
     grow_steps=1,
-    evaluation=EvaluationSettings(
-        samples_per_source=4, beam=BeamSettings(beams=4), dev_samples_per_source=2, kl_sources=150
-    ),
+    choose=RewardOfSamples(2),
+    evaluation=EvaluationSettings(samples_per_source=4, beam=BeamSettings(beams=4), kl_sources=150),
 )
 
 

@@ -19,7 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from rest import BeamSettings, EvaluationSettings, Experiment, GrowSettings, Guards, ImproveSettings
-from rest import PerSourcePercentile, Refresh, RewardSettings, SamplingOverrides, Schedule, SimulatedRater
+from rest import PerSourcePercentile, Refresh, RewardOfSamples, RewardSettings
+from rest import SamplingOverrides, Schedule, SimulatedRater
 from rest import SyntheticCorpus, SyntheticLanguage, TrainSettings, import_file
 
 demo: Experiment = import_file(Path(__file__).with_name("synthetic.py")).experiment
@@ -48,11 +49,10 @@ biased = replace(
         unfiltered=False,
         train=TrainSettings(max_steps=40, evaluate_every=20, schedule=Schedule(6e-4, 10)),
     ),
+    choose=RewardOfSamples(1, sources=120),
     evaluation=EvaluationSettings(
         samples_per_source=2,
         beam=BeamSettings(beams=2),
-        dev_samples_per_source=1,
-        dev_sources=120,
         kl_sources=50,
         shown=6,
     ),

@@ -2,9 +2,9 @@
 
 Shows    `table`: BC that has converged, BC trained on, ReST with G = 1 (I = 0 and I = 4) and G = 2 (I = 3), PPO and
          RLOO with as many samples as ReST draws in two Grow steps, and PPO with 1.5 times as many. `trials`: eight of
-         ReST and eight of PPO, of which dev chose what is compared. `sweep`: what the KL coefficient does to PPO.
-         `hacking`: PPO against a reward of people who favour long translations, free, held by the divergence, by LoRA
-         or by a frozen encoder.
+         ReST and ten of PPO and its kin, of which dev chose what is compared. `sweep`: what the KL coefficient does to
+         PPO. `hacking`: PPO against a reward of people who favour long translations, free, held by the divergence, by
+         LoRA or by a frozen encoder.
 Command  rest study experiments/synthetic_table_1.py:trials --out runs/trials --seeds 100
          rest study experiments/synthetic_table_1.py:table --out runs/table-1 --seeds 0 1 2 --every
          rest study experiments/synthetic_table_1.py:sweep --out runs/sweep --seeds 0
@@ -17,10 +17,11 @@ Expect   experiments/LOG.md has what was measured. Trials are compared by the re
 
 from dataclasses import replace
 
-from rest import GOLD, BatchSettings, BCSettings, BeamSettings, CriticSettings, EvaluationSettings, Experiment
-from rest import FixedCoefficient, GrowSettings, ImproveSettings, LeaveOneOut, LoRA, PerSourcePercentile, PPOSettings
-from rest import RewardSettings, RolloutSettings, SamplingSettings, Schedule, SentencePieceSettings, SimulatedRater
-from rest import SyntheticCorpus, SyntheticLanguage, Trainable, TrainSettings, TransformerSettings
+from rest import GOLD, GRPO, RLOO, BatchSettings, BCSettings, BeamSettings, CriticSettings, EvaluationSettings
+from rest import Experiment, FixedCoefficient, GrowSettings, ImproveSettings, InReward, LoRA, PerSourcePercentile
+from rest import PPOSettings, RewardOfSamples, RewardSettings, RolloutSettings, SamplingSettings, Schedule
+from rest import SentencePieceSettings, SimulatedRater, SyntheticCorpus, SyntheticLanguage, Trainable, TrainSettings
+from rest import TransformerSettings
 
 # The small task: as much as two busy cores compare in minutes.
 # One Grow step draws 4,000 samples, G = 2 draws 8,000, as do 50 rollouts of 160.
@@ -51,10 +52,10 @@ base = Experiment(
         train=TrainSettings(max_steps=40, evaluate_every=20, patience=9, schedule=Schedule(6e-4, 5)),
         value=TrainSettings(max_steps=800, evaluate_every=80, patience=3, schedule=Schedule(1e-3, 20)),
     ),
+    choose=RewardOfSamples(3),
     evaluation=EvaluationSettings(
         samples_per_source=4,
         beam=BeamSettings(beams=2),
-        dev_samples_per_source=3,
         kl_sources=250,
         shown=6,
     ),
@@ -71,13 +72,19 @@ def improving(learning_rate: float, steps: int, percentiles: tuple[float, ...], 
 
 def online(learning_rate: float, coefficient: float, rollouts: int = 50, **changes) -> Experiment:
     """PPO alone."""
-    rollout = RolloutSettings(40, 4, coefficient=FixedCoefficient(coefficient))
-    schedule = Schedule(learning_rate)
-    ppo = PPOSettings(rollouts=rollouts, evaluate_every=10, rollout=rollout, schedule=schedule, **changes)
+    rollout, schedule = RolloutSettings(40, 4), Schedule(learning_rate)
+    divergence = InReward(coefficient=FixedCoefficient(coefficient))
+    ppo = PPOSettings(rollouts, 10, rollout, divergence=divergence, schedule=schedule, **changes)
     return replace(base, grow_steps=0, ppo=ppo)
 
 
-# Eight trials each, on a seed of their own: rates, steps, what passes; rates, the KL coefficient, epochs
+def group_based(published: PPOSettings, learning_rate: float, **changes) -> Experiment:
+    """RLOO or GRPO as published, with as many samples as `online`."""
+    ppo = replace(published, rollouts=50, rollout=RolloutSettings(40, 4), schedule=Schedule(learning_rate), **changes)
+    return replace(base, grow_steps=0, ppo=ppo)
+
+
+# Trials, on a seed of their own: rates, steps, what passes; rates, the KL coefficient, epochs
 wide, high = (50.0, 75.0, 87.5), (75.0, 80.0, 87.5)
 trials = {
     "rest-6e-4-40": improving(6e-4, 40, wide),
@@ -93,12 +100,14 @@ trials = {
     "ppo-1e-3-0.01": online(1e-3, 0.01),
     "ppo-1e-3-0.01-4-epochs": online(1e-3, 0.01, epochs=4),
     "ppo-3e-4-0.01-4-epochs": online(3e-4, 0.01, epochs=4),
-    "rloo-3e-4-0.01-4-epochs": online(3e-4, 0.01, epochs=4, advantage=LeaveOneOut()),
-    "rloo-3e-4-0.01-8-epochs": online(3e-4, 0.01, epochs=8, advantage=LeaveOneOut()),
+    "rloo-3e-4-0.01": group_based(RLOO, 3e-4),
+    "rloo-1e-3-0.01": group_based(RLOO, 1e-3),
+    "grpo-3e-4-4-epochs": group_based(GRPO, 3e-4, epochs=4),
+    "grpo-1e-3-4-epochs": group_based(GRPO, 1e-3, epochs=4),
     "ppo-3e-4-0.01-4-epochs-critic-1e-3": online(3e-4, 0.01, epochs=4, critic=CriticSettings(schedule=Schedule(1e-3))),
 }
 
-# What is compared: the best of each eight, and the best NLL and RLOO
+# What is compared: the best of ReST and of PPO, and the best NLL, RLOO and GRPO
 gold, ppo = trials["rest-6e-4-120-GOLD"], trials["ppo-3e-4-0.01-4-epochs"]
 deeper = replace(gold.improve, rule=PerSourcePercentile((50.0, 62.5, 75.0, 87.5)))
 table = {
@@ -106,7 +115,8 @@ table = {
     "deep": replace(gold, grow_steps=1, improve=deeper),
     "nll": trials["rest-3e-4-240"],
     "longer": replace(ppo, ppo=replace(ppo.ppo, rollouts=75)),
-    "rloo": trials["rloo-3e-4-0.01-4-epochs"],
+    "rloo": trials["rloo-1e-3-0.01"],
+    "grpo": trials["grpo-1e-3-4-epochs"],
 }
 experiment = table["rest_and_ppo"]
 

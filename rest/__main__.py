@@ -11,6 +11,7 @@ from rest.errors import UserError
 USAGE = """\
 rest: offline Reinforced Self-Training
 
+  rest init DIR --source FILE --target FILE     an experiment for your text, with dev and test split off
   rest run FILE[:variant] --out DIR [flags]     the whole loop; on a half-done folder, what is missing
   rest bc FILE[:variant] --out DIR              behavioural cloning
   rest reward train FILE[:variant] --out DIR    rate samples of BC and fit the learned reward
@@ -28,13 +29,15 @@ rest: offline Reinforced Self-Training
   rest translate DIR < sources > translations   with the last policy of a run, or a stage's
   rest export DIR --out FOLDER                  the same policy for Hugging Face `transformers` and CTranslate2
   rest inspect DIR                              counts, rewards, best and worst rows of a scored dataset
+  rest doctor                                   what of this machine matters to rest, and how to mend it
 
-FILE is a Python file that builds an Experiment, such as experiments/synthetic.py. Every setting is a flag:
-`rest run FILE --help` lists them. REWARD is a run's folder with a learned reward, or a Python function as
-module:function; human ratings are mqm, mlqe-pe, table, votes or rankings.
+FILE is a Python file that builds an Experiment, such as experiments/synthetic.py, or a folder that `rest init` made,
+whose run is then in DIR/run. Every setting is a flag: `rest run FILE --help` lists them. REWARD is a run's folder with
+a learned reward, or a Python function as module:function; human ratings are mqm, mlqe-pe, table, votes or rankings.
 """
 
 COMMANDS = {  # the module in rest/commands/ and the function
+    "init": "init.init",
     "run": "run.run",
     "bc": "run.bc",
     "reward train": "run.reward_train",
@@ -52,6 +55,29 @@ COMMANDS = {  # the module in rest/commands/ and the function
     "translate": "translate.translate_lines",
     "export": "export.export",
     "inspect": "inspect.inspect",
+    "doctor": "doctor.doctor",
+}
+
+EXAMPLES = {  # what every help begins with
+    "init": "rest init mine --source train.de --target train.en",
+    "run": "rest run experiments/synthetic.py --out runs/demo",
+    "bc": "rest bc experiments/synthetic.py --out runs/demo --bc.train.max-steps 500",
+    "reward train": "rest reward train experiments/synthetic.py --out runs/demo",
+    "reward evaluate": "rest reward evaluate runs/demo table --path ratings.tsv",
+    "reward attack": "rest reward attack my_reward.py:quality table --path ratings.tsv",
+    "grow": "rest grow experiments/synthetic.py --out runs/demo --g 1",
+    "improve": "rest improve experiments/synthetic.py --out runs/demo --g 1 --i 2",
+    "ppo": "rest ppo experiments/synthetic.py --out runs/demo --ppo.rollouts 200",
+    "evaluate": "rest evaluate experiments/synthetic.py --out runs/demo --policy improve-1-2 --decode mbr",
+    "best-of-n": "rest best-of-n experiments/synthetic.py --out runs/demo --samples 64",
+    "study": "rest study experiments/multi30k_de_en.py:rewards --out runs/rewards --seeds 0 1 2",
+    "human-eval export": "rest human-eval export runs/demo --policies improve-1-2 --sheet sheet.csv --key key.json",
+    "human-eval import": "rest human-eval import runs/demo --sheets ann.csv ben.csv --key key.json",
+    "report": "rest report runs/demo",
+    "translate": "rest translate runs/demo < sources.txt > translations.txt",
+    "export": "rest export runs/demo --out exported",
+    "inspect": "rest inspect runs/demo/grow-1 --where 'reward > 0.9'",
+    "doctor": "rest doctor",
 }
 
 HELP = ("-h", "--help")
@@ -74,6 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"rest: no command {command!r}{hint} (`rest --help` lists them)", file=sys.stderr)
         raise SystemExit(2)
     module, function = COMMANDS[command].split(".")
+    if {*HELP} & {*rest}:
+        print(f"Example: {EXAMPLES[command]}\n")
     if module in ("run", "study") and rest[:1] in ([flag] for flag in HELP):  # its flags are those of an experiment
         print(USAGE, end="")
         return

@@ -8,7 +8,7 @@ from rest.experiment import Experiment
 from rest.folder import StageName, stages_in
 from rest.report.page import write_report
 from rest.report.summary import summarise
-from rest.runs import Run
+from rest.runs import Run, controls
 
 
 def rest(run: Run) -> None:
@@ -28,13 +28,13 @@ def rest(run: Run) -> None:
                 break
             policy = run.improve(g, i, policy, dataset, reward)  # 1{R(x, y) > τᵢ}, the best on dev
             run.evaluate(StageName("improve", g, i), policy)
-    if e.ppo.rollouts:
-        run.evaluate(StageName("ppo"), run.ppo())  # online, for comparison
-    if run.done.trained_further:
-        run.evaluate(*run.bc_continued())  # the control
     if run.done.newest > 1:  # policies that were evaluated by an earlier reward
         for name in [StageName("bc"), *stages_in(run.out, "improve")]:
             run.evaluate(name, run.policy(name))
+    if e.ppo.rollouts:
+        run.evaluate(StageName("ppo"), run.ppo())  # online, for comparison
+    if run.done.trained_further:
+        controls(run)  # BC trained for as long, sampled at lower temperatures, the best of its samples
 
 
 def run(experiment: Experiment, out: Path | str) -> Run:

@@ -7,7 +7,7 @@ its rows, `grow-1/columns/<name>/`, named by the network's content: every epoch 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rest.data.batches import BatchSettings, Examples
+from rest.data.batches import BatchSettings, Examples, Ids
 from rest.data.store import ScoredDataset
 from rest.errors import UserError
 from rest.folder import discard, seed_for
@@ -53,10 +53,20 @@ def examples_of(table: pa.Table, policy: Policy, batch: BatchSettings) -> Exampl
 
 
 def _lists(column: pa.ChunkedArray) -> list[np.ndarray]:
-    """A list column as one array a row."""
+    """A list column as one array a row; an empty one where it is null."""
     whole = column.combine_chunks()
     offsets, values = whole.offsets.to_numpy(), whole.values.to_numpy()
     return [values[a:b] for a, b in pairwise(offsets)]
+
+
+def learnable(dataset: ScoredDataset, needs: tuple[str, ...]) -> np.ndarray:
+    """The rows that a loss with such needs can learn from, bool [rows].
+
+    What beam search found was drawn from no distribution: a loss that asks how likely it was goes without.
+    """
+    if "behaviour_log_probs" not in needs:
+        return np.ones(dataset.rows, np.bool_)
+    return np.logical_or(*dataset.columns(["is_sample", "is_reference"]).values())
 
 
 def columns_of(
@@ -68,7 +78,12 @@ def columns_of(
     batch: BatchSettings,
     cache: Path,
 ) -> Examples:
-    """The rows of `mask` (bool [rows]) with the columns that a loss needs; `policy` is where its training starts."""
+    """The rows of `mask` (bool [rows]) with the columns that a loss needs; `policy` is where its training starts.
+
+    ValueError where a row is not `learnable`, or a network is missing.
+    """
+    if (mask & ~learnable(dataset, needs)).any():
+        raise ValueError("rows of beam search have no log-probabilities of what drew them")
     sidecars: dict[str, str] = {}
     for name, of in {"anchor_log_probs": policy, "bc_log_probs": scorers.bc}.items():
         if name in needs and of is not None:
@@ -83,22 +98,31 @@ def columns_of(
     if missing:
         raise ValueError(f"no network was given for {sorted(missing)}")
 
-    stored = dataset.columns(["source_id", "reward", "is_reference"])
-    kept = dataset.keep(mask, ["source", "tokens", *dict.fromkeys(sidecars.values())], cache)
+    stored = dataset.columns(["source_id", "reward", "is_sample"])
+    drawn = [name for name in ("behaviour_log_probs",) if name in needs]  # stored while the samples were drawn
+    kept = dataset.keep(mask, ["source", "tokens", *drawn, *dict.fromkeys(sidecars.values())], cache)
     examples = examples_of(kept, policy, batch)
+    token_columns = {name: _lists(kept[column]) for name, column in sidecars.items()}
+    token_columns |= {name: _or_zeros(_lists(kept[name]), examples.targets) for name in drawn}
     numbers: dict[str, Callable[[], np.ndarray]] = {
         "reward": lambda: stored["reward"],
         "advantage": lambda: stored["reward"] - baselines(**stored),
         # told apart within a row only; whole numbers up to here are exact as float32
         "group": lambda: stored["source_id"] % 2**24,
         "progress": lambda: np.zeros(dataset.rows),
+        "sampled": lambda: stored["is_sample"],
     }
     return replace(
         examples,
         columns={name: of()[mask].astype(np.float32) for name, of in numbers.items() if name in needs},
-        token_columns={name: _lists(kept[column]) for name, column in sidecars.items()},
+        token_columns=token_columns,
         groups=stored["source_id"][mask] if "group" in needs else None,
     )
+
+
+def _or_zeros(rows: list[np.ndarray], targets: Sequence[Ids]) -> list[np.ndarray]:
+    """Numbers of tokens, 0 in rows that have none."""
+    return [row if len(row) else np.zeros(len(ids), np.float32) for row, ids in zip(rows, targets, strict=True)]
 
 
 def column_name(kind: str, identity: str, batch: BatchSettings) -> str:
@@ -106,11 +130,11 @@ def column_name(kind: str, identity: str, batch: BatchSettings) -> str:
     return f"{kind}_{hashlib.sha256(f'{identity} {batch}'.encode()).hexdigest()[:16]}"
 
 
-def baselines(source_id: np.ndarray, reward: np.ndarray, is_reference: np.ndarray) -> np.ndarray:
+def baselines(source_id: np.ndarray, reward: np.ndarray, is_sample: np.ndarray) -> np.ndarray:
     """The mean reward of the samples of each row's source, float32 [n]; of all samples where it has none."""
     _, group = np.unique(source_id, return_inverse=True)
-    counts = np.bincount(group[~is_reference], minlength=group.max(initial=-1) + 1)
-    sums = np.bincount(group[~is_reference], reward[~is_reference], minlength=len(counts))
+    counts = np.bincount(group[is_sample], minlength=group.max(initial=-1) + 1)
+    sums = np.bincount(group[is_sample], reward[is_sample], minlength=len(counts))
     overall = sums.sum() / max(1, counts.sum())
     return np.where(counts > 0, sums / np.maximum(counts, 1), overall)[group].astype(np.float32)
 
@@ -148,8 +172,8 @@ def learn_value(
     The report has Kendall's and Spearman's correlation of the value before the last token with the reward, which ReST
     gives too, on the sources held out.
     """
-    stored = dataset.columns(["source_id", "reward", "is_reference"])
-    samples = ~stored["is_reference"]
+    stored = dataset.columns(["source_id", "reward", "is_sample"])
+    samples = stored["is_sample"]
     if not samples.any():
         raise UserError(f"{dataset.folder}: no samples to learn a value from")
     sources = np.unique(stored["source_id"][samples])

@@ -12,11 +12,12 @@ from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
 from rest.baselines.bc import BCSettings
-from rest.baselines.ppo import PPOSettings
+from rest.baselines.settings import PPOSettings
 from rest.data.batches import BatchSettings
 from rest.data.corpus import Cleaning, Corpus
 from rest.data.tokenizer import SentencePieceSettings
 from rest.errors import UserError
+from rest.evaluation.chooser import RewardOfSamples
 from rest.evaluation.evaluate import EvaluationSettings
 from rest.grow import GrowSettings
 from rest.improve import ImproveSettings
@@ -40,7 +41,7 @@ class Experiment:
     """Everything that a run depends on."""
 
     corpus: Any  # CorpusSettings
-    """Where the text is: TextFiles, TabSeparated, TensorflowDataset, SyntheticCorpus, or your own."""
+    """Where the text is: TextFiles, IWSLT14, WMT, Combined, SyntheticCorpus, ..., or your own."""
     reward: Any
     """RewardSettings: learn one from ratings. Reward: a function of yours and its scale."""
     cleaning: Cleaning = field(default_factory=Cleaning)
@@ -60,6 +61,9 @@ class Experiment:
     ppo: PPOSettings = field(default_factory=PPOSettings)
     bc_share: float = 1.0
     """Share of the training text that BC learns from; below 1, reward, Grow and PPO have only the rest."""
+    choose: Any = field(default_factory=RewardOfSamples)  # a DevChooser
+    """Which checkpoint of Improve, BC continued and PPO is kept, by dev: RewardOfSamples, RewardOfGreedy,
+    MetricOfGreedy (what users ship, against dev's references) or DevLoss. BC is chosen by its loss."""
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     refresh: Refresh | None = None
     """Refit a learned reward before each Grow step but the first, with ratings of the latest policy; None: never."""
@@ -130,7 +134,8 @@ def load_variants(name: str, wanted: Sequence[str] = ()) -> dict[str, Experiment
 
 
 def _experiments(path: Path) -> dict[str, Experiment]:
-    """All of a file: its names, and those in its dictionaries behind a dot."""
+    """All of a file: its names, and those in its dictionaries behind a dot; a folder means its experiment.py."""
+    path = path / "experiment.py" if path.is_dir() else path
     if not path.is_file():
         raise UserError(f"{path}: no such experiment file")
     found: dict[str, Experiment] = {}

@@ -80,6 +80,7 @@ def seed_for(seed: int, purpose: str, *numbers: int) -> int:
 KINDS = {  # of stages, in the order of tables: what a reader calls them
     "bc": "BC",
     "bc_continued": "BC continued",
+    "bc_continued_last": "BC continued, last",
     "reward_start": "start of the reward",
     "reward": "reward",
     "grow": "G{g}",
@@ -89,6 +90,7 @@ KINDS = {  # of stages, in the order of tables: what a reader calls them
 }
 _FOLDERS = {kind: kind for kind in KINDS} | {
     "bc_continued": "bc_continued-{steps}",
+    "bc_continued_last": "bc_continued-{steps}-last",
     "reward_start": "bc-reward",
     "reward": "reward-{g}",  # but the first is just "reward"
     "grow": "grow-{g}",
@@ -101,13 +103,13 @@ class StageName:
     """What a stage is called: it alone knows its folder, its label for readers and its place in a table."""
 
     kind: str
-    """bc, bc_continued, reward_start, reward, value, grow, improve or ppo."""
+    """bc, bc_continued, bc_continued_last, reward_start, reward, value, grow, improve or ppo."""
     g: int = 0
     """Grow step, from 1, of grow, improve and reward; 0 for the others."""
     i: int = 0
     """Improve step; 0 is the side branch that learns from all of D_g."""
     steps: int = 0
-    """Updates of bc_continued."""
+    """Updates of bc_continued, whose last policy is kept beside the one that dev chose."""
 
     @classmethod
     def parse(cls, folder: str) -> StageName | None:
@@ -138,7 +140,17 @@ class StageName:
     @property
     def has_policy(self) -> bool:
         """Whether it ends in a policy that is evaluated."""
-        return self.kind in ("bc", "bc_continued", "improve", "ppo")
+        return self.kind in ("bc", "bc_continued", "bc_continued_last", "improve", "ppo")
+
+    @property
+    def made_by(self) -> StageName:
+        """The stage that makes its policy: its own, but of the control's last policy that of the control."""
+        return StageName("bc_continued", steps=self.steps) if self.kind == "bc_continued_last" else self
+
+    @property
+    def policy(self) -> str:
+        """Where its policy lies in a run: improve-1-2/policy, bc_continued-320/policy-last."""
+        return f"{self.made_by.folder}/policy" + "-last" * (self.made_by != self)
 
     @property
     def on_the_way(self) -> bool:
@@ -150,6 +162,13 @@ def stages_in(run: Path, kind: str | None = None) -> list[StageName]:
     """The stages that are complete in a run's folder, of one kind or of all, in a table's order."""
     found = (StageName.parse(path.name) for path in run.glob("*") if (path / "stage.json").is_file())
     return sorted((name for name in found if name and kind in (None, name.kind)), key=lambda name: name.order)
+
+
+def newest_evaluations(run: Path) -> Path:
+    """Where policies were evaluated with the newest reward, so that all rows of a table are scored by the same."""
+    numbers = [folder.name.removeprefix("evaluation-") for folder in run.glob("evaluation-*")]
+    newest = max((int(number) for number in numbers if number.isdigit()), default=None)
+    return run / ("evaluation" if newest is None else f"evaluation-{newest}")
 
 
 class StageFolder:

@@ -1,5 +1,8 @@
 """One Grow step: x ~ D, y ~ π(·|x), N samples per source; D_g = samples ∪ D, every row scored by R (Algorithm 1).
 
+Samples may come from several distributions, and the n-best list of beam search may join them: no filter finds what
+nothing proposed.
+
 While a shard is scored and written, the next one is sampled in a thread of its own, one thread a device. Any number of
 processes may work on one step: each takes the next shard that is missing and that no other has locked.
 """
@@ -13,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,15 +26,30 @@ import numpy as np
 
 from rest.data.corpus import Split
 from rest.data.shards import shard_name, shard_rows, write_shard
-from rest.data.store import ScoredDataset, write_manifest
+from rest.data.store import Manifest, ScoredDataset, write_manifest
 from rest.errors import UserError
 from rest.folder import StageFolder, discard, seed_for
 from rest.journal import Journal, progress, say
 from rest.learning.mesh import MachineSettings
+from rest.policy.beam import BeamSettings, n_best
+from rest.policy.drawn import drawn_before
 from rest.policy.policy import Policy
 from rest.policy.sampler import Devices, Hypotheses, SamplingOverrides, SamplingSettings, sample
 from rest.reward.guards import Guards
-from rest.reward.reward import Reward
+from rest.reward.reward import Groups, Reward
+
+
+@dataclass(frozen=True)
+class FurtherSamples:
+    """Samples from another distribution than Grow's own."""
+
+    samples_per_source: int
+    sampling: SamplingOverrides = field(default_factory=SamplingOverrides)
+    """What they are drawn from otherwise than the others."""
+
+    def __post_init__(self) -> None:
+        if self.samples_per_source < 1:
+            raise UserError(f"grow.further: samples_per_source must be at least 1, not {self.samples_per_source}")
 
 
 @dataclass(frozen=True)
@@ -44,6 +62,10 @@ class GrowSettings:
     """N."""
     sampling: SamplingOverrides = field(default_factory=SamplingOverrides)
     """What is drawn from otherwise than the experiment's `sampling`."""
+    further: tuple[Any, ...] = ()  # FurtherSamples
+    """Each draws more samples for every source, from another distribution."""
+    beams: int = 0
+    """Add the n-best list of beam search with so many beams, which has the length penalty of evaluation's; 0: none."""
     sources_per_shard: int = 1024
     """A shard is the unit of resuming and of reproducibility."""
     training_text: bool = True
@@ -55,13 +77,23 @@ class GrowSettings:
     guards: Guards = field(default_factory=Guards)
 
     def __post_init__(self) -> None:
-        if self.sources < 0 or self.samples_per_source < 1 or self.sources_per_shard < 1:
+        if self.sources < 0 or self.samples_per_source < 1 or self.sources_per_shard < 1 or self.beams < 0:
             raise UserError(
-                f"sources {self.sources} must not be below 0, samples_per_source {self.samples_per_source} and "
-                f"sources_per_shard {self.sources_per_shard} must be at least 1"
+                f"sources {self.sources} and beams {self.beams} must not be below 0, samples_per_source "
+                f"{self.samples_per_source} and sources_per_shard {self.sources_per_shard} must be at least 1"
             )
         if not self.training_text and self.text is None:
             raise UserError("training_text is off and text names no file, so there is nothing to sample for")
+
+    @property
+    def samples(self) -> int:
+        """Samples per source, of all distributions."""
+        return self.samples_per_source + sum(more.samples_per_source for more in self.further)
+
+    def distributions(self, sampling: SamplingSettings) -> list[tuple[int, SamplingSettings]]:
+        """How many samples per source are drawn from what; the first is `sampling` itself."""
+        further = [(more.samples_per_source, more.sampling.of(sampling)) for more in self.further]
+        return [(self.samples_per_source, sampling), *further]
 
 
 def grow_sources(splits: list[Split], settings: GrowSettings, g: int, seed: int) -> list[Split]:
@@ -87,27 +119,40 @@ def grow(
     *,
     g: int,
     seed: int,
+    beam: BeamSettings | None = None,
+    before: ScoredDataset | None = None,
     machine: MachineSettings | None = None,
 ) -> None:
     """Make the shards that are missing, then the manifest, and finish the stage.
 
-    The sources of a shard come from one split. UserError if the disk is full or the reward cannot score; what is
-    written stays, and the same call goes on.
+    `beam` says the length penalty of `settings.beams`; what they find is as long as samples may be. `before` is a
+    dataset with the same draws and another reward: they are not drawn again. The sources of a shard come from one
+    split. UserError if the disk is full or the reward cannot score; what is written stays, and the
+    same call goes on.
     """
     size = settings.sources_per_shard
     splits = grow_sources(splits, settings, g, seed)
     parts = [split.take(slice(at, at + size)) for split in splits for at in range(0, len(split), size)]
     shards = _Shards(stage, [_rows(part, settings) for part in parts])
-    n, own = settings.samples_per_source, seed_for(seed, "grow")
-    samples = [len(part) * n for part in parts]
+    search = replace(beam or BeamSettings(), beams=settings.beams, max_target_tokens=sampling.max_target_tokens)
+    rows = [len(part) * (settings.samples + settings.beams) for part in parts]
 
-    def draw(part: Split, device: Any, ended: Callable[[int], None]) -> Hypotheses:
-        where = partial(sample, machine=machine, device=device, ended=ended)
-        return where(policy, part.sources, part.ids, n, sampling, seed=own, grow_step=g)
+    def draw(shard: int, device: Any, ended: Callable[[int], None]) -> Hypotheses:
+        if before is not None:
+            return drawn_before(before, shard, policy.tokenizer)
+        part = parts[shard]
+        draws = partial(sample, policy, part.sources, part.ids, seed=seed_for(seed, "grow"), grow_step=g)
+        found, first = [], 0
+        for n, distribution in settings.distributions(sampling):
+            found.append(draws(n, distribution, first_index=first, machine=machine, device=device, ended=ended))
+            first += n
+        if settings.beams:
+            found.append(n_best(policy, part.sources, search, machine=machine, device=device, ended=ended))
+        return Hypotheses.beside(found)
 
     with (
-        _Following(stage, f"grow {g}", shards, samples) as follow,
-        closing(_sampled(shards, parts, draw, follow.drawn)) as drawn,
+        _Following(stage, f"grow {g}", shards, rows) as follow,
+        closing(_sampled(shards, draw, follow.drawn)) as drawn,
     ):
         for shard, hypotheses in drawn:
             columns = scored_columns(policy, parts[shard], hypotheses, reward, settings)
@@ -123,11 +168,18 @@ def grow(
         manifest = write_manifest(
             stage.path, settings=stage.settings, identities=identities, seed=seed, scale=reward.range
         )
-        means, human = manifest.reward, ""
-        if means["references"]["rows"]:
-            human = f", of human pairs {means['references']['mean']:.4f}"
-        say(f"grow {g}: {sum(samples)} samples, mean reward {means['samples']['mean']:.4f}{human}")
-        stage.finish({"rows": manifest.rows, "samples": sum(samples), "reward": means})
+        stage.finish(_result(manifest, g))
+
+
+def _result(manifest: Manifest, g: int) -> dict[str, Any]:
+    """What is recorded of the stage; it is told too."""
+    means, others = manifest.reward, ""
+    for part, name in (("beam", "outputs of beam search"), ("references", "human pairs")):
+        if rows := means.get(part, {}).get("rows", 0):
+            others += f", of {rows} {name} {means[part]['mean']:.4f}"
+    samples, beam = means["samples"]["rows"], means.get("beam", {}).get("rows", 0)
+    say(f"grow {g}: {samples} samples, mean reward {means['samples']['mean']:.4f}{others}")
+    return {"rows": manifest.rows, "samples": samples, **({"beam": beam} if beam else {}), "reward": means}
 
 
 class _Shards:
@@ -184,8 +236,7 @@ class _Stopped(Exception):
 
 def _sampled(
     shards: _Shards,
-    parts: list[Split],
-    draw: Callable[[Split, Any, Callable[[int], None]], Hypotheses],
+    draw: Callable[[int, Any, Callable[[int], None]], Hypotheses],
     drawn: Callable[[int], None],
 ) -> Generator[tuple[int, Hypotheses]]:
     """Each shard that this process gets hold of, while the next are being sampled; ends when all are made."""
@@ -196,9 +247,9 @@ def _sampled(
             raise _Stopped
         drawn(rows)
 
-    def sampled(part: Split) -> Hypotheses:
+    def sampled(shard: int) -> Hypotheses:
         with devices.lent() as device:
-            return draw(part, device, ended)
+            return draw(shard, device, ended)
 
     pending: deque[tuple[int, Future[Hypotheses]]] = deque()
     with ThreadPoolExecutor(devices.count) as threads:
@@ -206,7 +257,7 @@ def _sampled(
             while True:
                 shard = shards.claim()
                 if shard is not None:
-                    pending.append((shard, threads.submit(sampled, parts[shard])))
+                    pending.append((shard, threads.submit(sampled, shard)))
                 if pending and (shard is None or len(pending) > devices.count):
                     done, future = pending.popleft()
                     yield done, future.result()
@@ -255,7 +306,7 @@ class _Following:
 
     def written(self, shard: int, columns: dict[str, Any], hypotheses: Hypotheses) -> None:
         """A shard is on disk."""
-        samples = columns["sample_index"] >= 0
+        samples = np.asarray(columns["origin"]) == "sample"
         self._samples += int(samples.sum())
         self._reward += float(columns["reward"][samples].sum())
         self._tokens += sum(len(y) for of_source in hypotheses.tokens for y in of_source)
@@ -265,7 +316,7 @@ class _Following:
             "samples_per_second": self._samples / seconds,
             "tokens_per_second": self._tokens / seconds,
             "mean_reward": self._reward / self._samples,
-            "useful_steps": self._tokens / self._steps,
+            "useful_steps": self._tokens / max(1, self._steps),  # of none where nothing was drawn anew
         }
         self._journal.record(shard + 1, numbers)
         self._note = (
@@ -277,15 +328,14 @@ class _Following:
 
 def _rows(part: Split, settings: GrowSettings) -> int:
     human = settings.human_pairs and part.references is not None
-    return len(part) * (settings.samples_per_source + human)
+    return len(part) * (settings.samples + settings.beams + human)
 
 
 def scored_columns(
     policy: Policy, part: Split, hypotheses: Hypotheses, reward: Reward, settings: GrowSettings
 ) -> dict[str, Any]:
-    """The columns of one shard: each source's human pair, then its samples."""
+    """The columns of one shard: each source's human pair, then its samples, then what beam search found."""
     human = settings.human_pairs and part.references is not None
-    n = settings.samples_per_source
     reference_ids = policy.encode_references(part.references) if human and part.references else []
     rows: dict[str, list[Any]] = {
         name: [] for name in ("source_id", "sample_index", "source", "hypothesis", "reference", "tokens")
@@ -301,18 +351,19 @@ def scored_columns(
         if human and part.references is not None:
             texts, tokens = [part.references[i], *texts], [reference_ids[i], *tokens]
         rows["source_id"] += [int(part.ids[i])] * len(texts)
-        rows["sample_index"] += [-1] * human + list(range(n))
+        rows["sample_index"] += [-1] * human + list(range(len(texts) - human))
         rows["source"] += [source] * len(texts)
         rows["reference"] += ["" if part.references is None else part.references[i]] * len(texts)
         rows["hypothesis"] += texts
         rows["tokens"] += tokens
     references = None if part.references is None else rows["reference"]
-    scored = reward(rows["source"], rows["hypothesis"], references)
-    index = np.asarray(rows["sample_index"], np.int32)
+    source_id, index = np.asarray(rows["source_id"], np.int64), np.asarray(rows["sample_index"], np.int32)
+    origin = np.where(index < 0, "reference", np.where(index < settings.samples, "sample", "beam"))
+    scored = reward(rows["source"], rows["hypothesis"], references, Groups(source_id, origin == "sample"))
     return {
-        "source_id": np.asarray(rows["source_id"], np.int64),
+        "source_id": source_id,
         "sample_index": index,
-        "origin": ["reference" if k < 0 else "sample" for k in index],
+        "origin": origin.tolist(),
         "source": rows["source"],
         "hypothesis": rows["hypothesis"],
         "tokens": rows["tokens"],
@@ -326,11 +377,18 @@ def scored_columns(
 
 
 def rescore(dataset: ScoredDataset, reward: Reward, name: str) -> None:
-    """Add another reward of every row as a sidecar column; what the shards hold stays. UserError if it is another's."""
+    """Add another reward of every row as a sidecar column; what the shards hold stays. UserError if it is another's.
+
+    It gets the human pairs as references, where a shard has those of all its sources.
+    """
 
     def parts() -> Iterator[np.ndarray]:
-        for texts in dataset.by_shard(["source", "hypothesis"]):
-            yield reward(texts["source"].to_pylist(), texts["hypothesis"].to_pylist(), None).reward
+        for rows in dataset.by_shard(["source_id", "origin", "source", "hypothesis"]):
+            ids, origin = rows["source_id"].to_numpy(), np.asarray(rows["origin"].to_pylist())
+            sources, hypotheses = rows["source"].to_pylist(), rows["hypothesis"].to_pylist()
+            human = {i: y for i, y, by in zip(ids, hypotheses, origin, strict=True) if by == "reference"}
+            references = [human[i] for i in ids] if len(human) == len(set(ids)) else None
+            yield reward(sources, hypotheses, references, Groups(ids, origin == "sample")).reward
 
     dataset.sidecars.write_once(name, parts, reward.settings)
 

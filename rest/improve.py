@@ -9,42 +9,48 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 
-from rest.columns import Scorers, columns_of, fits_a_row
-from rest.data.batches import BatchOverrides, BatchSettings
+from rest.columns import Scorers, columns_of, fits_a_row, learnable
+from rest.data.batches import BatchOverrides, BatchSettings, Examples
 from rest.data.store import ScoredDataset
 from rest.errors import UserError
 from rest.folder import discard, seed_for
 from rest.journal import say
-from rest.learning.losses import NLL
+from rest.learning.losses import NLL, check_smoothing
 from rest.learning.mesh import MachineSettings
 from rest.learning.optimizers import Schedule
 from rest.learning.train import Trained, TrainSettings, shuffled, train
 from rest.policy.policy import Policy, PolicyObjective
-from rest.thresholds import Columns, GlobalPercentile, HumanPairs, Rule, Selection, to_compare
+from rest.selection import Columns, HumanPairs, Selection, to_compare
+from rest.thresholds import PerSourceTop, Rule, choose
 
 
 @dataclass(frozen=True)
 class ImproveSettings:
     """The Improve steps that follow a Grow step."""
 
-    rule: Any = field(default_factory=lambda: GlobalPercentile((50.0, 75.0, 90.0)))  # a Rule
+    rule: Any = field(default_factory=lambda: PerSourceTop((8, 4, 2)))  # a Rule
     """What passes at each Improve step; its length is I."""
     human_pairs: HumanPairs = "compete"
     """D's own pairs are filtered like samples (the paper), always kept, or never."""
+    human_share: float | None = None
+    """λ: the share of the pairs learned from that are D's own, by repeating or leaving out some; None: what passed."""
     start: Literal["previous", "bc"] = "previous"
     """Go on from the policy before, or start each Improve from BC (as ReST-EM does)."""
-    learning_rate_factor: float = 0.5
+    learning_rate_factor: float = 0.7
     """Each Improve step's learning rate is this times the one before."""
+    grow_rate_factor: float = 0.7
+    """The Improve steps of each Grow step begin with this times the rate of those of the one before."""
     unfiltered: bool = True
     """Also train on all of D_g, as a side branch: the paper's I = 0."""
     batch: BatchOverrides = field(default_factory=BatchOverrides)
     """Batches of another shape than the experiment's, say to share the encodings of sources."""
     interpolation: float = 1.0
     """How far to go from where a step starts to where training leads, in weights (WARP: Ramé et al. 2024, §3.3)."""
-    loss: Any = field(default_factory=lambda: NLL(0.1))  # a PolicyLoss
+    loss: Any = field(default_factory=NLL)  # a PolicyLoss
     """What is minimised: NLL (the paper's best), or any other of learning/losses.py and learning/preferences.py."""
+    label_smoothing: float = 0.0
+    """Share of each label's probability that is spread over the vocabulary, whatever the loss; the paper has none."""
     value: TrainSettings = field(
         default_factory=lambda: TrainSettings(
             max_steps=1000, evaluate_every=100, patience=3, schedule=Schedule(3e-4, 50)
@@ -53,27 +59,32 @@ class ImproveSettings:
     """The value network's training, where the loss needs one: once, on the samples of the first Grow step."""
     train: TrainSettings = field(
         default_factory=lambda: TrainSettings(
-            max_steps=1000, evaluate_every=100, patience=3, schedule=Schedule(5e-4, 50)
+            max_steps=1000, evaluate_every=100, patience=3, average=3, schedule=Schedule(5e-4, 50)
         )
     )
 
     def __post_init__(self) -> None:
+        check_smoothing("improve.label_smoothing", self.label_smoothing)
+        if self.human_share is not None and not 0 < self.human_share < 1:
+            raise UserError(f"improve.human_share must be above 0 and below 1, not {self.human_share}")
+        if self.human_share is not None and (self.human_pairs == "never" or self.loss.candidates > 1):
+            raise UserError(
+                f"improve.human_share {self.human_share}: there are no human pairs to repeat with human_pairs 'never', "
+                "or with a loss that compares the rows of a source"
+            )
         if not 0 < self.interpolation <= 1:
             raise UserError(f"improve.interpolation must be above 0 and at most 1, not {self.interpolation}")
 
-    def at(self, i: int) -> dict[str, Any]:
-        """All that decides Improve step i; the same whatever steps follow."""
-        rest = {
-            f.name: getattr(self, f.name)
-            for f in dataclasses.fields(self)
-            if f.name not in ("rule", "train", "unfiltered", "learning_rate_factor", "value")
-        }
-        return {**rest, "step": self.rule.at(i), "train": self.training(i)}
+    def at(self, g: int, i: int) -> dict[str, Any]:
+        """All that decides Improve step i of Grow step g; the same whatever steps follow."""
+        of_all = ("rule", "train", "unfiltered", "learning_rate_factor", "grow_rate_factor", "value")
+        rest = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in of_all}
+        return {**rest, "step": self.rule.at(i), "train": self.training(g, i)}
 
-    def training(self, i: int) -> TrainSettings:
-        """The update loop's settings at Improve step i, with the learning rate fallen."""
-        factor = self.train.rate_factor * self.learning_rate_factor ** max(0, i - 1)
-        return dataclasses.replace(self.train, rate_factor=factor)
+    def training(self, g: int, i: int) -> TrainSettings:
+        """The update loop's settings at Improve step i of Grow step g, with the learning rate fallen."""
+        fallen = self.learning_rate_factor ** max(0, i - 1) * self.grow_rate_factor ** (g - 1)
+        return dataclasses.replace(self.train, rate_factor=self.train.rate_factor * fallen)
 
 
 def named(rule: Rule, i: int) -> str:
@@ -81,20 +92,38 @@ def named(rule: Rule, i: int) -> str:
     return ", ".join(f"{name} {value}" for name, value in rule.at(i).items())
 
 
+def text_numbers(dataset: ScoredDataset) -> np.ndarray:
+    """A number for each text of a shard, int64 [rows]; all rows of a source are in one shard."""
+    numbers, known = [], 0
+    for table in dataset.by_shard(["hypothesis"]):
+        texts = table["hypothesis"].combine_chunks().dictionary_encode()
+        numbers.append(np.asarray(texts.indices, np.int64) + known)
+        known += len(texts.dictionary)
+    return np.concatenate(numbers)
+
+
 def select(dataset: ScoredDataset, settings: ImproveSettings, i: int) -> Selection:
     """The rows of D_g that Improve step i learns from."""
     stored = dataset.columns(["source_id", "reward", "is_reference"])
-
-    def hypotheses() -> np.ndarray:
-        """A number for each text, int32 [rows]; read only where the rule asks for it."""
-        texts = pa.concat_tables(dataset.batches(["hypothesis"]))["hypothesis"].dictionary_encode()
-        return np.concatenate([chunk.indices.to_numpy() for chunk in texts.unify_dictionaries().chunks])
-
-    columns = Columns(stored["source_id"], stored["reward"], stored["is_reference"], hypotheses)
-    selection = settings.rule.choose(columns, i, settings.human_pairs)
+    usable = learnable(dataset, settings.loss.needs)
+    source_id, reward, is_reference = (column[usable] for column in stored.values())
+    columns = Columns(source_id, reward, is_reference, lambda: text_numbers(dataset)[usable])
+    selection = choose(settings.rule, columns, i, settings.human_pairs)
     if settings.loss.candidates > 1:
-        return to_compare(columns, selection, settings.loss.candidates, settings.human_pairs)
-    return selection
+        selection = to_compare(columns, selection, settings.loss.candidates, settings.human_pairs)
+    mask = np.zeros(dataset.rows, np.bool_)
+    mask[usable] = selection.mask
+    return dataclasses.replace(selection, mask=mask)
+
+
+def with_share(examples: Examples, human: np.ndarray, share: float, seed: int) -> Examples:
+    """The pairs with human ones (bool [n]) repeated or left out at random, until they are this share of all."""
+    own, others = np.flatnonzero(human), np.flatnonzero(~human)
+    if not len(own) or not len(others):
+        return examples
+    wanted = max(1, round(share / (1 - share) * len(others)))
+    some = np.random.default_rng(seed).permutation(own)[: wanted % len(own)]
+    return examples.take(np.sort(np.concatenate([others, np.tile(own, wanted // len(own)), some])))
 
 
 def improve(
@@ -131,7 +160,10 @@ def improve(
     examples = columns_of(dataset, selection.mask, loss.needs, policy, scorers or Scorers(), batch, folder / "kept")
     if loss.candidates > 1 and not (fits := fits_a_row(examples, batch)).all():
         say(f"{name}: warning: the rows of {(~fits).sum()} of {len(fits)} sources do not fit into one row of a batch")
-    training, share = settings.training(i), settings.interpolation
+    if settings.human_share is not None:
+        human = dataset.columns(["is_reference"])["is_reference"][selection.mask]
+        examples = with_share(examples, human, settings.human_share, seed_for(seed, "human share", g, i))
+    training, share = settings.training(g, i), settings.interpolation
     batches, plan = shuffled(
         examples,
         batch,
@@ -141,7 +173,7 @@ def improve(
     )
     trained = train(
         policy,
-        PolicyObjective(loss),
+        PolicyObjective(loss, settings.label_smoothing),
         batches,
         training,
         evaluate=lambda reached: evaluate(policy.towards(reached, share)),

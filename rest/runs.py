@@ -16,6 +16,7 @@ from rest.columns import Scorers
 from rest.data.store import ScoredDataset
 from rest.errors import UserError
 from rest.evaluation.compare import compare_stages
+from rest.evaluation.decoding import DecodingSettings
 from rest.experiment import Experiment
 from rest.folder import StageFolder, StageName, describe, open_stage, read_json, stages_in, write_json
 from rest.grow import open_dataset, rescore
@@ -25,7 +26,7 @@ from rest.policy.policy import Policy
 from rest.reward.learned.settings import TranslationModel
 from rest.reward.reward import Reward
 from rest.stages.bc import BC, BCContinued, RewardStart
-from rest.stages.evaluation import Evaluate
+from rest.stages.evaluation import Decode, Evaluate, SampledAt, evaluations
 from rest.stages.grow import Grow
 from rest.stages.improve import Improve, LearnValue
 from rest.stages.inputs import Inputs, Stage
@@ -49,6 +50,11 @@ class Done:
         e = self.experiment
         steps, within = range(1, e.grow_steps + 1), range(1, e.improve.rule.steps + 1)
         return [name for name in stages_in(self.out, "improve") if name.g in steps and name.i in within]
+
+    @property
+    def way(self) -> tuple[tuple[StageName, int], ...]:
+        """The Improve steps on the way, each with its updates."""
+        return tuple((name, self.result(name)["gradient_steps"]) for name in self.improves)
 
     @property
     def trained_further(self) -> int:
@@ -108,15 +114,20 @@ class Run:
         """π₀: behavioural cloning until the dev loss stops falling."""
         return self.stage(BC())
 
-    def bc_continued(self) -> tuple[StageName, Policy]:
-        """The control and its name: BC trained on D for as many further steps as Improve, or PPO if that took more."""
+    def bc_continued(self) -> list[tuple[StageName, Policy]]:
+        """BC trained on D for as many further steps as Improve, or PPO if that took more, at the rates of Improve.
+
+        Its best on dev and, where that is another, its last, with their names.
+        """
         steps = self.done.trained_further
         if not steps:
             raise UserError(
                 f"{self.out}: neither an Improve step nor PPO is complete, so BC has no steps to train on for"
             )
-        name = StageName("bc_continued", steps=steps)
-        return name, self.stage(BCContinued(self.policy(StageName("bc")), self.reward(self.done.newest), steps))
+        name, last = StageName("bc_continued", steps=steps), StageName("bc_continued_last", steps=steps)
+        bc, reward = self.policy(StageName("bc")), self.reward(self.done.newest)
+        found = [(name, self.stage(BCContinued(bc, reward, steps, self.done.way)))]
+        return found + ([(last, self.policy(last))] if (self.out / last.policy).exists() else [])
 
     def reward(self, g: int = 1) -> Reward:
         """R of Grow step g: given by the experiment, or learned, and then perhaps refreshed between Grow steps."""
@@ -169,10 +180,10 @@ class Run:
         first = self.reward() if newest > 1 else None
         result = self.stage(Evaluate(name, policy, self.reward(newest), bc, previous, newest, first))
         pairs = [(name, other) for other in dict.fromkeys([StageName("bc"), before]) if other and other != name]
-        if name.kind == "bc_continued" and self.done.improves:
+        if name.made_by.kind == "bc_continued" and self.done.improves:
             pairs.append((self.done.improves[-1], name))
         for new, old in pairs:
-            compare_stages(self.out / "evaluation", new.folder, old.folder, self.experiment.seed)
+            compare_stages(self.out / evaluations(newest), new.folder, old.folder, self.experiment.seed)
         return result
 
     # Policies that are there
@@ -187,9 +198,9 @@ class Run:
         """The policy of a stage that must be complete."""
         if name.folder in self._used:
             return self._used[name.folder]
-        if not (self.out / name.folder / "policy").exists():
+        if not (self.out / name.policy).exists():
             raise UserError(f"{self.out / name.folder}: no such policy in this run; they are made with `{made_by}`")
-        self._used[name.folder] = policy = Policy.load(self.out / name.folder / "policy")
+        self._used[name.folder] = policy = Policy.load(self.out / name.policy)
         if name.kind == "bc":
             self._kept.setdefault("bc", (None, policy))
         return policy
@@ -211,6 +222,21 @@ class Run:
             write_json(path, settings)
         yield
         write_json(path, settings)
+
+
+def controls(run: Run) -> None:
+    """What a gain is held against: BC trained for as long, BC sampled at lower temperatures, and the best of BC's
+    samples by the reward and by MBR, which is as much as training on them can distil."""
+    settings, newest = run.experiment.evaluation, run.done.newest
+    for name, policy in run.bc_continued():
+        run.evaluate(name, policy)
+    of_bc = StageName("bc"), run.policy(StageName("bc")), run.reward(newest)
+    for temperature in settings.bc_temperatures:
+        if temperature != run.experiment.evaluation_sampling.temperature:
+            run.stage(SampledAt(*of_bc, temperature, newest))
+    if n := settings.ceiling_samples:
+        for ceiling in (DecodingSettings("best_of_n", n), DecodingSettings("mbr", n)):
+            run.stage(Decode(*of_bc, ceiling, newest))
 
 
 @contextmanager

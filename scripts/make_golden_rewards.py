@@ -22,6 +22,9 @@ import yaml
 from convert_cometkiwi import convert
 from torch import nn
 from transformers import (
+    BertConfig,
+    BertForPreTraining,
+    BertTokenizerFast,
     MT5Config,
     MT5ForConditionalGeneration,
     XLMRobertaConfig,
@@ -39,6 +42,12 @@ SEGMENTS = [  # source, hypothesis, reference
     ("gute nacht  und bis morgen", "good night, see you \u221e", "good night and see you tomorrow"),
     ("ein sehr langer satz " * 90, "a very long line " * 100, "a very long sentence " * 80),
     ("nein", "no, not at all " * 5, "no"),
+]
+PAIRS = [  # of a BERT whose words these are
+    ("the dog sleeps", "der hund schläft"),
+    ("a cat", "eine katze sitzt auf der matte"),
+    ("good night and see you", "bis morgen"),
+    ("no", "nein"),
 ]
 XLMR = {
     "hidden_size": 16,
@@ -266,6 +275,31 @@ def xlmr(name: str, model: nn.Module) -> None:
     np.savez_compressed(folder / "states.npz", ids=ids, mask=mask.bool(), states=torch.stack(states).numpy())
 
 
+def bert(name: str) -> None:
+    """A BERT with the heads of pretraining: hidden states of pairs of texts, and what the pooler makes of them."""
+    folder = GOLDEN / name
+    folder.mkdir()
+    words = sorted({word for pair in PAIRS for text in pair for word in text.split()})
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, "##s"]) + "\n")
+    tokenizer = BertTokenizerFast(str(folder / "vocab.txt"))
+    config = BertConfig(**XLMR | {"type_vocab_size": 2, "layer_norm_eps": 1e-12}, vocab_size=40)
+    config.max_position_embeddings = 24
+    model = BertForPreTraining(config).eval()
+    randomise(model)
+    given = tokenizer(*zip(*PAIRS, strict=True), return_tensors="pt", padding=True)
+    with torch.no_grad():
+        found = model.bert(**given, output_hidden_states=True)
+    model.save_pretrained(folder)
+    np.savez_compressed(
+        folder / "states.npz",
+        ids=given["input_ids"],
+        mask=given["attention_mask"].bool(),
+        segments=given["token_type_ids"],
+        states=torch.stack(found.hidden_states).numpy(),
+        pooled=found.pooler_output.numpy(),
+    )
+
+
 def main() -> None:
     torch.manual_seed(0)
     shutil.rmtree(GOLDEN, ignore_errors=True)
@@ -288,6 +322,7 @@ def main() -> None:
     xlmr("xlmr", XLMRobertaForMaskedLM(XLMRobertaConfig(**XLMR, vocab_size=70, max_position_embeddings=40)))
     config = XLMRobertaXLConfig(**XLMR | {"type_vocab_size": 2}, vocab_size=70, max_position_embeddings=40)
     xlmr("xlmr_xl", XLMRobertaXLModel(config))
+    bert("bert")
     versions = {name: module.__version__ for name, module in (("torch", torch), ("transformers", transformers))}
     note = {"command": ".venv-benchmark/bin/python scripts/make_golden_rewards.py", **versions}
     (GOLDEN / "made_by.json").write_text(json.dumps(note | {"sentencepiece": sentencepiece.__version__}) + "\n")

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from rest import load_experiment
+from rest import MetricOfGreedy, RewardOfGreedy, UserError, load_experiment
 from rest.__main__ import main
 from rest.algorithm import run
+from rest.evaluation.outputs import Outputs
 from rest.folder import read_json, stages_in
 
 TINY = str(Path(__file__).parent / "tiny.py")
@@ -54,6 +55,52 @@ def test_a_run_goes_on_with_other_machine_settings_and_makes_nothing_again(finis
     assert ours["settings"] == theirs["settings"]
     for name in ("reward_mean", "reward_greedy_mean", "gold_mean", "bleu", "kl_to_bc"):
         assert ours["result"]["metrics"][name] == pytest.approx(theirs["result"]["metrics"][name], abs=1e-4)
+
+
+def test_controls_of_bc_are_added_to_a_finished_run(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    before = times(out)
+    tiny = load_experiment(TINY)
+    more = replace(tiny, evaluation=replace(tiny.evaluation, bc_temperatures=(0.8, 0.5, 0.64), ceiling_samples=2))
+    run(more, out)
+    new = times(out).keys() - before.keys()
+    ways = "sample-0.64", "sample-0.5", "best_of_n-2", "mbr-2-chrf-0"  # BC's own temperature is there already
+    assert new == {f"evaluation/decode/bc.{way}/stage.json" for way in ways} and before.items() < times(out).items()
+    rows = [row for row in read_json(out / "summary.json") if row["policy"] == "bc"]
+    shown = [(row["decode"], row["n"], row.get("temperature")) for row in rows]
+    sampled = [("sample", 2, None), ("sample", 2, 0.64), ("sample", 2, 0.5)]
+    assert shown == [*sampled, ("best_of_n", 2, None), ("mbr", 2, None)]
+    for row in rows[1:3]:
+        low, high = row["metrics"]["reward_ci95"]
+        assert 0 <= low <= row["metrics"]["reward_mean"] <= high <= 1 and row["metrics"]["reward_samples"] == 2
+        assert {"gold_mean", "distinct_per_source", "self_bleu"} < set(row["metrics"])
+    cooler = [Outputs.read(out / f"evaluation/decode/bc.{way}/samples.parquet") for way in ways[:2]]
+    assert cooler[0].texts != cooler[1].texts
+    assert rows[3]["metrics"]["reward_mean"] >= rows[0]["metrics"]["reward_mean"]  # the better of the same two draws
+    assert "BC, T = 0.5" in (out / "report.md").read_text()
+    again = times(out)
+    run(more, out)
+    assert times(out) == again
+
+
+def test_what_chooses_on_dev_is_part_of_the_stages_that_choose(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    tiny = load_experiment(TINY)
+    said = r"improve-1-0 was made with other settings: choose.by.type was .*RewardOfSamples.*RewardOfGreedy"
+    with pytest.raises(UserError, match=said):
+        run(replace(tiny, choose=RewardOfGreedy()), out)
+    for name in ("improve-1-0", "improve-1-1", "improve-1-2", "bc_continued-40", "evaluation"):
+        shutil.rmtree(out / name)
+    kept = times(out)
+    greedy = replace(tiny, choose=MetricOfGreedy(sources=4), improve=replace(tiny.improve, unfiltered=False))
+    run(greedy, out)
+    assert kept.items() < times(out).items()  # bc, reward and Grow
+    rows = {(row["policy"], row["improve"]): row["chosen_by"] for row in read_json(out / "summary.json")
+            if row["policy"] != "bc_continued_last"}  # fmt: skip
+    by = "chrF of greedy outputs"
+    assert rows == {("bc", 0): "loss of the references", ("bc_continued", 0): by, ("rest", 1): by, ("rest", 2): by}
 
 
 def times(folder: Path) -> dict[str, int]:

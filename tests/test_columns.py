@@ -1,18 +1,25 @@
 """Columns that losses read: right, in their places in the batch, and computed once."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 
-from rest.columns import Scorers, baselines, column_name, columns_of, fits_a_row, learn_value
+from rest.columns import Scorers, baselines, column_name, columns_of, fits_a_row, learn_value, learnable
 from rest.data.batches import Examples, evaluation_batches, training_batches
+from rest.data.shards import SCHEMA, write_shard
+from rest.data.store import ScoredDataset, write_manifest
+from rest.improve import ImproveSettings, select
+from rest.learning.losses import NLL, VMPO, VTrace
 from rest.learning.optimizers import Schedule
 from rest.learning.train import TrainSettings, WithProgress
 from rest.policy.policy import sequence_log_probs, token_log_probs
 from rest.policy.value import Value
+from rest.thresholds import PerSourceTop
 
-ALL = ("reward", "advantage", "group", "progress", "anchor_log_probs", "bc_log_probs", "value")
+ALL = ("reward", "advantage", "group", "progress", "sampled")
+ALL += ("anchor_log_probs", "bc_log_probs", "behaviour_log_probs", "value")
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +57,36 @@ def test_columns_are_those_of_the_networks(examples, scored, lively, policy, bat
     assert all(not values.any() for values in examples.token_columns["value"])  # a value starts at 0
 
 
+def test_what_drew_the_tokens_is_as_it_was_stored_and_nothing_in_human_pairs(examples, scored):
+    human = scored.columns(["is_reference"])["is_reference"]
+    np.testing.assert_array_equal(examples.columns["sampled"], ~human)
+    stored = [row for table in scored.batches(["behaviour_log_probs"]) for row in table.column(0).to_pylist()]
+    for found, wanted, ids in zip(examples.token_columns["behaviour_log_probs"], stored, examples.targets, strict=True):
+        np.testing.assert_array_equal(found, np.zeros(len(ids)) if wanted is None else np.float32(wanted))
+    # the scored samples were drawn at temperature 0.8: this is not what their policy says at temperature 1
+    sampled, anchor = (np.concatenate(examples.token_columns[f"{who}_log_probs"]) for who in ("behaviour", "anchor"))
+    assert np.abs(sampled - anchor)[np.repeat(~human, [len(ids) for ids in examples.targets])].max() > 0.1
+
+
+def test_what_beam_search_found_is_not_for_losses_that_ask_what_drew_it(scored, lively, batch, tmp_path):
+    rows = {name: [row for table in scored.batches([name]) for row in table[name].to_pylist()] for name in SCHEMA.names}
+    rows["origin"][2], rows["behaviour_log_probs"][2] = "beam", None
+    write_shard(tmp_path, 0, 1, rows)
+    write_manifest(tmp_path, settings={}, identities={}, seed=0, scale=None)
+    dataset, needs = ScoredDataset.open(tmp_path), VTrace().needs
+    assert learnable(dataset, NLL().needs).all()
+    np.testing.assert_array_equal(learnable(dataset, needs), np.arange(30) != 2)
+    everything = partial(columns_of, policy=lively, scorers=Scorers(), batch=batch, cache=tmp_path / "kept")
+    assert len(everything(dataset, np.ones(30, bool), ("reward",))) == 30
+    with pytest.raises(ValueError, match="rows of beam search"):
+        everything(dataset, np.ones(30, bool), ("behaviour_log_probs",))
+    # a rule does not see them either: step 0 keeps all others
+    bvmpo = ImproveSettings(PerSourceTop((2,)), loss=VMPO(correction=VTrace()), human_pairs="never")
+    selection = select(dataset, bvmpo, 0)
+    np.testing.assert_array_equal(selection.mask, dataset.columns(["is_sample"])["is_sample"])
+    assert selection.rows == 19 and select(dataset, replace(bvmpo, loss=NLL()), 0).rows == 20
+
+
 def test_sidecars_are_made_once_and_lie_beside_the_rows(examples, scored, lively, policy, scorers, batch, tmp_path):
     names = {column_name("log_probs", of.identity, batch) for of in (lively, policy)}
     assert {*names, column_name("value", scorers.value.identity, batch)} <= set(scored.sidecars.names)
@@ -81,7 +118,7 @@ def test_the_baseline_is_the_mean_of_the_samples_of_the_source():
     reward = np.array([0.2, 0.6, 1.0, 0.5, 0.1, 0.3], np.float32)
     human = np.array([False, False, True, True, False, False])
     # the human pair of 9 has no samples beside it: the mean of all, (0.2 + 0.6 + 0.1 + 0.3) / 4
-    np.testing.assert_allclose(baselines(source, reward, human), [0.4, 0.4, 0.4, 0.3, 0.2, 0.2], rtol=1e-6)
+    np.testing.assert_allclose(baselines(source, reward, ~human), [0.4, 0.4, 0.4, 0.3, 0.2, 0.2], rtol=1e-6)
 
 
 def test_groups_that_outgrow_a_row_are_found(batch):

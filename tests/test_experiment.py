@@ -25,7 +25,7 @@ def test_a_file_may_hold_variants() -> None:
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_every_experiment_of_the_project_can_be_read_and_recorded(path: Path) -> None:
     experiment = load_experiment(str(path))
-    if not path.stem.startswith(("multi30k_", "mqm_")):  # their directories are not given yet
+    if not path.stem.startswith(("multi30k_", "mqm_", "qe_")):  # their directories are not given yet
         recorded = json.loads(json.dumps(describe(experiment)))
         assert recorded["type"] == "rest.experiment.Experiment"
         assert recorded["grow_steps"] + recorded["ppo"]["rollouts"] >= 1
@@ -51,7 +51,7 @@ def test_what_was_compared_by_scripts_is_in_groups() -> None:
         *(("synthetic_improve", group) for group in ("losses", "rules", "methods")),
         *(("synthetic_overoptimisation", group) for group in ("variants", "limits")),
         *(("multi30k_improve", group) for group in ("losses", "rules")),
-        ("multi30k_table_1", "table"),
+        *(("multi30k_table_1", "table"), ("multi30k_de_en", "rewards"), ("synthetic", "ablations")),
     }
 
 

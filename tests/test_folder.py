@@ -74,7 +74,8 @@ def begin(folder: Path, settings: dict[str, Any]) -> None:
 # Names
 
 
-NUMBERS = {"bc_continued": ("steps",), "reward": ("g",), "grow": ("g",), "improve": ("g", "i")}  # that a kind has
+STEPS = dict.fromkeys(("bc_continued", "bc_continued_last"), ("steps",))
+NUMBERS = STEPS | {"reward": ("g",), "grow": ("g",), "improve": ("g", "i")}  # that a kind has
 
 
 @st.composite
@@ -99,6 +100,7 @@ def test_names_differ_in_folder_and_order(some):
     [
         ("bc", StageName("bc"), "BC"),
         ("bc_continued-320", StageName("bc_continued", steps=320), "BC continued"),
+        ("bc_continued-320-last", StageName("bc_continued_last", steps=320), "BC continued, last"),
         ("bc-reward", StageName("reward_start"), "start of the reward"),
         ("reward", StageName("reward", 1), "reward"),
         ("reward-2", StageName("reward", 2), "reward 2"),
@@ -124,8 +126,23 @@ def test_other_folders_are_no_stage(folder):
     assert StageName.parse(folder) is None
 
 
+def test_the_last_policy_of_the_control_lies_beside_the_chosen_one():
+    last, chosen = StageName("bc_continued_last", steps=320), StageName("bc_continued", steps=320)
+    assert last.made_by == chosen.made_by == chosen
+    assert (last.policy, chosen.policy) == ("bc_continued-320/policy-last", "bc_continued-320/policy")
+
+
 def test_a_table_has_bc_first_then_the_steps_and_ppo():
-    shown = ["bc", "bc_continued-20", "bc_continued-100", "improve-1-0", "improve-1-2", "improve-1-10", "improve-2-1"]
+    shown = [
+        "bc",
+        "bc_continued-20",
+        "bc_continued-100",
+        "bc_continued-100-last",
+        "improve-1-0",
+        "improve-1-2",
+        "improve-1-10",
+        "improve-2-1",
+    ]
     shown += ["ppo"]
     found = [StageName.parse(folder) for folder in shown]
     assert sorted(dict.fromkeys(found[::-1]), key=lambda name: name.order) == found

@@ -13,13 +13,17 @@ import filelock
 import numpy as np
 import pytest
 
+from rest.data.batches import Examples
 from rest.data.shards import SCHEMA
 from rest.errors import UserError
 from rest.folder import describe, open_stage, seed_for
-from rest.grow import GrowSettings, grow, grow_sources, open_dataset, rescore
+from rest.grow import FurtherSamples, GrowSettings, grow, grow_sources, open_dataset, rescore
 from rest.learning.mesh import MachineSettings
-from rest.policy.sampler import SamplingSettings, sample
+from rest.policy.beam import BeamSettings, translate
+from rest.policy.policy import token_log_probs
+from rest.policy.sampler import SamplingOverrides, SamplingSettings, sample
 from rest.reward.guards import Guards
+from rest.reward.reference_based import SentenceChrF
 from rest.reward.reward import Reward
 
 SAMPLING = SamplingSettings(temperature=0.8, max_target_tokens=12)
@@ -39,6 +43,10 @@ def train(corpus, policy):
     """20 sources, so that the third shard is shorter; ids are not positions."""
     short = [row for row, ids in enumerate(policy.encode_sources(corpus.train.sources)) if len(ids) <= 16]
     return corpus.train.take(short[3:23])
+
+
+HOT = SamplingOverrides(temperature=1.5, epsilon=0.01)
+RICH = replace(SETTINGS, further=(FurtherSamples(2, HOT), FurtherSamples(1)), beams=2)
 
 
 def make(folder, policy, train, reward=REWARD, settings=SETTINGS, g=1):
@@ -175,6 +183,94 @@ def test_sources_without_references_have_samples_only(lively, train, tmp_path):
     assert found.manifest.reward["references"] == {"rows": 0}
 
 
+@pytest.fixture(scope="module")
+def rich(lively, train, tmp_path_factory):
+    """Three samples of one distribution, two of another, one more of the first, and two of beam search."""
+    return make(tmp_path_factory.mktemp("rich") / "grow-1", lively, train, settings=RICH)
+
+
+def test_samples_of_further_distributions_stand_beside_those_of_the_first_and_change_none(rich, dataset, lively, train):
+    found = rows(rich)
+    assert rich.rows == len(found) == 20 * 9
+    assert [row["sample_index"] for row in found] == list(range(-1, 8)) * 20
+    assert [row["origin"] for row in found] == ["reference", *["sample"] * 6, *["beam"] * 2] * 20
+    assert [row for row in found if row["sample_index"] < 3] == rows(dataset)  # to the last bit
+    own, hot = seed_for(0, "grow"), HOT.of(SAMPLING)
+    drawn = sample(lively, train.sources, train.ids, 2, hot, seed=own, grow_step=1, first_index=3, machine=MACHINE)
+    assert [row["tokens"] for row in found if row["sample_index"] in (3, 4)] == [
+        y.tolist() for of_source in drawn.tokens for y in of_source
+    ]
+    for row, mu in zip(
+        (row for row in found if row["sample_index"] in (3, 4)),
+        (mu for of_source in drawn.behaviour_log_probs for mu in of_source),
+        strict=True,
+    ):
+        np.testing.assert_allclose(row["behaviour_log_probs"], mu, atol=1e-5)
+
+
+def test_more_samples_of_the_same_distribution_are_those_that_a_larger_n_would_draw(lively, train, tmp_path):
+    part = train.take(slice(0, 8))
+    more = replace(SETTINGS, samples_per_source=1, further=(FurtherSamples(2),))
+    settings = {"a": more, "b": SETTINGS}
+    found = {name: rows(make(tmp_path / name, lively, part, settings=s)) for name, s in settings.items()}
+    assert [row["tokens"] for row in found["a"]] == [row["tokens"] for row in found["b"]]
+
+
+def test_the_n_best_of_beam_search_stand_after_the_samples(rich, lively, train, batch):
+    found = [row for row in rows(rich) if row["origin"] == "beam"]
+    settings = BeamSettings(2, max_target_tokens=12)
+    assert [row["hypothesis"] for row in found[::2]] == translate(lively, train.sources, settings)
+    pairs = Examples(
+        lively.encode_sources([row["source"] for row in found]), [np.asarray(row["tokens"]) for row in found]
+    )
+    for row, log_probs in zip(found, token_log_probs(lively, pairs, batch), strict=True):
+        assert row["behaviour_log_probs"] is None
+        assert (row["tokens"][-1] == lively.tokenizer.eos_id) == (row["finish"] == "eos")
+        np.testing.assert_allclose(row["log_probs"], log_probs, atol=1e-4)
+    assert {row["finish"] for row in found} == {"eos", "length"}
+    assert all(a["tokens"] != b["tokens"] for a, b in zip(found[::2], found[1::2], strict=True))
+
+
+def test_the_length_penalty_of_beam_search_is_the_one_given(rich, lively, train, tmp_path):
+    part, penalty = train.take(slice(0, 8)), BeamSettings(length_penalty=-1.0)
+    with open_stage(tmp_path / "grow-1", {"grow": RICH}) as stage:
+        grow(stage, lively, [part], REWARD, RICH, SAMPLING, g=1, seed=0, beam=penalty, machine=MACHINE)
+    best = [row["hypothesis"] for row in rows(open_dataset(tmp_path / "grow-1")) if row["sample_index"] == 6]
+    assert best == translate(lively, part.sources, replace(penalty, beams=2, max_target_tokens=12))
+    assert best != [row["hypothesis"] for row in rows(rich) if row["sample_index"] == 6][:8]
+
+
+def test_samples_and_beam_search_are_counted_apart(rich):
+    result = json.loads((rich.folder / "stage.json").read_text())["result"]
+    assert result["rows"] == 180 and result["samples"] == 120 and result["beam"] == 40
+    found = rows(rich)
+    for part, origin in (("samples", "sample"), ("references", "reference"), ("beam", "beam")):
+        rewards = [row["reward"] for row in found if row["origin"] == origin]
+        assert result["reward"][part]["rows"] == len(rewards)
+        assert result["reward"][part]["mean"] == pytest.approx(np.mean(rewards), abs=1e-6)
+
+
+def test_an_interrupted_step_with_beam_search_goes_on_to_the_same_bytes(rich, lively, train, tmp_path):
+    with pytest.raises(Interrupted):
+        make(tmp_path / "grow-1", lively, train, counted(stop_after=2)[0], RICH)
+    assert len(list((tmp_path / ".grow-1.partial").glob("part-*.parquet"))) == 2
+    reward, calls = counted()
+    assert contents(make(tmp_path / "grow-1", lively, train, reward, RICH).folder) == contents(rich.folder)
+    assert calls == [36]
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        (lambda: GrowSettings(beams=-1), "beams -1 must not be below 0"),
+        (lambda: FurtherSamples(0), "grow.further: samples_per_source must be at least 1, not 0"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(settings, why):
+    with pytest.raises(UserError, match=why):
+        settings()
+
+
 def test_source_text_is_sampled_beside_the_training_text(dataset, lively, train, tmp_path):
     text = replace(train.take(slice(0, 12)), name="text", ids=np.arange(12) + (1 << 40), references=None)
     with open_stage(tmp_path / "grow-1", {"grow": SETTINGS}) as stage:
@@ -208,10 +304,10 @@ import numpy as np
 
 from rest.data.corpus import Split
 from rest.folder import open_stage
-from rest.grow import GrowSettings, grow
+from rest.grow import FurtherSamples, GrowSettings, grow
 from rest.learning.mesh import MachineSettings
 from rest.policy.policy import Policy
-from rest.policy.sampler import SamplingSettings
+from rest.policy.sampler import SamplingOverrides, SamplingSettings
 from rest.reward.reward import Reward
 
 def words(sources, hypotheses, references):
@@ -220,7 +316,9 @@ def words(sources, hypotheses, references):
 folder = Path(sys.argv[1])
 with np.load(folder / "train.npz") as file:
     train = Split("train", file["ids"], file["sources"].tolist(), file["references"].tolist())
-settings = GrowSettings(samples_per_source=3, sources_per_shard=2)
+hot = SamplingOverrides(temperature=1.5, epsilon=0.01)
+further = (FurtherSamples(2, hot), FurtherSamples(1))
+settings = GrowSettings(samples_per_source=3, further=further, beams=2, sources_per_shard=2)
 sampling, machine = SamplingSettings(temperature=0.8, max_target_tokens=12), MachineSettings(rows=24)
 reward = Reward(words, (0.0, 10.0))
 (folder / f"ready-{sys.argv[2]}").touch()
@@ -233,7 +331,7 @@ with open_stage(folder / "grow-1", {"grow": settings}, shared=True) as stage:
 """
 
 
-def test_two_processes_at_once_give_the_rows_of_one(dataset, lively, train, tmp_path):
+def test_two_processes_at_once_give_the_rows_of_one(rich, lively, train, tmp_path):
     lively.save(tmp_path / "policy")
     np.savez(tmp_path / "train.npz", ids=train.ids, sources=train.sources, references=train.references)
     (tmp_path / "process.py").write_text(PROCESS)
@@ -244,7 +342,7 @@ def test_two_processes_at_once_give_the_rows_of_one(dataset, lively, train, tmp_
     assert [process.returncode for process in processes] == [0, 0], errors
     found = open_dataset(tmp_path / "grow-1")
     found.verify()
-    ours, theirs = rows(found), rows(dataset)
+    ours, theirs = rows(found), rows(rich)
     for row, other in zip(ours, theirs, strict=True):
         for name in ("log_probs", "behaviour_log_probs"):  # shards of another size: equal but for the last bit
             a, b = row.pop(name), other.pop(name)
@@ -317,6 +415,50 @@ def test_another_reward_is_a_column_beside_the_shards(dataset, tmp_path):
     rescore(copy, Reward(letters, (0.0, 200.0)), "letters")  # it is there already
     with pytest.raises(UserError, match="letters was made with other settings"):
         rescore(copy, Reward(letters, (0.0, 100.0)), "letters")
+
+
+class AboveTheOthers:
+    """How many words a hypothesis has more than the samples of its source on average."""
+
+    compares = True
+    identity = "above the others"
+
+    def __call__(self, sources, hypotheses, references, groups):
+        words = np.array([len(y.split()) for y in hypotheses], np.float32)
+        peers = [groups.peers & (groups.ids == i) for i in groups.ids]
+        return np.array([own - words[others].mean() for own, others in zip(words, peers, strict=True)])
+
+
+def test_a_reward_that_compares_sees_the_samples_of_each_source(rich, lively, train, tmp_path):
+    reward = Reward(AboveTheOthers(), (-20.0, 20.0))
+    found = rows(make(tmp_path / "grow-1", lively, train, reward, RICH))
+    for at in range(0, len(found), 9):
+        words = [len(row["hypothesis"].split()) for row in found[at : at + 9]]
+        wanted = np.array(words) - np.mean(words[1:7])  # neither the human pair nor what beam search found
+        np.testing.assert_allclose([row["raw_score"] for row in found[at : at + 9]], wanted, rtol=1e-5)
+    shutil.copytree(rich.folder, tmp_path / "rich")
+    scored_later = open_dataset(tmp_path / "rich")
+    rescore(scored_later, reward, "above")
+    np.testing.assert_array_equal(scored_later.columns(["above"])["above"], [row["reward"] for row in found])
+
+
+def test_a_reward_of_references_scores_later_what_it_would_have_scored_at_once(rich, lively, train, tmp_path):
+    shutil.copytree(rich.folder, tmp_path / "rich")
+    scored_later, reward = open_dataset(tmp_path / "rich"), Reward(SentenceChrF(), (0.0, 100.0))
+    rescore(scored_later, reward, "chrf")
+    found = rows(rich)
+    by_id = dict(zip(train.ids.tolist(), train.references, strict=True))
+    wanted = reward(
+        [row["source"] for row in found],
+        [row["hypothesis"] for row in found],
+        [by_id[row["source_id"]] for row in found],
+    )
+    chrf = scored_later.columns(["chrf"])["chrf"]
+    np.testing.assert_array_equal(chrf, wanted.reward)
+    assert (chrf[::9] == 1).all()  # of the references themselves
+    bare = make(tmp_path / "bare", lively, train.take(slice(0, 8)), settings=replace(SETTINGS, human_pairs=False))
+    with pytest.raises(UserError, match="reference"):
+        rescore(bare, reward, "chrf")
 
 
 def letters(sources, hypotheses, references):

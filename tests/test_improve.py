@@ -6,18 +6,21 @@ from itertools import count
 import jax
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rest.columns import Scorers, examples_of
 from rest.data.batches import Examples, training_batches
 from rest.errors import UserError
-from rest.evaluation.evaluate import EvaluationSettings, mean_reward
+from rest.evaluation.chooser import Dev, RewardOfSamples
 from rest.folder import seed_for
-from rest.improve import ImproveSettings, improve, select
+from rest.improve import ImproveSettings, improve, select, with_share
 from rest.learning.losses import GOLD, VMPO, AdvantageWeighted, Anchored
 from rest.learning.mesh import MachineSettings
 from rest.learning.optimizers import Schedule
 from rest.learning.preferences import DPO, RRHF
 from rest.learning.train import TrainSettings, train
+from rest.policy.beam import BeamSettings
 from rest.policy.policy import PolicyObjective
 from rest.policy.sampler import SamplingSettings
 from rest.policy.value import Value
@@ -26,7 +29,7 @@ from rest.thresholds import Fixed, GlobalPercentile
 
 SAMPLING = SamplingSettings(temperature=0.8, max_target_tokens=12)
 TRAINING = TrainSettings(max_steps=4, evaluate_every=2, patience=2, schedule=Schedule(4e-3, 0))
-SETTINGS = ImproveSettings(rule=GlobalPercentile((25.0, 50.0, 75.0)), train=TRAINING)
+SETTINGS = ImproveSettings(rule=GlobalPercentile((25.0, 50.0, 75.0)), learning_rate_factor=0.5, train=TRAINING)
 
 
 def words(sources, hypotheses, references):
@@ -49,10 +52,10 @@ def stored(dataset):
 
 
 @pytest.fixture(scope="module")
-def evaluate(lively, corpus):
-    settings, machine = EvaluationSettings(dev_samples_per_source=2), MachineSettings(rows=24)
+def evaluate(lively, corpus, batch):
     short = [row for row, ids in enumerate(lively.encode_sources(corpus.dev.sources)) if len(ids) <= 16]
-    return mean_reward(corpus.dev.take(short[:6]), REWARD, settings, SAMPLING, 0, machine)
+    dev = Dev(corpus.dev.take(short[:6]), SAMPLING, BeamSettings(), batch, "13a", 0, MachineSettings(rows=24))
+    return RewardOfSamples(2).of(dev, REWARD)
 
 
 def run(policy, dataset, batch, evaluate, folder, settings=SETTINGS, i=1, seed=0):
@@ -181,22 +184,52 @@ def test_interpolation_goes_part_of_the_way(dataset, lively, batch, tmp_path):
         replace(SETTINGS, interpolation=0.0)
 
 
+@given(st.integers(1, 40), st.integers(1, 40), st.floats(0.02, 0.98), st.integers(0, 9))
+def test_human_pairs_are_repeated_or_left_out_until_they_have_their_share(human, samples, share, seed):
+    rows = human + samples
+    examples = Examples([[k] for k in range(rows)], [[k] for k in range(rows)], {"x": np.arange(rows)})
+    is_human = np.random.default_rng(seed).permutation(rows) < human
+    taken = with_share(examples, is_human, share, seed)
+    ids = np.array([target[0] for target in taken.targets])
+    np.testing.assert_array_equal(taken.columns["x"], ids)
+    counts = np.bincount(ids, minlength=rows)
+    assert (counts[~is_human] == 1).all() and np.ptp(counts[is_human]) <= 1  # every sample once, pairs evenly
+    assert counts[is_human].sum() == max(1, round(share / (1 - share) * samples))
+
+
+def test_a_share_of_human_pairs_that_cannot_be_had_is_refused():
+    for share in (0.0, 1.0):
+        with pytest.raises(UserError, match=rf"improve.human_share must be above 0 and below 1, not {share}"):
+            replace(SETTINGS, human_share=share)
+    for changed in ({"human_pairs": "never"}, {"loss": DPO()}):
+        with pytest.raises(UserError, match=r"improve.human_share 0\.5: there are no human pairs to repeat"):
+            replace(SETTINGS, human_share=0.5, **changed)
+
+
 def test_the_learning_rate_falls_by_the_factor_at_every_step():
     settings = replace(SETTINGS, learning_rate_factor=0.5)
-    rates = [settings.training(i).highest_rate for i in (0, 1, 2, 3)]
+    rates = [settings.training(1, i).highest_rate for i in (0, 1, 2, 3)]
     assert rates == [4e-3, 4e-3, 2e-3, 1e-3]
-    assert replace(settings.training(3), rate_factor=1.0) == TRAINING  # and nothing else changes
+    assert replace(settings.training(1, 3), rate_factor=1.0) == TRAINING  # and nothing else changes
+
+
+def test_the_learning_rate_falls_from_one_grow_step_to_the_next():
+    settings = replace(SETTINGS, learning_rate_factor=0.5, grow_rate_factor=0.25)
+    rates = [settings.training(g, i).highest_rate for g, i in ((1, 1), (2, 1), (2, 2), (3, 0))]
+    assert rates == [4e-3, 1e-3, 5e-4, 2.5e-4]
 
 
 def test_what_decides_a_step_is_the_same_whatever_steps_follow():
     longer = replace(SETTINGS, rule=GlobalPercentile((25.0, 50.0, 75.0, 90.0)), unfiltered=False)
-    assert [longer.at(i) for i in range(4)] == [SETTINGS.at(i) for i in range(4)]
+    assert [longer.at(1, i) for i in range(4)] == [SETTINGS.at(1, i) for i in range(4)]
     other_first = replace(SETTINGS, rule=GlobalPercentile((30.0, 50.0, 75.0)))
-    assert other_first.at(1) != SETTINGS.at(1) and other_first.at(2) == SETTINGS.at(2)
+    assert other_first.at(1, 1) != SETTINGS.at(1, 1) and other_first.at(1, 2) == SETTINGS.at(1, 2)
     slower = replace(SETTINGS, learning_rate_factor=0.25)
-    assert slower.at(1) == SETTINGS.at(1) and slower.at(2) != SETTINGS.at(2)
+    assert slower.at(1, 1) == SETTINGS.at(1, 1) and slower.at(1, 2) != SETTINGS.at(1, 2)
+    later = replace(SETTINGS, grow_rate_factor=0.25)
+    assert later.at(1, 1) == SETTINGS.at(1, 1) and later.at(2, 1) != SETTINGS.at(2, 1)
     for changed in ({"human_pairs": "never"}, {"start": "bc"}, {"train": replace(TRAINING, max_steps=5)}):
-        assert replace(SETTINGS, **changed).at(1) != SETTINGS.at(1)
+        assert replace(SETTINGS, **changed).at(1, 1) != SETTINGS.at(1, 1)
 
 
 LOSSES = [  # by what they need: a number a sequence, numbers a token, parameters of their own, pairs, groups
@@ -262,7 +295,7 @@ def test_at_minus_infinity_an_improve_step_is_behavioural_cloning_on_all_of_the_
         lively,
         PolicyObjective(SETTINGS.loss),
         batches,
-        SETTINGS.training(0),
+        SETTINGS.training(1, 0),
         evaluate=by_turns(1.0),
         folder=tmp_path / "clone",
         seed=next(seeds),

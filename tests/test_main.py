@@ -1,7 +1,9 @@
 """The `rest` command finds its subcommands, imports only what they need, and says what went wrong in one sentence."""
 
+import contextlib
 import errno
 import importlib
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rest import __main__, errors
-from rest.__main__ import COMMANDS, USAGE, main
+from rest.__main__ import COMMANDS, EXAMPLES, USAGE, main
 
 ROOT = Path(__file__).resolve().parent.parent
 LARGE = ["jax", "tyro", "numpy", "rich", "matplotlib"]
@@ -32,7 +34,30 @@ def test_every_command_is_a_function_that_the_usage_lists(command):
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["run", "--help"], ["reward", "train", "-h"]])
 def test_the_usage_is_printed_for_whoever_asks(arguments, capsys):
     main(arguments)
-    assert capsys.readouterr().out == USAGE
+    example = f"Example: {EXAMPLES[' '.join(arguments[:-1])]}\n\n" if len(arguments) > 1 else ""
+    assert capsys.readouterr().out == example + USAGE
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_begins_with_an_example(command, capsys):
+    assert EXAMPLES.keys() == COMMANDS.keys()
+    with contextlib.suppress(SystemExit):
+        main([*command.split(), "--help"])
+    assert capsys.readouterr().out.startswith(f"Example: {EXAMPLES[command]}\n\n")
+    assert EXAMPLES[command].startswith(f"rest {command}")
+
+
+@pytest.mark.parametrize("command", EXAMPLES)
+def test_the_examples_name_files_and_flags_that_are_there(command, capsys):
+    """Each is parsed by its own command, with --help behind it: an unknown flag would be an error instead."""
+    words = shlex.split(EXAMPLES[command].partition(" < ")[0])[1:]
+    for word in words:
+        assert not word.startswith("experiments/") or (ROOT / word.partition(":")[0]).exists()
+    with contextlib.suppress(SystemExit):
+        main([*command.split(), *[word for word in words if word.startswith("experiments/")], *["--help"]])
+    shown = capsys.readouterr().out
+    for word in words:
+        assert not word.startswith("--") or f"{word} " in shown or command.startswith("reward "), word
 
 
 def test_help_imports_nothing_large():

@@ -1,6 +1,7 @@
-"""The threshold rules: strict, nested, equal to a plain loop."""
+"""The threshold rules: nested, equal to a plain loop over distinct texts, and no source is dropped for repeats."""
 
 import json
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -8,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rest.errors import UserError
+from rest.selection import Columns
 from rest.thresholds import (
     Capped,
-    Columns,
     Fixed,
     GlobalPercentile,
     PerSourceInterpolation,
     PerSourcePercentile,
     PerSourceTop,
-    to_compare,
+    choose,
 )
 
 RULES = [
@@ -30,7 +31,7 @@ RULES = [
 
 @st.composite
 def columns(draw: st.DrawFn) -> Columns:
-    """A few sources with ties, rows of a source together or not, with and without human pairs."""
+    """A few sources with ties and repeats, rows of a source together or not, with and without human pairs."""
     n = draw(st.integers(1, 60))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     source_id = rng.integers(-2, 5, n)
@@ -39,16 +40,35 @@ def columns(draw: st.DrawFn) -> Columns:
     reward = rng.random(n, np.float32)
     if draw(st.booleans()):
         reward = np.round(reward, 1)
-    return Columns(source_id, reward, rng.random(n) < draw(st.sampled_from([0.0, 0.2, 1.0])))
+    texts = rng.integers(0, draw(st.sampled_from([2, 5, 10**9])), n)
+    if draw(st.booleans()):  # repeats are rewarded alike
+        pairs = np.stack([source_id, texts])
+        _, first, of = np.unique(pairs, axis=1, return_index=True, return_inverse=True)
+        reward = reward[first[of]]
+    return Columns(source_id, reward, rng.random(n) < draw(st.sampled_from([0.0, 0.2, 1.0])), lambda: texts)
 
 
-def naive(rule: PerSourcePercentile, c: Columns, i: int) -> np.ndarray:
-    """One quantile a source, row by row."""
+def of_one(*rewards: float, texts: list[int] | None = None) -> Columns:
+    """The samples of one source, all different unless `texts` says otherwise."""
+    n = len(rewards)
+    numbers = np.arange(n) if texts is None else np.array(texts)
+    return Columns(np.full(n, 3), np.array(rewards, np.float32), np.zeros(n, np.bool_), lambda: numbers)
+
+
+def distinct(c: Columns, source: int) -> list[float]:
+    """The rewards of the different texts among a source's samples, row by row."""
+    found: dict[int, float] = {}
+    for row in np.flatnonzero((c.source_id == source) & ~c.is_reference):
+        found[c.texts[row]] = max(float(c.reward[row]), found.get(c.texts[row], -np.inf))
+    return list(found.values())
+
+
+def above(c: Columns, threshold: Callable[[list[float]], float]) -> np.ndarray:
+    """What exceeds a threshold of its source's rewards, or equals the best of them, row by row."""
     kept = np.zeros(len(c.reward), np.bool_)
     for row, source in enumerate(c.source_id):
-        samples = c.reward[(c.source_id == source) & ~c.is_reference].astype(np.float64)
-        tau = np.percentile(samples, rule.percentiles[i - 1]) if len(samples) else -np.inf
-        kept[row] = c.reward[row] > np.float32(tau)
+        rewards = distinct(c, source)
+        kept[row] = not rewards or c.reward[row] > np.float32(threshold(rewards)) or c.reward[row] >= max(rewards)
     return kept
 
 
@@ -64,80 +84,98 @@ def test_each_step_keeps_a_subset_of_the_one_before(c, rule, human_pairs):
 
 @settings(deadline=None)
 @given(columns(), st.sampled_from(RULES[:2]), st.integers(1, 3))
-def test_a_kept_row_exceeds_the_threshold_and_no_other_does(c, rule, i):
+def test_a_kept_row_exceeds_the_one_threshold_and_no_other_does(c, rule, i):
     chosen = rule.choose(c, i, "compete")
     tau = -np.inf if chosen.threshold is None else np.float32(chosen.threshold)
-    np.testing.assert_array_equal(chosen.mask, c.reward > tau)
+    best = np.inf if isinstance(rule, Fixed) else c.reward[~c.is_reference].max(initial=-np.inf)
+    np.testing.assert_array_equal(chosen.mask, (c.reward > tau) | (c.reward >= best))
 
 
 @settings(deadline=None)
 @given(columns(), st.integers(1, 4))
-def test_one_threshold_a_source_equals_a_loop_over_sources(c, i):
+def test_one_percentile_a_source_equals_a_loop_over_its_distinct_texts(c, i):
     chosen = RULES[2].choose(c, i, "compete")
-    np.testing.assert_array_equal(chosen.mask, naive(RULES[2], c, i))
+    np.testing.assert_array_equal(chosen.mask, above(c, lambda r: np.percentile(r, RULES[2].percentiles[i - 1])))
     assert chosen.sources == len(np.unique(c.source_id[chosen.mask]))
 
 
 @settings(deadline=None)
 @given(columns(), st.integers(1, 3))
-def test_interpolation_equals_a_loop_over_sources(c, i):
-    kept, gamma = np.zeros(len(c.reward), np.bool_), RULES[3].gammas[i - 1]
-    for row, source in enumerate(c.source_id):
-        samples = c.reward[(c.source_id == source) & ~c.is_reference].astype(np.float64)
-        tau = gamma * samples.max() + (1 - gamma) * samples.mean() if len(samples) else -np.inf
-        kept[row] = c.reward[row] > np.float32(tau)
-    np.testing.assert_array_equal(RULES[3].choose(c, i).mask, kept)
+def test_interpolation_equals_a_loop_over_distinct_texts(c, i):
+    gamma = RULES[3].gammas[i - 1]
+    expected = above(c, lambda r: gamma * max(r) + (1 - gamma) * np.mean(r))
+    np.testing.assert_array_equal(RULES[3].choose(c, i).mask, expected)
 
 
 @settings(deadline=None)
 @given(columns(), st.integers(1, 3))
-def test_the_best_few_of_every_source_are_kept_whatever_ties(c, i):
+def test_the_best_few_texts_of_every_source_are_kept_once_whatever_ties(c, i):
     mask, k = RULES[4].choose(c, i, "never").mask, RULES[4].counts[i - 1]
     for source in np.unique(c.source_id):
         samples = np.flatnonzero((c.source_id == source) & ~c.is_reference)
-        best = sorted(samples, key=lambda row: (-c.reward[row], row))[:k]
+        best = once(c, sorted(samples, key=lambda row: (-c.reward[row], row)))[:k]
         np.testing.assert_array_equal(np.flatnonzero(mask & (c.source_id == source)), sorted(best))
 
 
+def once(c: Columns, rows: list[int]) -> list[int]:
+    """The first row of each text."""
+    return [row for k, row in enumerate(rows) if c.texts[row] not in c.texts[rows[:k]]]
+
+
 @settings(deadline=None)
-@given(columns(), st.integers(1, 3), st.integers(0, 4), st.sampled_from(["compete", "never"]))
-def test_a_cap_keeps_each_text_once_and_the_best_few(c, cap, texts, human_pairs):
-    text = np.arange(len(c.reward)) % (texts + 1)
-    c = Columns(c.source_id, c.reward, c.is_reference, lambda: text)
+@given(columns(), st.sampled_from(RULES[1:]), st.integers(1, 3))
+def test_no_source_is_dropped(c, rule, i):
+    chosen = rule.choose(c, i, "never")
+    sampled = np.unique(c.source_id[~c.is_reference])
+    if isinstance(rule, GlobalPercentile):
+        assert chosen.rows or not len(sampled)
+    else:
+        np.testing.assert_array_equal(np.unique(c.source_id[chosen.mask]), sampled)
+
+
+@settings(deadline=None)
+@given(columns(), st.integers(1, 3), st.sampled_from(["compete", "never"]))
+def test_a_cap_keeps_each_text_once_and_the_best_few(c, cap, human_pairs):
     inner = Fixed((0.2,))
     chosen = Capped(inner, cap).choose(c, 1, human_pairs)
     passed = inner.choose(c, 1, human_pairs).mask
-    assert not (chosen.mask & ~passed).any()
     for source in np.unique(c.source_id):
         rows = np.flatnonzero(passed & (c.source_id == source))
-        once = [row for n, row in enumerate(rows) if text[row] not in text[rows[:n]]]
-        best = sorted(once, key=lambda row: (-c.reward[row], row))[:cap]
+        best = once(c, sorted(rows, key=lambda row: (-c.reward[row], row)))[:cap]
         np.testing.assert_array_equal(np.flatnonzero(chosen.mask & (c.source_id == source)), sorted(best))
     assert chosen.threshold == 0.2 and Capped(inner, cap).at(1) == {"rule": "Fixed", "threshold": 0.2, "cap": cap}
 
 
-@settings(deadline=None)
-@given(columns(), st.integers(2, 4), st.sampled_from(["compete", "never"]))
-def test_compared_rows_are_the_best_that_passed_the_worst_and_some_between(c, candidates, human_pairs):
-    chosen = Fixed((0.5,)).choose(c, 1, human_pairs)
-    mask = to_compare(c, chosen, candidates, human_pairs).mask
-    for source in np.unique(c.source_id):
-        rows = np.flatnonzero((c.source_id == source) & (~c.is_reference if human_pairs == "never" else True))
-        picked = c.reward[mask & (c.source_id == source)]
-        passed = c.reward[chosen.mask & (c.source_id == source)]
-        if not len(passed) or passed.max() == c.reward[rows].min():
-            assert not len(picked)
-        else:
-            assert picked.max() == passed.max() and picked.min() == c.reward[rows].min()
-            assert len(picked) == min(candidates, len(rows)) or len(rows) > candidates >= len(picked) >= 2
+def test_a_source_whose_texts_are_all_equal_keeps_them():
+    c = of_one(*[0.5] * 32, texts=[0] * 32)
+    for rule in (GlobalPercentile((100.0,)), PerSourcePercentile((90.0,)), PerSourceInterpolation((1.0,))):
+        assert rule.choose(c, 1).mask.all()
+    assert np.flatnonzero(PerSourceTop((8,)).choose(c, 1).mask).tolist() == [0]
+    assert Capped(PerSourcePercentile((90.0,))).choose(c, 1).rows == 1
 
 
-def test_evenly_apart_by_hand():
-    reward = np.array([0.1, 0.9, 0.5, 0.3, 0.7], np.float32)
-    c = Columns(np.full(5, 3), reward, np.zeros(5, np.bool_))
-    everything = Fixed((0.6,)).choose(c, 1)
-    assert np.flatnonzero(to_compare(c, everything, 2, "compete").mask).tolist() == [0, 1]
-    assert np.flatnonzero(to_compare(c, everything, 3, "compete").mask).tolist() == [0, 1, 2]
+def test_two_distinct_texts_of_32_are_parted_by_every_percentile():
+    """With every row counted, percentile 80 of 31 good rows and a bad one is the good one, which nothing exceeds."""
+    c = of_one(*[0.9] * 31, 0.2, texts=[0] * 31 + [1])
+    for percentile in (0.0, 50.0, 80.0, 100.0):
+        chosen = PerSourcePercentile((percentile,)).choose(c, 1)
+        assert chosen.mask.tolist() == [True] * 31 + [False]
+        assert chosen.thresholds["max"] == pytest.approx(0.2 + percentile / 100 * 0.7)
+    assert PerSourceInterpolation((0.5,)).choose(c, 1).thresholds["mean"] == pytest.approx(0.5 * 0.9 + 0.5 * 0.55)
+    assert np.flatnonzero(PerSourceTop((4,)).choose(c, 1).mask).tolist() == [0, 31]
+
+
+def test_a_text_has_the_highest_reward_of_its_repeats():
+    c = of_one(0.1, 0.6, 0.4, 0.5, texts=[7, 2, 7, 7])
+    assert np.flatnonzero(PerSourceTop((2,)).choose(c, 1).mask).tolist() == [1, 3]
+    assert PerSourcePercentile((0.0,)).choose(c, 1).thresholds["min"] == 0.5
+
+
+@pytest.mark.parametrize("rule", [*RULES[2:], Capped()])
+def test_texts_that_are_not_known_are_missed(rule):
+    c = of_one(0.5, 0.6)
+    with pytest.raises(ValueError, match="texts of the hypotheses"):
+        rule.choose(Columns(c.source_id, c.reward, c.is_reference), 1)
 
 
 @settings(deadline=None)
@@ -158,7 +196,7 @@ def test_human_pairs_compete_or_are_always_or_never_kept(c, rule, i):
 
 
 def test_per_source_percentiles_order_negative_values_too():
-    c = Columns(np.zeros(4, np.int64), np.array([-1.5, -0.0, -2.0, 0.5], np.float32), np.zeros(4, np.bool_))
+    c = of_one(-1.5, -0.0, -2.0, 0.5)
     chosen = PerSourcePercentile((0.0, 50.0)).choose(c, 2)
     assert chosen.mask.tolist() == [False, True, False, True]
     assert chosen.thresholds == {"min": -0.75, "mean": -0.75, "max": -0.75}
@@ -173,13 +211,13 @@ def test_a_reward_equal_to_the_threshold_in_float32_does_not_pass(tau):
     assert Fixed((tau,)).choose(c, 1).mask.tolist() == [False, False, True]
 
 
-def test_the_best_of_eight_is_kept_and_ties_at_the_top_keep_none():
+def test_the_best_of_eight_is_kept_and_ties_at_the_top_keep_all():
     rule = PerSourcePercentile((87.5,))
-    reward = np.concatenate([np.arange(8) / 8, np.full(8, 0.5)]).astype(np.float32)
-    c = Columns(np.repeat([7, 3], 8), reward, np.zeros(16, np.bool_))
+    reward = np.concatenate([np.arange(8) / 8, [0.1, 0.1, 0.1, 0.1, 0.5, 0.5, 0.5, 0.5]]).astype(np.float32)
+    c = Columns(np.repeat([7, 3], 8), reward, np.zeros(16, np.bool_), lambda: np.arange(16))
     chosen = rule.choose(c, 1)
-    assert np.flatnonzero(chosen.mask).tolist() == [7]
-    assert (chosen.rows, chosen.sources) == (1, 1)
+    assert np.flatnonzero(chosen.mask).tolist() == [7, 12, 13, 14, 15]
+    assert (chosen.rows, chosen.sources) == (5, 2)
 
 
 def test_the_report_of_a_selection():
@@ -211,6 +249,36 @@ def test_a_fixed_threshold_not_above_the_mean_reward_warns():
     warning = Fixed((0.625, 0.7)).choose(c, 1).warning
     assert warning == "threshold 0.625 of improve step 1 is not above the dataset's mean reward 0.6250"
     assert Fixed((0.625, 0.7)).choose(c, 2).warning is None
+
+
+def test_a_risen_threshold_that_lowers_the_mean_warns():
+    """The good source has four texts of which one is above 90 %; the bad one's many ties all pass every time."""
+    reward = np.array([0.9, 0.91, 0.92, 0.93] + [0.2] * 4, np.float32)
+    c = Columns(np.repeat([0, 1], 4), reward, np.zeros(8, np.bool_), lambda: np.arange(8))
+    rule = PerSourcePercentile((50.0, 90.0))
+    assert rule.choose(c, 2).warning is None
+    falls = "improve step 2 keeps rows of mean reward 0.3460, which is lower than 0.4417 of step 1"
+    assert choose(rule, c, 2).warning == falls
+    assert choose(rule, c, 1).warning.endswith("keeps rows of mean reward 0.4417, which is lower than 0.5575 of step 0")
+    capped = choose(Capped(rule, 3), c, 2)
+    assert capped.warning is not None and capped.rows == 4
+    np.testing.assert_array_equal(choose(rule, c, 2).mask, rule.choose(c, 2).mask)
+    assert choose(rule, c, 0).warning is None
+
+
+@settings(deadline=None)
+@given(columns(), st.integers(1, 3), st.sampled_from(["compete", "never"]))
+def test_one_threshold_for_all_never_lowers_the_mean(c, i, human_pairs):
+    for rule in RULES[:2]:
+        assert "lower" not in (choose(rule, c, i, human_pairs).warning or "")
+
+
+def test_human_pairs_that_are_always_kept_lower_no_mean():
+    reward, human = np.array([0.6, 0.7, 0.1], np.float32), np.array([False, False, True])
+    c = Columns(np.zeros(3, np.int64), reward, human, lambda: np.arange(3))
+    rule = PerSourceTop((2, 1))
+    means = [rule.choose(c, i, "always").mean_reward for i in (1, 2)]
+    assert means[1] < means[0] and choose(rule, c, 2, "always").warning is None
 
 
 def test_what_decides_a_step_does_not_depend_on_the_steps_that_follow():

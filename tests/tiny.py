@@ -6,17 +6,19 @@ from pathlib import Path
 import numpy as np
 
 from rest.baselines.bc import BCSettings
-from rest.baselines.ppo import CriticSettings, PPOSettings
 from rest.baselines.rollout import RolloutSettings
+from rest.baselines.settings import CriticSettings, PPOSettings
 from rest.data.batches import BatchSettings
-from rest.data.corpus import SyntheticCorpus, TextFiles
+from rest.data.corpus import SyntheticCorpus
+from rest.data.files import TextFiles
 from rest.data.synthetic import SyntheticLanguage
 from rest.data.tokenizer import SentencePieceSettings
+from rest.evaluation.chooser import RewardOfSamples
 from rest.evaluation.evaluate import EvaluationSettings
 from rest.experiment import Experiment
 from rest.grow import GrowSettings
 from rest.improve import ImproveSettings
-from rest.learning.losses import GOLD, NLL, VMPO, Anchored
+from rest.learning.losses import GOLD, NLL, VMPO, Anchored, VTrace
 from rest.learning.mesh import MachineSettings
 from rest.learning.optimizers import Schedule
 from rest.learning.train import TrainSettings
@@ -44,12 +46,14 @@ experiment = Experiment(
     reward=RewardSettings(rater=SimulatedRater(), sources=60, samples_per_source=2, train=training(10, 5)),
     grow=GrowSettings(sources=64, samples_per_source=3, sources_per_shard=16),
     improve=ImproveSettings(rule=GlobalPercentile((50.0, 75.0)), train=training(20, 10)),
+    choose=RewardOfSamples(2),
     evaluation=EvaluationSettings(
         samples_per_source=2,
         beam=BeamSettings(beams=2),
-        dev_samples_per_source=2,
         kl_sources=8,
         shown=4,
+        bc_temperatures=(),
+        ceiling_samples=0,
     ),
 )
 
@@ -99,9 +103,16 @@ nothing_passes = replace(given, improve=replace(given.improve, rule=Fixed((0.0, 
 refreshed = replace(
     experiment, grow_steps=2, refresh=Refresh(sources=40), improve=replace(experiment.improve, unfiltered=False)
 )
-# V-MPO with a behavioural prior asks for everything: BC's and the anchor's log-probabilities, a value, dual variables.
+# V-MPO with a behavioural prior and V-trace asks for everything: the log-probabilities of BC, of the anchor and of what
+# drew the tokens, a value, dual variables.
 bvmpo = replace(
-    experiment, improve=replace(experiment.improve, loss=Anchored(VMPO()), train=training(4, 4), value=training(4, 2))
+    experiment,
+    improve=replace(
+        experiment.improve,
+        loss=Anchored(VMPO(correction=VTrace())),
+        train=training(4, 4),
+        value=training(4, 2),
+    ),
 )
 # A group of variants, which have BC and the Grow step in common.
 losses = {

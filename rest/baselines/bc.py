@@ -16,7 +16,7 @@ from rest.errors import UserError
 from rest.folder import seed_for
 from rest.journal import say
 from rest.learning.apply import apply
-from rest.learning.losses import NLL
+from rest.learning.losses import NLL, check_smoothing
 from rest.learning.mesh import MachineSettings
 from rest.learning.optimizers import Schedule
 from rest.learning.train import Trained, TrainSettings, shuffled, train
@@ -28,7 +28,8 @@ from rest.policy.policy import Policy, PolicyObjective
 class BCSettings:
     """Behavioural cloning: until the dev loss stops falling."""
 
-    loss: NLL = field(default_factory=NLL)
+    label_smoothing: float = 0.05
+    """Share of each label's probability that is spread evenly over the vocabulary: samples have as much noise."""
     train: TrainSettings = field(
         default_factory=lambda: TrainSettings(
             max_steps=20_000,
@@ -39,9 +40,12 @@ class BCSettings:
         )
     )
 
+    def __post_init__(self) -> None:
+        check_smoothing("bc.label_smoothing", self.label_smoothing)
+
 
 def _loss(network: Transformer, batch: Batch) -> tuple[Array, Array]:
-    loss = PolicyObjective(NLL(0.0))(network, batch, None, {})
+    loss = PolicyObjective(NLL())(network, batch, None, {})
     return loss.metrics["nll"], loss.weight
 
 
@@ -83,7 +87,7 @@ def dev_loss(policy: Policy, dev: Split, batch: BatchSettings) -> Callable[[Poli
 def clone(
     policy: Policy,
     pairs: Split,
-    loss: NLL,
+    label_smoothing: float,
     settings: TrainSettings,
     batch: BatchSettings,
     *,
@@ -99,7 +103,7 @@ def clone(
     say(f"{description}: {len(examples)} pairs in {len(plan.rows)} rows, {plan.padding:.1%} padding")
     return train(
         policy,
-        PolicyObjective(loss),
+        PolicyObjective(NLL(), label_smoothing),
         batches,
         settings,
         evaluate=evaluate,

@@ -7,7 +7,7 @@ teacher-forced pass without dropout, which the update differentiates.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -21,7 +21,7 @@ from rest.errors import UserError
 from rest.folder import seed_for
 from rest.grow import GrowSettings, scored_columns
 from rest.learning.apply import per_token
-from rest.learning.divergence import K1, K2, K3, AdaptiveCoefficient, Exact, FixedCoefficient, exact
+from rest.learning.divergence import K1, K2, K3, Exact, exact
 from rest.learning.mesh import MachineSettings
 from rest.model.transformer import Transformer
 from rest.policy.policy import Policy, hidden_states, token_log_probs
@@ -40,16 +40,10 @@ class RolloutSettings:
     temperature: float = 1.0
     """Of the samples. They are of the whole vocabulary, whatever the experiment's `sampling`: a token that a truncated
     distribution cannot draw any more has no ratio."""
-    estimator: K1 | K2 | K3 | Exact = field(default_factory=K1)
-    """Of the divergence to the anchor, nats a token: from the token drawn, or exact over the whole vocabulary."""
-    coefficient: FixedCoefficient | AdaptiveCoefficient = field(default_factory=FixedCoefficient)
-    """The KL coefficient: how much of the estimate is taken off the reward, at each token."""
     missing_eos_penalty: float = 0.0
     """Taken off the reward of a hypothesis that was cut."""
     clip_reward: float = 0.0
     """The reward, less the penalty for a missing EOS, is held within ± this; 0: not."""
-    whiten_rewards: bool = False
-    """Scale the rewards of tokens to variance 1 over a rollout; the mean is kept."""
     keep_every: int = 10
     """Of so many rollouts the first is written to ppo/rollouts; 0: none."""
 
@@ -82,7 +76,7 @@ class Rollout:
     mask: np.ndarray  # bool [n, T]
     log_probs: np.ndarray  # float32 [n, T], of the policy that drew
     anchor_log_probs: np.ndarray  # float32 [n, T]
-    divergences: np.ndarray  # float32 [n, T], to the anchor by `estimator`; 0 on padding
+    divergences: np.ndarray  # float32 [n, T], to the anchor as estimated; 0 on padding
     sampler_gap: float  # the largest difference to what the sampler says of its own draws, nats a token
 
     @property
@@ -143,6 +137,7 @@ def roll_out(
     part: Split,
     reward: Reward,
     settings: RolloutSettings,
+    estimator: K1 | K2 | K3 | Exact,
     batch: BatchSettings,
     *,
     max_target_tokens: int,
@@ -150,7 +145,7 @@ def roll_out(
     seed: int,
     machine: MachineSettings | None = None,
 ) -> Rollout:
-    """Draw and score hypotheses of at most `max_target_tokens`.
+    """Draw and score hypotheses of at most `max_target_tokens`, and estimate their divergence to the anchor.
 
     `number` is folded into the key of every draw: no two rollouts share their randomness.
     """
@@ -170,10 +165,10 @@ def roll_out(
         for who in (policy, anchor)
     )
     gap = np.abs(of_policy - side_by_side(columns["behaviour_log_probs"], mask)).max()
-    if isinstance(settings.estimator, Exact):
+    if isinstance(estimator, Exact):
         divergences = side_by_side(divergences_to(policy, anchor, examples, batch, settings.temperature), mask)
     else:
-        divergences = np.asarray(settings.estimator(jnp.asarray(of_policy - of_anchor)))  # of 0 on padding it is 0
+        divergences = np.asarray(estimator(jnp.asarray(of_policy - of_anchor)))  # of 0 on padding it is 0
     return Rollout(columns, examples, lengths, mask, of_policy, of_anchor, divergences, float(gap))
 
 

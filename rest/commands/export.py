@@ -11,7 +11,7 @@ import tyro
 
 from rest.commands.flags import parsed
 from rest.journal import say
-from rest.model.families.huggingface import write_marian
+from rest.model.families.huggingface import write
 from rest.policy.policy import last_policy
 
 
@@ -24,12 +24,12 @@ class Flags:
     out: Path
     """The folder to make."""
     format: Literal["huggingface"] = "huggingface"
-    """config.json, model.safetensors, source.spm, target.spm, vocab.json: a Marian model."""
+    """config.json, generation_config.json, model.safetensors and the tokenizer's files, as the family has them."""
 
 
 def export(arguments: Sequence[str]) -> None:
-    """The folder of a Marian model."""
+    """The folder of a published model's family; Marian for our own networks."""
     flags = parsed(Flags, "export", arguments)
     policy = last_policy(flags.folder)
-    write_marian(flags.out, policy.network, policy.tokenizer)
-    say(f"{flags.out}: a Marian model, for transformers and CTranslate2")
+    family = write(flags.out, policy.network, policy.tokenizer)
+    say(f"{flags.out}: {family.name}, for transformers and CTranslate2")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import tyro
 from rich.console import Console
 
+from rest.commands.doctor import compile_cache
 from rest.errors import UserError
 
 if TYPE_CHECKING:  # at run time only where it is needed: looking at data takes no JAX, which takes seconds
@@ -39,6 +40,12 @@ MOVED = {
     "ppo.rollout.sampling.temperature": "ppo.rollout.temperature",
     "ppo.rollout.sampling.max-target-tokens": "sampling.max-target-tokens",
     "ppo.stop-at-kl": "ppo.target-kl",
+    "ppo.rollout.estimator.*": "ppo.divergence.estimator.*",
+    "ppo.rollout.coefficient.*": "ppo.divergence.coefficient.*",
+    "ppo.rollout.whiten-rewards": "ppo.advantage.whiten-rewards",
+    "ppo.whiten-advantages": "ppo.advantage.whitening",
+    "evaluation.dev-samples-per-source": "choose.samples-per-source",
+    "evaluation.dev-sources": "choose.sources",
     "*.train.adam.*": "*.train.optimizer.*",
     "improve.value.adam.*": "improve.value.optimizer.*",
     "ppo.adam.*": "ppo.optimizer.*",
@@ -68,11 +75,20 @@ def opened(command: str, arguments: Sequence[str], own: type[Own]) -> Iterator[t
     from rest.experiment import load_experiment
     from rest.runs import Run
 
-    flags, experiment = experiment_flags(command, arguments[1:], own, load_experiment(arguments[0]))
+    name, *given = arguments
+    flags, experiment = experiment_flags(command, [*given, *_own_folder(name, given)], own, load_experiment(name))
     configure_jax()
     run = Run(experiment, flags.out)
     with run.recorded():
         yield flags, run
+
+
+def _own_folder(name: str, given: Sequence[str]) -> list[str]:
+    """`--out DIR/run`, or DIR/VARIANT, where a folder is named for the experiment.py in it, and no other is given."""
+    folder, _, variant = name.partition(":")
+    if not Path(folder).is_dir() or any(argument.partition("=")[0] == "--out" for argument in given):
+        return []
+    return ["--out", str(Path(folder) / (variant or "run"))]
 
 
 def experiment_flags(
@@ -131,8 +147,7 @@ def configure_jax() -> None:
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rest" / "jax"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_compilation_cache_dir", str(compile_cache()))
 
 
 def console() -> Console:

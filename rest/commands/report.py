@@ -14,10 +14,11 @@ from rest.commands.flags import console, parsed
 from rest.errors import UserError
 from rest.folder import read_json, write_json
 from rest.journal import literal
-from rest.report import tables
+from rest.report import comparisons, tables
 from rest.report.page import write_report
 from rest.report.record import made_with, record_of, without_paths
 from rest.report.summary import summarise
+from rest.report.verdict import verdict
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,6 @@ def show(folder: Path) -> None:
     page = write_report(folder)
     shown = console()
     shown.print(tables.console(rows, "test"))
-    for sentence in tables.verdict(rows, "test"):
+    for sentence in verdict(rows, "test", comparisons.read(folder)):
         shown.print(literal(sentence))
     shown.print(literal(f"report: {page}"), soft_wrap=True)

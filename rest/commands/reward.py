@@ -151,9 +151,22 @@ def open_reward(name: str) -> RewardFunction:
     folder = Path(name)
     if (network := _network(folder)) is not None:
         return LearnedReward.load(network)[0]
-    module_name, colon, attribute = name.rpartition(":")
-    if not colon or folder.is_dir():
+    if Path(name).is_dir() or ":" not in name:
         raise UserError(f"{name}: neither the folder of a run or learned reward, nor module:function")
+    found = named_reward(name)
+    found = found() if isinstance(found, type) else found
+    if isinstance(found, Reward):
+        falls = found.range is not None and found.range[0] > found.range[1]
+        function = with_references(found.function)
+        return _Turned(function) if falls else function
+    return with_references(found)
+
+
+def named_reward(name: str) -> Any:
+    """The function, Reward or class that MODULE:NAME or FILE.py:NAME names."""
+    module_name, colon, attribute = name.rpartition(":")
+    if not colon:
+        raise UserError(f"{name}: name a reward as module:function or FILE.py:function")
     if module_name.endswith(".py"):
         if not Path(module_name).is_file():
             raise UserError(f"{module_name}: no such file")
@@ -167,11 +180,6 @@ def open_reward(name: str) -> RewardFunction:
         finally:
             sys.path.remove("")
     found = getattr(module, attribute, None)
-    found = found() if isinstance(found, type) else found
-    if isinstance(found, Reward):
-        falls = found.range is not None and found.range[0] > found.range[1]
-        function = with_references(found.function)
-        return _Turned(function) if falls else function
-    if not callable(found):
+    if not isinstance(found, Reward) and not callable(found):
         raise UserError(f"{name}: {module_name} has no reward of the name {attribute!r}")
-    return with_references(found)
+    return found

@@ -102,7 +102,8 @@ def evaluate(arguments: Sequence[str]) -> None:
         if flags.decoding.decode == "sample":
             run.evaluate(name, run.policy(name))
         else:
-            run.stage(Decode(name, run.policy(name), run.reward(), flags.decoding))
+            newest = run.done.newest
+            run.stage(Decode(name, run.policy(name), run.reward(newest), flags.decoding, newest))
     summarise(flags.out)
 
 

@@ -89,6 +89,20 @@ class Examples:
     def __len__(self) -> int:
         return len(self.targets)
 
+    def take(self, rows: np.ndarray) -> Examples:
+        """The pairs of these rows (int [k]), in their order; the same pair may come again."""
+        of_sources = {} if self.source_of is None else {"source_of": self.source_of[rows]}
+        sources = [self.sources[r] for r in rows] if self.source_of is None else self.sources
+        return replace(
+            self,
+            sources=sources,
+            targets=[self.targets[r] for r in rows],
+            columns={name: values[rows] for name, values in self.columns.items()},
+            groups=None if self.groups is None else self.groups[rows],
+            token_columns={name: [values[r] for r in rows] for name, values in self.token_columns.items()},
+            **of_sources,
+        )
+
     def source(self, pair: int | np.integer) -> Ids:
         return self.sources[int(pair if self.source_of is None else self.source_of[pair])]
 

@@ -25,7 +25,8 @@ from rest.folder import replacing
 from rest.journal import literal
 
 BINS = 20
-BAR = 30  # characters
+BAR = 30  # characters of the longest bar, and of all kinds' beside each other
+BARS = 66
 REPEATED = 64  # times that a text among the best may be there, and as many different ones are still found
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 
@@ -38,14 +39,14 @@ def overview(
     `rows` is how many of the best, the worst and the most disputed rows to show, and `chosen`, bool [rows], what is
     looked at. `duplicates` reads all text, so it is only counted when asked for.
     """
-    scalars = ["source_id", "reward", "is_reference", "is_truncated"]
+    scalars = ["source_id", "reward", "is_reference", "is_sample", "is_truncated"]
     columns = dataset.columns(scalars) | {"length": _lengths(dataset, chosen)}
     places = np.arange(dataset.rows)
     if chosen is not None:
         places = np.flatnonzero(chosen)
         columns = {name: values if name == "length" else values[places] for name, values in columns.items()}
-    reward, is_reference = columns["reward"], columns["is_reference"]
-    kinds = {"samples": ~is_reference, "human pairs": is_reference}
+    reward, is_reference, is_sample = columns["reward"], columns["is_reference"], columns["is_sample"]
+    kinds = {"samples": is_sample, "beam search": ~is_sample & ~is_reference, "human pairs": is_reference}
     kinds = {kind: mask for kind, mask in kinds.items() if mask.any()}
     parts: list[RenderableType] = [_counts(dataset, columns["source_id"], None if chosen is None else len(places))]
     if kinds:
@@ -78,7 +79,7 @@ def _lengths(dataset: ScoredDataset, chosen: np.ndarray | None) -> np.ndarray:
 
 def _disputed(columns: dict[str, np.ndarray], k: int) -> np.ndarray:
     """Of the k sources whose samples' rewards are furthest apart the best and the worst sample, two rows per source."""
-    rows = np.flatnonzero(~columns["is_reference"])
+    rows = np.flatnonzero(columns["is_sample"])
     if not len(rows):
         return rows
     reward, starts = columns["reward"][rows], np.flatnonzero(np.diff(columns["source_id"][rows], prepend=np.nan))
@@ -97,8 +98,8 @@ def _duplicates(dataset: ScoredDataset, chosen: np.ndarray | None, rows: int) ->
     samples, different = 0, 0
     often: list[tuple[int, int, str]] = []  # times, source_id, hypothesis
     carried: pa.Table | None = None  # of the last source so far, which may go on in the next row group
-    for batch in dataset.batches(["source_id", "sample_index", "hypothesis"], chosen):
-        batch = batch.filter(pc.greater_equal(batch["sample_index"], 0)).select(["source_id", "hypothesis"])
+    for batch in dataset.batches(["source_id", "origin", "hypothesis"], chosen):
+        batch = batch.filter(pc.equal(batch["origin"], "sample")).select(["source_id", "hypothesis"])
         samples += len(batch)
         batch = batch.append_column("times", pa.array(np.ones(len(batch), np.int64)))
         both = batch if carried is None else pa.concat_tables([carried, batch])
@@ -173,7 +174,7 @@ def _counts(dataset: ScoredDataset, source_ids: np.ndarray, chosen: int | None) 
 
 
 def _numbers(columns: dict[str, np.ndarray], kinds: dict[str, np.ndarray]) -> Table:
-    """Reward, ending and length of samples and of human pairs."""
+    """Reward, ending and length of samples, of what beam search found and of human pairs."""
     table = Table("", *kinds, title="Rewards and lengths", box=box.SIMPLE)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -200,8 +201,9 @@ def _histogram(reward: np.ndarray, kinds: dict[str, np.ndarray]) -> Table:
     """Share of the rows by reward; the longest bar of each kind is full."""
     table = Table("reward", *kinds, title="Share of rows by reward", box=box.SIMPLE)
     counts = [np.histogram(reward[mask], bins=BINS, range=(0, 1))[0] for mask in kinds.values()]
+    width = min(BAR, BARS // len(kinds))
     for k in range(BINS):
-        cells = [f"{_bar(c[k] / c.max())} {c[k] / c.sum():6.1%}" for c in counts]
+        cells = [f"{_bar(c[k] / c.max(), width)} {c[k] / c.sum():6.1%}" for c in counts]
         table.add_row(f"{k / BINS:.2f} – {(k + 1) / BINS:.2f}", *cells)
     return table
 
@@ -216,13 +218,13 @@ def _flags(dataset: ScoredDataset) -> Table:
 
 def _rows(dataset: ScoredDataset, title: str, chosen: np.ndarray) -> Table:
     """The chosen rows (int64 [k]) in that order."""
-    names = ["source_id", "sample_index", "reward", "source", "hypothesis", "flags"]
+    names = ["source_id", "sample_index", "origin", "reward", "source", "hypothesis", "flags"]
     ordered = np.sort(chosen)
     found = [row for batch in dataset.batches(names, ordered) for row in batch.to_pylist()]
     table = Table("reward", "row", "source", "hypothesis", "flags", title=title, box=box.SIMPLE)
     for row in (found[place] for place in np.searchsorted(ordered, chosen)):
-        human = row["sample_index"] == -1
-        number = f"{row['source_id']}, " + ("human" if human else f"sample {row['sample_index']}")
+        human = row["origin"] == "reference"
+        number = f"{row['source_id']}, " + ("human" if human else f"{row['origin']} {row['sample_index']}")
         texts = [literal(row[name]) for name in ("source", "hypothesis", "flags")]
         table.add_row(f"{row['reward']:.4f}", number, *texts)
     return table
@@ -237,8 +239,8 @@ def _lowest(values: np.ndarray, k: int) -> np.ndarray:
     return candidates[np.argsort(values[candidates], kind="stable")[:k]]
 
 
-def _bar(share: float) -> str:
-    """A bar of BAR characters filled to `share`; whatever is not zero shows."""
-    eighths = max(round(share * BAR * 8), int(share > 0))
+def _bar(share: float, width: int) -> str:
+    """A bar of `width` characters filled to `share`; whatever is not zero shows."""
+    eighths = max(round(share * width * 8), int(share > 0))
     full, rest = divmod(eighths, 8)
-    return ("█" * full + EIGHTHS[rest] * (rest > 0)).ljust(BAR)
+    return ("█" * full + EIGHTHS[rest] * (rest > 0)).ljust(width)

@@ -21,19 +21,20 @@ import pyarrow.parquet as pq
 from rest.errors import UserError
 from rest.folder import replacing
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE = (1, 2)  # 1 has no rows of origin "beam"
 
 
 SCHEMA = pa.schema(
     [
         ("source_id", pa.int64()),
-        ("sample_index", pa.int32()),  # -1: the human pair
-        ("origin", pa.string()),  # "sample" or "reference"
+        ("sample_index", pa.int32()),  # -1: the human pair; beam search goes on where the samples end
+        ("origin", pa.string()),  # "sample", "reference" or "beam": of the n-best list of beam search
         ("source", pa.string()),
         ("hypothesis", pa.string()),
         ("tokens", pa.list_(pa.int32())),  # ends in EOS exactly when finish is "eos"
         ("log_probs", pa.list_(pa.float32())),  # nats, temperature 1; null for human pairs
-        ("behaviour_log_probs", pa.list_(pa.float32())),  # nats, under the sampling distribution; null for human pairs
+        ("behaviour_log_probs", pa.list_(pa.float32())),  # nats, under what a sample was drawn from; null elsewhere
         ("finish", pa.string()),  # "eos" or "length"; "eos" for human pairs
         ("raw_score", pa.float32()),
         ("reward", pa.float32()),  # in [0, 1]
@@ -86,17 +87,18 @@ def _check_rows(name: str, table: pa.Table) -> None:
             raise UserError(f"{name}: {column} must be {rule}, but is {values[row]} at {found}")
     is_reference = pc.equal(table["origin"], "reference")
     tokens = pc.list_value_length(table["tokens"])
-    finish, origin = pa.array(["eos", "length"]), pa.array(["sample", "reference"])
+    finish, origin = pa.array(["eos", "length"]), pa.array(["sample", "reference", "beam"])
     human = pc.equal(table["sample_index"], -1)
     rules = {
         "sample_index is -1 exactly for references": pc.equal(is_reference, human),
-        "origin is sample or reference": pc.is_in(table["origin"], value_set=origin),
+        "origin is sample, reference or beam": pc.is_in(table["origin"], value_set=origin),
         "finish is eos or length": pc.is_in(table["finish"], value_set=finish),
     }
-    for column in ("log_probs", "behaviour_log_probs"):
+    for column, origins in {"log_probs": ["reference"], "behaviour_log_probs": ["reference", "beam"]}.items():
+        without = pc.is_in(table["origin"], value_set=pa.array(origins))
         agree = pc.equal(pc.list_value_length(table[column]), tokens)
-        holds = pc.if_else(is_reference, pc.is_null(table[column]), agree)
-        rules[f"{column} is null for references, one a token for samples"] = holds
+        holds = pc.if_else(without, pc.is_null(table[column]), agree)
+        rules[f"{column} is null where origin is {' or '.join(origins)}, elsewhere one a token"] = holds
     for column in set(SCHEMA.names) - {"log_probs", "behaviour_log_probs"}:
         rules[f"{column} is never null"] = pc.is_valid(table[column])
     for rule, holds in rules.items():
@@ -218,9 +220,9 @@ def read_manifest(folder: Path, what: str) -> tuple[dict[str, Any], str]:
         data = json.loads(content)
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}") from error
-    if not isinstance(data, dict) or data.get("schema_version") != SCHEMA_VERSION:
+    if not isinstance(data, dict) or data.get("schema_version") not in READABLE:
         found = data.get("schema_version") if isinstance(data, dict) else None
-        raise UserError(f"{path} has schema_version {found}, and this version reads {SCHEMA_VERSION}")
+        raise UserError(f"{path} has schema_version {found}, and this version reads {READABLE[0]} to {READABLE[-1]}")
     return data, hashlib.sha256(content).hexdigest()
 
 

@@ -31,7 +31,13 @@ from rest.errors import UserError
 from rest.folder import sync_folder, write_json
 
 # Columns that `ScoredDataset.columns` derives, and the stored column each is read from.
-DERIVED = {"is_reference": "origin", "is_truncated": "finish", "is_flagged": "flags", "length": "tokens"}
+DERIVED = {
+    "is_reference": "origin",
+    "is_sample": "origin",
+    "is_truncated": "finish",
+    "is_flagged": "flags",
+    "length": "tokens",
+}
 
 
 class Sidecar(NamedTuple):

@@ -1,5 +1,7 @@
 """The scored dataset D_g: the samples and human pairs of one grow step with their rewards, in Parquet shards.
 
+A source may also have the n-best list of beam search (origin "beam"), which nothing was drawn for.
+
     grow-1/part-00000-of-00064.parquet ...            the rows, never changed once written
     grow-1/manifest.json                              written last: a folder without it is not complete
     grow-1/columns/<name>/part-... + manifest.json    sidecar: one more column, same rows, same order
@@ -43,6 +45,7 @@ from rest.folder import replacing, write_json
 
 DERIVE: dict[str, Callable[[Any], Any]] = {
     "is_reference": lambda origin: pc.equal(origin, "reference"),
+    "is_sample": lambda origin: pc.equal(origin, "sample"),
     "is_truncated": lambda finish: pc.equal(finish, "length"),
     "is_flagged": lambda flags: pc.not_equal(flags, ""),
     "length": pc.list_value_length,
@@ -63,7 +66,9 @@ class Manifest:
     seed: int
     packages: dict[str, str | None]
     scale: tuple[float, float] | None  # raw scores that became 0 and 1; None: the raw score is the reward
-    reward: dict[str, dict[str, Any]]  # "all", "samples", "references": rows, mean, std, min, max, quantiles
+    reward: dict[
+        str, dict[str, Any]
+    ]  # "all", "samples", "references", "beam" if any: rows, mean, std, min, max, quantiles
     clipped: int  # raw scores that fell outside the scale
     flagged: dict[str, int]  # guard -> rows
 
@@ -102,13 +107,16 @@ def write_manifest(
 
 def _statistics(dataset: ScoredDataset) -> dict[str, Any]:
     """`reward`, `clipped` and `flagged` of a manifest."""
-    columns = dataset.columns(["reward", "raw_score", "is_reference"])
-    reward, is_reference = columns["reward"], columns["is_reference"]
+    columns = dataset.columns(["reward", "raw_score", "is_reference", "is_sample"])
+    reward, is_reference, is_sample = columns["reward"], columns["is_reference"], columns["is_sample"]
     flagged: Counter[str] = Counter()
     for batch in dataset.batches(["flags"]):
         for entry in batch["flags"].value_counts():
             flagged.update({flag: entry["counts"].as_py() for flag in entry["values"].as_py().split(",") if flag})
-    parts = {"all": reward, "samples": reward[~is_reference], "references": reward[is_reference]}
+    parts = {"all": reward, "samples": reward[is_sample], "references": reward[is_reference]}
+    beam = ~is_sample & ~is_reference
+    if beam.any():
+        parts["beam"] = reward[beam]
     low, high = dataset.manifest.scale or (-np.inf, np.inf)
     if low > high:  # lower is better
         low, high = high, low
@@ -172,8 +180,8 @@ class ScoredDataset:
     def columns(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Whole columns as numpy [rows]: scalar columns of SCHEMA, scalar sidecars, and those derived:
 
-        `is_reference`, `is_truncated`, `is_flagged` (bool) and `length` (int32, tokens with EOS). `origin`,
-        `finish` and `flags` come as object arrays of few shared strings. Other text and lists: `batches`.
+        `is_reference`, `is_sample`, `is_truncated`, `is_flagged` (bool) and `length` (int32, tokens with EOS).
+        `origin`, `finish` and `flags` come as object arrays of few shared strings. Other text and lists: `batches`.
         """
         found = {name: np.empty(self.rows, self._numpy_type(name)) for name in names}
         stored = list(dict.fromkeys(DERIVED.get(name, name) for name in names))
@@ -223,6 +231,12 @@ class ScoredDataset:
         for shard in self.manifest.shards:
             groups = -(-shard.rows // self.manifest.row_group)
             yield pa.concat_tables([next(batches) for _ in range(groups)])
+
+    def shard(self, number: int, names: Sequence[str]) -> pa.Table:
+        """Stored columns of one shard."""
+        path = self.folder / self.manifest.shards[number].name
+        with reading(path), open_shard(path) as file:
+            return file.read(columns=list(names))
 
     def keep(self, mask: np.ndarray, names: Sequence[str], cache: Path) -> pa.Table:
         """The rows of `mask` (bool [rows]) as a memory-mapped table of stored columns and sidecars.

@@ -8,8 +8,9 @@ the verb of its clause, a verb's by its first subject, an adjective's by its nou
 
 Every source word has one kind and the grammar is LL(1), so a source has one parse and one clean reference:
 nothing but the source is needed to score a hypothesis. Train and dev references are those of human
-translators of different carefulness (`Noise`). Test references are clean, so that BLEU on test means
-something.
+translators of different carefulness (`Noise`), of whom some may be literal: what most references say is then wrong
+wherever a word's second sense is meant, and only who rates translations knows. Test references are clean, so that
+BLEU on test means something.
 """
 
 from __future__ import annotations
@@ -79,9 +80,10 @@ class Noise:
     sense: float = 0.3  # a word in its other sense; where there is one sense, another word of the kind
     inflection: float = 0.3  # a badly inflected word
     swap: float = 0.1  # a word swapped with the next
+    literal: float = 0.0  # share of sentences whose translator knows only the first sense of every word
 
     def __post_init__(self) -> None:
-        for name in ("perfect", "worst"):
+        for name in ("perfect", "worst", "literal"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"noise.{name} must be between 0 and 1, but is {getattr(self, name)}.")
         for kind, share in self.errors().items():
@@ -292,6 +294,12 @@ def _noun_phrase(
     return [head, *(word.token(agreement, decided_by=noun) for word in adjectives), *determiners]
 
 
+def _literal(token: Token) -> Token:
+    """The word in the first of its senses, whatever decides it, in the same inflection."""
+    sense = token.entry.senses[0]
+    return token._replace(text=sense.forms[token.inflection], lexeme=sense)
+
+
 def _common_subsequence(items: Sequence[str], masks: dict[str, int], length: int) -> int:
     """Longest common subsequence with the masks' sequence, bit-parallel (Hyyrö 2004): linear in the items."""
     full = (1 << length) - 1
@@ -395,7 +403,8 @@ class SyntheticLanguage:
         for source in sources:
             rng = Random(f"{self.seed}/translator/{source}")
             rate = 0.0 if rng.random() < self.noise.perfect else self.noise.worst * rng.random()
-            references.append(self._mistranslated(source, rate, rng))
+            literal = Random(f"{self.seed}/literal/{source}").random() < self.noise.literal
+            references.append(self._mistranslated(source, rate, rng, literal))
         return references
 
     @cached_property
@@ -413,9 +422,9 @@ class SyntheticLanguage:
         word_masks = {word: sum(1 << i for i, other in enumerate(words) if other == word) for word in words}
         return Target(tokens, words, Counter(lemmas), lemma_masks, word_masks)
 
-    def _mistranslated(self, source: str, rate: float, rng: Random) -> str:
+    def _mistranslated(self, source: str, rate: float, rng: Random, literal: bool = False) -> str:
         errors = self.noise.errors()
-        tokens = self._target(source).tokens
+        tokens = [_literal(token) if literal else token for token in self._target(source).tokens]
         words: list[str] = []
         swapped: list[int] = []
         for token in tokens:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -17,6 +17,25 @@ import sentencepiece
 from rest.errors import UserError
 from rest.folder import read_json, write_json
 
+PROMPT = "prompt.json"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a network is given beside the texts: ids that nobody chooses, and so in no log-probability and no length."""
+
+    start: int
+    """What the decoder begins with."""
+    forced: tuple[int, ...] = ()
+    """What every target begins with then, such as its language; the decoder may choose from here on."""
+    source: tuple[int, ...] = ()
+    """What every source begins with, such as its language."""
+
+    @property
+    def decoder(self) -> tuple[int, ...]:
+        """All that the decoder is given before it may choose."""
+        return self.start, *self.forced
+
 
 @runtime_checkable
 class Tokenizer(Protocol):
@@ -25,23 +44,25 @@ class Tokenizer(Protocol):
     @property
     def vocabulary_size(self) -> int: ...
     @property
-    def pad_id(self) -> int:
-        """Padding; also the decoder's first input, as in Marian."""
-        ...
-
+    def pad_id(self) -> int: ...
     @property
     def eos_id(self) -> int: ...
+    @property
+    def prompt(self) -> Prompt:
+        """What a policy with this tokenizer is given beside the texts."""
+        ...
+
     @property
     def identity(self) -> str:
         """Hash of the content: equal for tokenizers that give the same ids."""
         ...
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of source text, without EOS."""
+        """Token ids of source text, without EOS and without the prompt."""
         ...
 
     def encode_targets(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of target text, without EOS."""
+        """Token ids of target text, without EOS and without the prompt."""
         ...
 
     def decode(self, ids: Sequence[Sequence[int] | np.ndarray]) -> list[str]:
@@ -116,6 +137,11 @@ class SentencePieceTokenizer:
     def eos_id(self) -> int:
         return self._processor.eos_id()
 
+    @property
+    def prompt(self) -> Prompt:
+        """The decoder begins with padding, as in Marian."""
+        return Prompt(self.pad_id)
+
     @cached_property
     def identity(self) -> str:
         return hashlib.sha256(self._model).hexdigest()
@@ -148,33 +174,49 @@ class SentencePieceTokenizer:
 class MarianTokenizer:
     """What an OPUS-MT model comes with: a SentencePiece model a side, and one list of pieces that gives their ids.
 
-    As in `transformers`, a first word such as `>>fra<<`, which tells a multilingual model its target language, is one
-    piece, and punctuation is not normalised.
+    Some have a list for each side; `pieces` is then that of the target. As in `transformers`, a first word such as
+    `>>fra<<`, which tells a multilingual model its target language, is one piece, and punctuation is not normalised.
     """
 
-    def __init__(self, models: tuple[bytes, bytes], pieces: Sequence[str]) -> None:
+    def __init__(
+        self,
+        models: tuple[bytes, bytes],
+        pieces: Sequence[str],
+        source_pieces: Sequence[str] | None = None,
+        prompt: Prompt | None = None,
+    ) -> None:
         self.models, self.pieces = models, list(pieces)
+        self.source_pieces = None if source_pieces is None else list(source_pieces)
         self._source, self._target = (sentencepiece.SentencePieceProcessor(model_proto=model) for model in models)
         self._ids = {piece: i for i, piece in enumerate(self.pieces)}
+        self._source_ids = {piece: i for i, piece in enumerate(self.source_pieces or self.pieces)}
+        self.prompt = prompt or Prompt(self.pad_id)
 
     @classmethod
     def load(cls, folder: Path) -> MarianTokenizer:
-        """Read source.spm, target.spm and vocab.json."""
+        """Read source.spm, target.spm, vocab.json and, where there is one, target_vocab.json."""
         for name in ("source.spm", "target.spm", "vocab.json"):
             if not (folder / name).is_file():
                 raise UserError(f"{folder / name}: no such file, and a Marian tokenizer needs it")
-        path = folder / "vocab.json"
-        ids = read_json(path)
-        if sorted(ids.values()) != list(range(len(ids))):
-            raise UserError(f"{path}: its {len(ids)} ids are not the numbers from 0 to {len(ids) - 1}")
-        for piece in ("<pad>", "</s>", "<unk>"):
-            if piece not in ids:
-                raise UserError(f"{path}: has no piece {piece!r}")
         models = (folder / "source.spm").read_bytes(), (folder / "target.spm").read_bytes()
+        source, target = _pieces(folder / "vocab.json"), None
+        if (folder / "target_vocab.json").is_file():
+            target = _pieces(folder / "target_vocab.json")
+            if source.index("</s>") != target.index("</s>"):
+                raise UserError(f"{folder}: </s> has another id in vocab.json than in target_vocab.json")
         try:
-            return cls(models, sorted(ids, key=lambda piece: ids[piece]))
+            return cls(models, source) if target is None else cls(models, target, source)
         except RuntimeError as error:
             raise UserError(f"{folder}: source.spm or target.spm is not a SentencePiece model") from error
+
+    def prompted(self, prompt: Prompt) -> MarianTokenizer:
+        """The same with another prompt."""
+        return MarianTokenizer(self.models, self.pieces, self.source_pieces, prompt)
+
+    @property
+    def source_vocabulary(self) -> dict[str, int]:
+        """Id of each piece of the source."""
+        return self._source_ids
 
     @property
     def vocabulary_size(self) -> int:
@@ -191,18 +233,21 @@ class MarianTokenizer:
     @cached_property
     def identity(self) -> str:
         parts = [hashlib.sha256(model).hexdigest() for model in self.models]
-        return hashlib.sha256(json.dumps([*parts, self.pieces]).encode()).hexdigest()
+        own = [] if self.source_pieces is None else [self.source_pieces]
+        known = [*parts, self.pieces, *own, *_unusual(self.prompt, self.pad_id)]
+        return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        return [self._encode(text, self._source) for text in texts]
+        return [self._encode(text, self._source, self._source_ids) for text in texts]
 
     def encode_targets(self, texts: Sequence[str]) -> list[list[int]]:
-        return [self._encode(text, self._target) for text in texts]
+        return [self._encode(text, self._target, self._ids) for text in texts]
 
-    def _encode(self, text: str, model: sentencepiece.SentencePieceProcessor) -> list[int]:
+    @staticmethod
+    def _encode(text: str, model: sentencepiece.SentencePieceProcessor, ids: Mapping[str, int]) -> list[int]:
         end = text.index("<<") + 2 if text.startswith(">>") and "<<" in text else 0
         pieces = [text[:end]] * bool(end) + model.encode(text[end:], out_type=str)
-        return [self._ids.get(piece, self._ids["<unk>"]) for piece in pieces]
+        return [ids.get(piece, ids["<unk>"]) for piece in pieces]
 
     def decode(self, ids: Sequence[Sequence[int] | np.ndarray]) -> list[str]:
         silent = {self.pad_id, self.eos_id}
@@ -212,7 +257,21 @@ class MarianTokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         for side, model in zip(("source", "target"), self.models, strict=True):
             (folder / f"{side}.spm").write_bytes(model)
-        write_json(folder / "vocab.json", self._ids)
+        write_json(folder / "vocab.json", self._source_ids)
+        if self.source_pieces is not None:
+            write_json(folder / "target_vocab.json", self._ids)
+        _save_prompt(self.prompt, self.pad_id, folder)
+
+
+def _pieces(path: Path) -> list[str]:
+    """In the order of their ids."""
+    ids = read_json(path)
+    if sorted(ids.values()) != list(range(len(ids))):
+        raise UserError(f"{path}: its {len(ids)} ids are not the numbers from 0 to {len(ids) - 1}")
+    for piece in ("<pad>", "</s>", "<unk>"):
+        if piece not in ids:
+            raise UserError(f"{path}: has no piece {piece!r}")
+    return sorted(ids, key=lambda piece: ids[piece])
 
 
 @dataclass(frozen=True)
@@ -229,7 +288,7 @@ class HuggingFaceSettings:
         if (Path(self.name) / "source.spm").exists():
             return MarianTokenizer.load(Path(self.name))
         try:
-            return HuggingFaceTokenizer(AutoTokenizer.from_pretrained(self.name))
+            return HuggingFaceTokenizer(AutoTokenizer.from_pretrained(self.name, trust_remote_code=False))
         except (OSError, ValueError) as error:
             raise UserError(f"tokenizer: {self.name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
 
@@ -237,14 +296,24 @@ class HuggingFaceSettings:
 class HuggingFaceTokenizer:
     """Any fast or slow tokenizer of `transformers` that has padding and EOS."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, prompt: Prompt | None = None) -> None:
         self._tokenizer = tokenizer
         if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
             raise UserError(f"tokenizer: {tokenizer.name_or_path!r} lacks an EOS or a padding token")
+        self.prompt = prompt or Prompt(self.pad_id)
+
+    def prompted(self, prompt: Prompt) -> HuggingFaceTokenizer:
+        """The same with another prompt."""
+        return HuggingFaceTokenizer(self._tokenizer, prompt)
+
+    @cached_property
+    def source_vocabulary(self) -> dict[str, int]:
+        """Id of each piece, those of languages among them."""
+        return self._tokenizer.get_vocab() | getattr(self._tokenizer, "lang_token_to_id", {})  # M2M100's are apart
 
     @cached_property
     def vocabulary_size(self) -> int:
-        return max(self._tokenizer.get_vocab().values()) + 1  # ids may have gaps
+        return max(self.source_vocabulary.values()) + 1  # ids may have gaps
 
     @property
     def pad_id(self) -> int:
@@ -260,13 +329,16 @@ class HuggingFaceTokenizer:
         rules = json.loads(backend.to_str()) if backend is not None else {}
         for unused in ("truncation", "padding"):  # `encode` turns both off
             rules.pop(unused, None)
-        parts = [self._tokenizer.get_vocab(), rules or type(self._tokenizer).__qualname__]
+        parts = [self.source_vocabulary, rules or type(self._tokenizer).__qualname__]
+        parts += _unusual(self.prompt, self.pad_id)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return self._tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
 
     def encode_targets(self, texts: Sequence[str]) -> list[list[int]]:
+        if self.prompt.forced:  # then sides differ by their languages alone, and these are the prompt's
+            return self.encode(texts)
         return self._tokenizer(text_target=list(texts), add_special_tokens=False)["input_ids"] if texts else []
 
     def decode(self, ids: Sequence[Sequence[int] | np.ndarray]) -> list[str]:
@@ -275,14 +347,26 @@ class HuggingFaceTokenizer:
 
     def save(self, folder: Path) -> None:
         self._tokenizer.save_pretrained(folder)
+        _save_prompt(self.prompt, self.pad_id, folder)
+
+
+def _unusual(prompt: Prompt, pad_id: int) -> list[dict[str, Any]]:
+    """A prompt that is more than padding, to be kept and to be part of an identity."""
+    return [] if prompt == Prompt(pad_id) else [asdict(prompt)]
+
+
+def _save_prompt(prompt: Prompt, pad_id: int, folder: Path) -> None:
+    for fields in _unusual(prompt, pad_id):
+        write_json(folder / PROMPT, fields)
 
 
 TokenizerSettings = SentencePieceSettings | HuggingFaceSettings
 
 
 def source_ids(tokenizer: Tokenizer, sources: Sequence[str]) -> list[np.ndarray]:
-    """Token ids of each source, ending in EOS, int32 [tokens]."""
-    return [np.asarray([*ids, tokenizer.eos_id], np.int32) for ids in tokenizer.encode(sources)]
+    """Token ids of each source, the prompt's before them and EOS behind, int32 [tokens]."""
+    before = tokenizer.prompt.source
+    return [np.asarray([*before, *ids, tokenizer.eos_id], np.int32) for ids in tokenizer.encode(sources)]
 
 
 def target_ids(tokenizer: Tokenizer, targets: Sequence[str]) -> list[np.ndarray]:
@@ -297,4 +381,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         return SentencePieceTokenizer(model.read_bytes())
     if not folder.is_dir():
         raise UserError(f"{folder}: no tokenizer there")
-    return HuggingFaceSettings(str(folder)).train([], 0)
+    tokenizer = HuggingFaceSettings(str(folder)).train([], 0)
+    if not (folder / PROMPT).exists():
+        return tokenizer
+    fields = read_json(folder / PROMPT)
+    return tokenizer.prompted(Prompt(fields["start"], tuple(fields["forced"]), tuple(fields["source"])))

@@ -1,8 +1,8 @@
 """Conditions on the rows of a scored dataset: "reward > 0.9 and flags = ''".
 
 A condition is one of Python's: comparisons, `and`, `or`, `not`, `in (...)`, brackets, numbers and quoted text, where
-`=` means `==`. Names are stored columns, those derived from them (`is_reference`, `is_truncated`, `is_flagged`,
-`length`) and sidecars. It is computed by pyarrow on whole columns; nothing is evaluated as Python.
+`=` means `==`. Names are stored columns, those derived from them (`is_reference`, `is_sample`, `is_truncated`,
+`is_flagged`, `length`) and sidecars. It is computed by pyarrow on whole columns; nothing is evaluated as Python.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Gt: pc.greater,
     ast.GtE: pc.greater_equal,
 }
-YES_OR_NO = ("is_reference", "is_truncated", "is_flagged")
+YES_OR_NO = ("is_reference", "is_sample", "is_truncated", "is_flagged")
 _LIKE_SQL = re.compile(r"\b(AND|OR|NOT|IN)\b")
 _QUOTED = re.compile(r"""('[^']*'|"[^"]*")""")
 

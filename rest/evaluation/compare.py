@@ -21,6 +21,7 @@ from rest.statistics.paired import PairedTest, paired_corpus, paired_means
 
 ROWS = 10  # shown beside an alarm
 ERRORS = ("ter",)  # metrics of which less is better
+TRAINED_ON = ("reward", "reward_greedy", "reward_beam")  # all others are evidence beside it
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,14 @@ class Evaluated:
 
     samples: Outputs
     greedy: Outputs
+    beam: Outputs | None = None
+    """None of an evaluation that kept no beam outputs."""
 
     @classmethod
     def read(cls, folder: Path) -> Evaluated:
-        return cls(Outputs.read(folder / "samples.parquet"), Outputs.read(folder / "greedy.parquet"))
+        beam = folder / "beam.parquet"
+        samples, greedy = (Outputs.read(folder / f"{name}.parquet") for name in ("samples", "greedy"))
+        return cls(samples, greedy, Outputs.read(beam) if beam.exists() else None)
 
 
 def compare_stages(evaluation: Path, new: str, old: str, seed: int) -> None:
@@ -56,20 +61,14 @@ def compare_stages(evaluation: Path, new: str, old: str, seed: int) -> None:
 def paired_tests(new: Evaluated, old: Evaluated, seed: int, tokenize: str = "13a") -> dict[str, Any]:
     """`tests`: new minus old of every metric, paired. `fell`: the alarm, [] for none. `rows`: what the alarm is about.
 
-    Reward and gold are those of samples; BLEU, chrF and TER those of greedy outputs.
+    Reward and gold are those of samples, BLEU, chrF and TER those of greedy outputs; the other names say what of.
     """
     if new.samples.split.ids.tolist() != old.samples.split.ids.tolist():
         raise UserError("the two policies were evaluated on different text, so they cannot be compared")
-    tests: dict[str, PairedTest] = {
-        name: paired_means(new.samples.scores[name], old.samples.scores[name], seed)
-        for name in ("reward", "gold")
-        if name in new.samples.scores and name in old.samples.scores
-    }
-    if new.greedy.split.references is not None:
-        ours, theirs = ([row[0] for row in side.greedy.texts] for side in (new, old))
-        references = [new.greedy.split.references, *new.greedy.split.more_references]
-        for name, metric in corpus_metrics(tokenize).items():
-            tests[name] = paired_corpus(metric, ours, theirs, references, seed)
+    tests = _scores(new.samples, old.samples, "", seed)
+    tests |= _scores(new.greedy, old.greedy, "_greedy", seed) | _texts(new.greedy, old.greedy, "", seed, tokenize)
+    if new.beam is not None and old.beam is not None:
+        tests |= _scores(new.beam, old.beam, "_beam", seed) | _texts(new.beam, old.beam, "_beam", seed, tokenize)
     fell = fallen(tests)
     return {
         "tests": {name: test.record() for name, test in tests.items()},
@@ -78,18 +77,34 @@ def paired_tests(new: Evaluated, old: Evaluated, seed: int, tokenize: str = "13a
     }
 
 
+def _scores(new: Outputs, old: Outputs, of: str, seed: int) -> dict[str, PairedTest]:
+    """Means of reward and gold, where both sides have them."""
+    both = [name for name in ("reward", "gold") if name in new.scores and name in old.scores]
+    return {f"{name}{of}": paired_means(new.scores[name], old.scores[name], seed) for name in both}
+
+
+def _texts(new: Outputs, old: Outputs, of: str, seed: int, tokenize: str) -> dict[str, PairedTest]:
+    """Corpus metrics of one output per source; TER, which takes longest, of greedy outputs alone."""
+    if new.split.references is None:
+        return {}
+    references = [new.split.references, *new.split.more_references]
+    ours, theirs = ([row[0] for row in side.texts] for side in (new, old))
+    metrics = {name: metric for name, metric in corpus_metrics(tokenize).items() if not of or name not in ERRORS}
+    return {f"{name}{of}": paired_corpus(metric, ours, theirs, references, seed) for name, metric in metrics.items()}
+
+
 def fallen(tests: dict[str, PairedTest]) -> list[str]:
     """The metrics that got worse while the reward rose, all beyond their intervals; none where it did not rise."""
-    if tests["reward"].lo <= 0:
+    if "reward" not in tests or tests["reward"].lo <= 0:
         return []
     worse = {name: test.lo > 0 if name in ERRORS else test.hi < 0 for name, test in tests.items()}
-    return [name for name, is_worse in worse.items() if is_worse]
+    return [name for name, is_worse in worse.items() if is_worse and name not in TRAINED_ON]
 
 
 def exploited(new: Outputs, old: Outputs, rows: int = ROWS) -> list[dict[str, Any]]:
     """The sources whose greedy output gained most reward and lost most of the other metrics: gain times loss."""
     others = [name for name in ("gold", "chrf") if name in new.scores and name in old.scores]
-    if not others:
+    if not others or "reward" not in new.scores or "reward" not in old.scores:
         return []
     scale = {"gold": 1.0, "chrf": 100.0}
     gain = (new.scores["reward"] - old.scores["reward"])[:, 0].astype(np.float64)

@@ -9,7 +9,7 @@ import numpy as np
 
 from rest.data.corpus import Gold, Split
 from rest.evaluation.best_of_n import BestOfN
-from rest.evaluation.mbr import MBR, UTILITIES
+from rest.evaluation.mbr import MBR, UTILITIES, ConfidencePruning, ModelBased, MonteCarlo
 from rest.evaluation.outputs import Chooser, Outputs, draw, score
 from rest.folder import seed_for
 from rest.learning.mesh import MachineSettings
@@ -74,10 +74,14 @@ class DecodingSettings:
     """best_of_n: the sample with the highest reward; mbr: the sample that is most like the others."""
     n: int = 16
     """Samples per source of best_of_n and mbr."""
-    utility: Literal["chrf", "chrf-aggregate", "chrf++", "bleu"] = "chrf"
-    """What mbr compares samples by; chrf-aggregate is quick where n is in the hundreds."""
+    utility: Literal["chrf", "chrf-aggregate", "chrf++", "bleu", "chrf-bleu"] = "chrf"
+    """What mbr compares samples by; chrf-aggregate is quick where n is in the hundreds, chrf-bleu the mean of both."""
     prune_to: int = 0
     """So many samples with the highest rewards are mbr's candidates; 0: all."""
+    model_based: bool = False
+    """In mbr a sample counts as the policy's probability of it, not as often as it was drawn."""
+    confidence: float = 1.0
+    """mbr leaves out early what is not the best with this confidence, such as 0.99; 1: every pair is compared."""
 
     def decoder(self, beam: BeamSettings, sampling: SamplingSettings) -> Decoder:
         ways: dict[str, Decoder] = {
@@ -85,9 +89,14 @@ class DecodingSettings:
             "beam": Beam(beam),
             "sample": Sampled(sampling),
             "best_of_n": BestOfN(self.n, sampling),
-            "mbr": MBR(self.n, UTILITIES[self.utility], self.prune_to, sampling),
+            "mbr": self._mbr(sampling),
         }
         return ways[self.decode]
+
+    def _mbr(self, sampling: SamplingSettings) -> MBR:
+        weights = ModelBased() if self.model_based else MonteCarlo()
+        pruning = None if self.confidence == 1 else ConfidencePruning(self.confidence)
+        return MBR(self.n, UTILITIES[self.utility], self.prune_to, sampling, weights, pruning)
 
     @property
     def draws(self) -> int:
@@ -97,8 +106,10 @@ class DecodingSettings:
     @property
     def name(self) -> str:
         """For folders: best_of_n-16, mbr-16-bleu-8."""
-        own = f"-{self.utility}-{self.prune_to}" if self.decode == "mbr" else ""
-        return self.decode + (f"-{self.n}{own}" if self.decode in ("best_of_n", "mbr") else "")
+        if self.decode == "mbr":
+            further = ("-model" if self.model_based else "") + ("" if self.confidence == 1 else f"-{self.confidence:g}")
+            return f"mbr-{self.n}-{self.utility}-{self.prune_to}{further}"
+        return self.decode + (f"-{self.n}" if self.decode == "best_of_n" else "")
 
 
 def evaluate_decoding(

@@ -12,7 +12,7 @@ import numpy as np
 from rest.data.batches import BatchSettings, Examples
 from rest.data.corpus import Gold, Split
 from rest.errors import UserError
-from rest.evaluation.outputs import Outputs, draw, score
+from rest.evaluation.outputs import Outputs, draw, rewards_of, score
 from rest.folder import seed_for
 from rest.learning.mesh import MachineSettings
 from rest.policy.beam import BeamSettings, translate
@@ -33,10 +33,6 @@ class EvaluationSettings:
     sampling: SamplingOverrides = field(default_factory=SamplingOverrides)
     """What samples are drawn from otherwise than the experiment's `sampling`."""
     beam: BeamSettings = field(default_factory=BeamSettings)
-    dev_samples_per_source: int = 4
-    """Samples per dev source behind the mean reward that chooses checkpoints."""
-    dev_sources: int = 0
-    """Dev sources for choosing checkpoints; 0: all."""
     kl_sources: int = 500
     """Sources of the estimate of the KL divergence to BC, one draw at temperature 1 each."""
     shown: int = 12
@@ -47,30 +43,26 @@ class EvaluationSettings:
     """The share of samples that the judge scores above this is measured too."""
     bleu_tokenizer: Literal["13a", "zh", "char", "intl", "none"] = "13a"
     """How BLEU parts a sentence into words, by sacreBLEU's names: zh for Chinese, char for Japanese or Thai."""
+    detokenizer: Any = None  # Callable[[str], str]
+    """For text that is tokenized: outputs and references are scored once more as this writes them; see Detokenizer."""
+    bc_temperatures: tuple[float, ...] = (0.64, 0.5)
+    """A control: BC is sampled at these temperatures too, since a policy that is only sharper has learned nothing."""
+    ceiling_samples: int = 16
+    """What training can distil: the best of so many samples of BC, by the reward and by MBR; 0: not looked at."""
 
     def __post_init__(self) -> None:
-        for name in ("samples_per_source", "dev_samples_per_source", "kl_sources"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name, least in {"samples_per_source": 1, "kl_sources": 1, "ceiling_samples": 0}.items():
+            if getattr(self, name) < least:
+                raise UserError(f"evaluation.{name} must be at least {least}, not {getattr(self, name)}")
+        for temperature in self.bc_temperatures:
+            if not temperature > 0:
+                raise UserError(f"evaluation.bc_temperatures: {temperature} is not above 0")
 
-
-def mean_reward(
-    dev: Split,
-    reward: Reward,
-    settings: EvaluationSettings,
-    sampling: SamplingSettings,
-    seed: int,
-    machine: MachineSettings | None = None,
-) -> Callable[[Policy], dict[str, float]]:
-    """An evaluation for `train`: the mean reward of a policy's samples on dev, the same draws at every call."""
-    if settings.dev_sources and settings.dev_sources < len(dev):
-        dev = dev.take(slice(0, settings.dev_sources))
-
-    def evaluate(policy: Policy) -> dict[str, float]:
-        drawn = draw(policy, dev, settings.dev_samples_per_source, sampling, seed, machine)
-        return {"score": float(score(reward, None, dev, drawn)["reward"].mean(dtype=np.float64))}
-
-    return evaluate
+    @property
+    def of_every_policy(self) -> dict[str, Any]:
+        """What decides the evaluation of each policy, without the controls beside them."""
+        controls = "bc_temperatures", "ceiling_samples"
+        return {name: value for name, value in vars(self).items() if name not in controls}
 
 
 @dataclass(frozen=True)
@@ -80,6 +72,7 @@ class Evaluation:
     metrics: dict[str, Any]
     samples: Outputs
     greedy: Outputs
+    beam: Outputs
     shown: list[dict[str, Any]]  # {"source", "reference", "hypothesis", "reward", "gold"}
 
 
@@ -107,70 +100,78 @@ def evaluate(
     greedy = translate(policy, split.sources, replace(beam, beams=1), machine)
     widest = translate(policy, split.sources, beam, machine)
     samples = Outputs(split, drawn, score(reward, gold, split, drawn))
-    one = Outputs(split, [[y] for y in greedy], score(reward, gold, split, [[y] for y in greedy], chrf=True))
-    beam_reward = score(reward, None, split, [[y] for y in widest])["reward"]
-
-    def interval(values: np.ndarray) -> list[float]:
-        return list(bootstrap_ci(values, seed_for(seed, "bootstrap")))
-
-    def mean(values: np.ndarray) -> float:
-        return float(values.mean(dtype=np.float64))
-
-    metrics: dict[str, Any] = {
-        "reward_mean": mean(samples.scores["reward"]),
-        "reward_ci95": interval(samples.scores["reward"]),
-        "reward_greedy_mean": mean(one.scores["reward"]),
-        "reward_greedy_ci95": interval(one.scores["reward"]),
-        "reward_beam_mean": mean(beam_reward),
-    }
-    first_rewards = None if first is None else score(first, None, split, drawn)["reward"]
-    if first_rewards is not None:
-        metrics["first_reward_mean"] = mean(first_rewards)
-        metrics["first_reward_ci95"] = interval(first_rewards)
-    if settings.judge is not None:
-        judged = score(settings.judge, None, split, drawn)["reward"]
-        for name, values in {
-            "judge": judged,
-            "judge_above": (judged > settings.judge_limit).astype(np.float32),
-        }.items():
-            metrics |= {f"{name}_mean": mean(values), f"{name}_ci95": interval(values)}
+    one, best = (
+        Outputs(split, rows, score(reward, gold, split, rows, chrf=True, among=drawn))
+        for rows in ([[y] for y in greedy], [[y] for y in widest])
+    )
+    metrics: dict[str, Any] = {"reward_samples": settings.samples_per_source}
+    for name, outputs in {"": samples, "_greedy": one, "_beam": best}.items():
+        for kind in ("reward", "gold"):
+            metrics |= of_mean(f"{kind}{name}", outputs.scores.get(kind), seed)
+    rewards = {"reward": samples.scores.get("reward")}
+    if first is not None:
+        rewards["first_reward"] = rewards_of(first, split, drawn)
+        metrics |= of_mean("first_reward", rewards["first_reward"], seed)
+    if settings.judge is not None and (judged := rewards_of(settings.judge, split, drawn)) is not None:
+        above = (judged > settings.judge_limit).astype(np.float32)
+        metrics |= of_mean("judge", judged, seed) | of_mean("judge_above", above, seed)
     if gold is not None:
-        metrics |= {
-            "gold_mean": mean(samples.scores["gold"]),
-            "gold_ci95": interval(samples.scores["gold"]),
-            "gold_greedy_mean": mean(one.scores["gold"]),
-            "gold_greedy_ci95": interval(one.scores["gold"]),
-            "reward_gold_spearman": spearman(samples.scores["reward"].ravel(), samples.scores["gold"].ravel()),
-        }
-        if first_rewards is not None:
-            metrics["first_reward_gold_spearman"] = spearman(first_rewards.ravel(), samples.scores["gold"].ravel())
-    if split.references is not None:
-        on_text = partial(
-            corpus_scores,
-            references=split.references,
-            more_references=split.more_references,
-            tokenize=settings.bleu_tokenizer,
-        )
-        of_beam = on_text(widest, resamples=1, names=("bleu", "chrf"))
-        metrics |= on_text(greedy)
-        metrics |= {"bleu_beam": of_beam["bleu"], "chrf_beam": of_beam["chrf"]}
-        metrics["length_ratio"] = length_ratio(greedy, split.references)
-    metrics |= _variety(split.sources, greedy, drawn)
+        for name, values in rewards.items():
+            if values is not None:
+                metrics[f"{name}_gold_spearman"] = spearman(values.ravel(), samples.scores["gold"].ravel())
+    metrics |= of_text(split, greedy, widest, settings.bleu_tokenizer)
+    if settings.detokenizer is not None:
+        metrics |= detokenized(settings.detokenizer, split, greedy, widest)
+    metrics |= went_wrong(split.sources, greedy) | variety(drawn)
     some = split.take(slice(0, settings.kl_sources))
     metrics |= divergences(policy, {"bc": bc, "previous": previous}, some, sampling, batch, seed, machine)
-    return Evaluation(metrics, samples, one, _shown(one, settings.shown))
+    return Evaluation(metrics, samples, one, best, _shown(one, settings.shown))
 
 
-def _variety(sources: list[str], greedy: list[str], samples: list[list[str]]) -> dict[str, float]:
-    """What goes wrong in greedy outputs, and how far samples differ."""
-    found = {
-        "copy_rate": copy_rate(sources, greedy),
-        "empty_rate": empty_rate(greedy),
-        "repeated_trigrams": repeated_ngrams(greedy),
-        "distinct_per_source": distinct_per_source(samples),
-        "distinct_1": distinct_ngrams(samples, 1),
-        "distinct_2": distinct_ngrams(samples, 2),
-    }
+def of_mean(name: str, values: np.ndarray | None, seed: int) -> dict[str, Any]:
+    """The mean of scores [sources, n] and its interval, as NAME_mean and NAME_ci95; null where there are no rewards."""
+    if values is None:
+        return {f"{name}_mean": None, f"{name}_ci95": None} if name.startswith("reward") else {}
+    ends = list(bootstrap_ci(values, seed_for(seed, "bootstrap")))
+    return {f"{name}_mean": float(values.mean(dtype=np.float64)), f"{name}_ci95": ends}
+
+
+def of_text(split: Split, greedy: list[str], beam: list[str], tokenize: str) -> dict[str, Any]:
+    """Metrics of greedy and beam outputs against the references; none where there are no references."""
+    if split.references is None:
+        return {}
+    on_text = partial(
+        corpus_scores, references=split.references, more_references=split.more_references, tokenize=tokenize
+    )
+    of_beam = on_text(beam, names=("bleu", "chrf"))
+    more = {f"{name}_beam{end}": of_beam[f"{name}{end}"] for name in ("bleu", "chrf") for end in ("", "_ci95")}
+    return {**on_text(greedy), **more, "length_ratio": length_ratio(greedy, split.references)}
+
+
+def detokenized(detokenize: Callable[[str], str], split: Split, greedy: list[str], beam: list[str]) -> dict[str, Any]:
+    """BLEU and chrF of the text as people write it, by sacreBLEU's defaults, under NAME_detokenized."""
+    if split.references is None:
+        return {}
+    first, *more = ([detokenize(y) for y in lines] for lines in (split.references, *split.more_references))
+    found: dict[str, Any] = {}
+    for of, outputs in {"": greedy, "_beam": beam}.items():
+        texts = [detokenize(y) for y in outputs]
+        scores = corpus_scores(texts, first, more_references=more, names=("bleu", "chrf"))
+        found |= {f"{name}{of}_detokenized{end}": scores[f"{name}{end}"]
+                  for name in ("bleu", "chrf") for end in ("", "_ci95", "_signature")}  # fmt: skip
+    return found
+
+
+def went_wrong(sources: list[str], greedy: list[str]) -> dict[str, float]:
+    """Shares of greedy outputs, and of their trigrams, that are not what they should be."""
+    copies, empty = copy_rate(sources, greedy), empty_rate(greedy)
+    return {"copy_rate": copies, "empty_rate": empty, "repeated_trigrams": repeated_ngrams(greedy)}
+
+
+def variety(samples: list[list[str]]) -> dict[str, float]:
+    """How far the samples of a source differ."""
+    found = {f"distinct_{n}": distinct_ngrams(samples, n) for n in (1, 2)}
+    found["distinct_per_source"] = distinct_per_source(samples)
     return found if len(samples[0]) < 2 else found | {"self_bleu": self_bleu(samples)}
 
 
@@ -181,7 +182,7 @@ def _shown(greedy: Outputs, rows: int) -> list[dict[str, Any]]:
             "source": split.sources[i],
             "reference": None if split.references is None else split.references[i],
             "hypothesis": greedy.texts[i][0],
-            "reward": float(scores["reward"][i, 0]),
+            "reward": float(scores["reward"][i, 0]) if "reward" in scores else None,
             "gold": float(scores["gold"][i, 0]) if "gold" in scores else None,
         }
         for i in range(min(rows, len(split)))
@@ -196,10 +197,11 @@ def divergences(
     batch: BatchSettings,
     seed: int,
     machine: MachineSettings | None = None,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Entropy and KL(policy ‖ anchor), nats per sentence, all from the same draws at temperature 1.
 
-    Means of -log π and of log π - log π_anchor: `entropy` and `kl_to_<name>` of every anchor that is given.
+    Means of -log π and of log π - log π_anchor: `entropy` and `kl_to_<name>` of every anchor that is given, each with
+    its 95 % interval over sources, `<metric>_ci95`.
     """
     whole = SamplingSettings(temperature=1.0, max_target_tokens=sampling.max_target_tokens)
     drawn = sample(policy, split.sources, split.ids, 1, whole, seed=seed_for(seed, "kl"), machine=machine)
@@ -210,9 +212,12 @@ def divergences(
         )
     sources = [x[: batch.source_tokens] for x in policy.encode_sources(split.sources)]
     own = np.asarray([values[0].sum() for values in drawn.log_probs], np.float64)
-    found = {"entropy": float(-own.mean())}
+    drops = {"entropy": -own}
     for name, anchor in anchors.items():
         if anchor is not None:
-            other = sequence_log_probs(anchor, Examples(sources, tokens), batch)
-            found[f"kl_to_{name}"] = float((own - other).mean())
+            drops[f"kl_to_{name}"] = own - sequence_log_probs(anchor, Examples(sources, tokens), batch)
+    found: dict[str, Any] = {}
+    for name, nats in drops.items():
+        found[name] = float(nats.mean())
+        found[f"{name}_ci95"] = list(bootstrap_ci(nats, seed_for(seed, "bootstrap")))
     return found

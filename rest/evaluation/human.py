@@ -45,6 +45,10 @@ def export_sheet(outputs: Mapping[str, Outputs], baseline: str, sources: int, se
     for place in rng.permutation(len(pairs)):
         row, name = pairs[place]
         texts = {side: outputs[side].texts[row][0] for side in (baseline, name)}
+        if "reward" not in outputs[baseline].scores:
+            raise UserError(
+                "the outputs have no rewards, whose ranks people's are compared with: evaluate more samples"
+            )
         rewards = {side: float(outputs[side].scores["reward"][row, 0]) for side in (baseline, name)}
         known = {"policy": name, "source_id": int(base.split.ids[row]), "rewards": rewards}
         if texts[baseline] == texts[name]:

@@ -1,15 +1,13 @@
-"""Minimum Bayes risk: the sample that is most like all the others (Kumar and Byrne 2004; Eikema and Aziz 2020).
+"""Decoding by minimum Bayes risk (MBR): the sample that is most like all the others.
 
 Every sample is a candidate, or the few that the reward likes best are (Fernandes et al. 2022), and all samples are
-pseudo-references, whatever candidates are left: they stand for the policy. chrF can compare with one aggregate of all
-pseudo-references, whose n-gram counts are their mean (Vamvas and Sennrich 2024, arXiv 2402.04251): linear in their
-number, and no longer exact.
+pseudo-references, whatever candidates are left: they stand for the policy (Kumar and Byrne 2004; Eikema and Aziz 2020).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,96 +15,131 @@ import numpy as np
 
 from rest.data.corpus import Split
 from rest.errors import UserError
-from rest.evaluation.outputs import Chooser, draw, flat_scores
+from rest.evaluation.outputs import Chooser, draw_hypotheses, flat_scores
 from rest.learning.mesh import MachineSettings
 from rest.policy.policy import Policy
 from rest.policy.sampler import SamplingSettings
-from rest.reward.reference_based import SentenceBLEU, SentenceChrF
-from rest.reward.reward import with_references
-
-CHRF_ORDER, CHRF_BETA = 6, 2
+from rest.reward.utility import BLEU, ChrF, Mixture, Utility
 
 
 @runtime_checkable
-class Utility(Protocol):
-    """How well candidates stand for pseudo-references."""
+class Weighting(Protocol):
+    """How much each different sample counts as a pseudo-reference, from n samples and their log-probabilities [n]."""
 
-    def __call__(
-        self, source: str, candidates: Sequence[str], references: Sequence[str], weights: np.ndarray
-    ) -> np.ndarray:
-        """float64 [candidates]: the mean utility against `references`, weighted by `weights` [references]."""
-        ...
+    def __call__(self, samples: Sequence[str], log_probs: np.ndarray) -> Mapping[str, float]: ...
 
 
 @dataclass(frozen=True)
-class ChrF:
-    """sacreBLEU's sentence chrF of character n-grams, counted once a text and compared as matrices."""
+class MonteCarlo:
+    """As often as it was drawn."""
 
-    aggregate: bool = False
-    """Against one aggregate of the pseudo-references instead of each."""
-
-    def __call__(
-        self, source: str, candidates: Sequence[str], references: Sequence[str], weights: np.ndarray
-    ) -> np.ndarray:
-        share = weights / weights.sum()
-        counts = [_counts([*candidates, *references], n) for n in range(1, CHRF_ORDER + 1)]
-        own = [found[: len(candidates)] for found in counts]
-        theirs = [found[len(candidates) :] for found in counts]
-        if self.aggregate:
-            return _chrf(own, [(share @ found)[None] for found in theirs])[:, 0]
-        return _chrf(own, theirs) @ share
-
-
-def _counts(texts: Sequence[str], n: int) -> np.ndarray:
-    """float64 [texts, different n-grams]: how often each text has each n-gram of characters, white space left out."""
-    lines = ["".join(text.split()) for text in texts]
-    grams = [Counter(line[k : k + n] for k in range(len(line) - n + 1)) for line in lines]
-    place = {gram: k for k, gram in enumerate(dict.fromkeys(gram for found in grams for gram in found))}
-    out = np.zeros((len(texts), len(place)))
-    for row, found in zip(out, grams, strict=True):
-        row[[place[gram] for gram in found]] = list(found.values())
-    return out
-
-
-def _chrf(own: list[np.ndarray], theirs: list[np.ndarray]) -> np.ndarray:
-    """float64 [candidates, references] in 0..100, from counts [candidates | references, n-grams] for each n."""
-    shape = len(own[0]), len(theirs[0])
-    precision, recall, orders = np.zeros(shape), np.zeros(shape), np.zeros(shape)
-    for a, b in zip(own, theirs, strict=True):
-        match = np.stack([np.minimum(row[None], b).sum(1) for row in a])
-        ours, refs = a.sum(1)[:, None], b.sum(1)[None]
-        both = (ours > 0) & (refs > 0)  # an order that either text is too short for does not count
-        precision += np.where(both, match / np.where(ours > 0, ours, 1), 0)
-        recall += np.where(both, match / np.where(refs > 0, refs, 1), 0)
-        orders += both
-    p, r = precision / np.maximum(orders, 1), recall / np.maximum(orders, 1)
-    below = CHRF_BETA**2 * p + r
-    return 100 * (1 + CHRF_BETA**2) * p * r / np.where(below > 0, below, 1)
+    def __call__(self, samples: Sequence[str], log_probs: np.ndarray) -> Mapping[str, float]:
+        return {text: float(times) for text, times in Counter(samples).items()}
 
 
 @dataclass(frozen=True)
-class Pairwise:
-    """Any function (sources, hypotheses, references) -> float32 [n] as a utility; each pair is scored once."""
+class ModelBased:
+    """As the policy's probability of it, however often it was drawn (Jinnai et al. 2024, arXiv 2311.05263).
 
-    function: Any = SentenceBLEU()
+    Of a text that was drawn as several sequences of tokens, that of the likeliest one.
+    """
 
-    def __call__(
-        self, source: str, candidates: Sequence[str], references: Sequence[str], weights: np.ndarray
-    ) -> np.ndarray:
-        own = [y for y in candidates for _ in references]
-        scores = with_references(self.function)([source] * len(own), own, list(references) * len(candidates))
-        return np.asarray(scores, np.float64).reshape(len(candidates), -1) @ weights / weights.sum()
+    def __call__(self, samples: Sequence[str], log_probs: np.ndarray) -> Mapping[str, float]:
+        highest: dict[str, float] = {}
+        for text, log_prob in zip(samples, log_probs.tolist(), strict=True):
+            highest[text] = max(log_prob, highest.get(text, log_prob))
+        most = max(highest.values())
+        return {text: float(np.exp(log_prob - most)) for text, log_prob in highest.items()}
 
 
-def choose(utility: Utility, source: str, samples: Sequence[str], allowed: Sequence[str] | None = None) -> str:
+def choose(
+    utility: Utility,
+    source: str,
+    samples: Sequence[str],
+    allowed: Sequence[str] | None = None,
+    weights: Mapping[str, float] | None = None,
+) -> str:
     """The sample with the highest mean utility against all samples, of equal ones the first drawn.
 
-    Equal samples are one candidate, and a pseudo-reference as often as they were drawn. `allowed`: the candidates.
+    Equal samples are one candidate, and a pseudo-reference as often as they were drawn, or as their `weights` say.
+    `allowed`: the candidates.
+    """
+    weights = Counter(samples) if weights is None else weights
+    different = list(dict.fromkeys(samples))
+    candidates = different if allowed is None else [text for text in different if text in set(allowed)]
+    return candidates[_best(utility(source, candidates, different, np.array([weights[y] for y in different], float)))]
+
+
+def _best(expected: np.ndarray) -> int:
+    """The first of the highest; what differs in the last bits is equal."""
+    return int(np.argmax(np.round(expected, 9)))
+
+
+def diverse(utility: Utility, source: str, samples: Sequence[str], k: int, penalty: float = 0.5) -> list[str]:
+    """k different samples of high mean utility against all that are little like each other, or fewer if there are.
+
+    They maximise their mean expected utility less `penalty` times the mean utility between them, one after the other:
+    the first is what `choose` chooses (diverse MBR, Jinnai et al. 2024, arXiv 2401.05054, by greedy search).
     """
     drawn = Counter(samples)
-    candidates = list(drawn) if allowed is None else [text for text in drawn if text in set(allowed)]
-    expected = utility(source, candidates, list(drawn), np.array(list(drawn.values()), np.float64))
-    return candidates[int(np.argmax(expected))]
+    different = list(drawn)
+    found = utility.pairs(source, different, different)
+    expected = found @ np.array(list(drawn.values()), np.float64) / drawn.total()
+    alike = found + found.T
+    chosen = [_best(expected)]
+    while len(chosen) < min(k, len(different)):
+        gain = expected - penalty * alike[:, chosen].mean(1)
+        gain[chosen] = -np.inf
+        chosen.append(_best(gain))
+    return [different[row] for row in chosen]
+
+
+@dataclass(frozen=True)
+class ConfidencePruning:
+    """Candidates are compared with more and more samples, and those that can hardly win are left out.
+
+    Cheng and Vlachos 2023, "Faster Minimum Bayes Risk Decoding with Confidence-based Pruning", algorithm 1. It pays
+    where a pair takes long; what a utility does to avoid pairs, such as an aggregate, has no effect.
+    """
+
+    confidence: float = 0.99
+    """A candidate is left out if it is the best in less than 1 - confidence of the resamples; 1: none is."""
+    first: int = 8
+    """Samples that candidates are compared with first; then twice as many each time, and all at last."""
+    resamples: int = 500
+    """Bootstrap resamples of the samples so far."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.confidence <= 1 or self.first < 1 or self.resamples < 1:
+            raise UserError(
+                f"confidence {self.confidence} must be above 0 and at most 1, first {self.first} and resamples "
+                f"{self.resamples} at least 1"
+            )
+
+    def __call__(self, utility: Utility, source: str, samples: Sequence[str], candidates: Sequence[str]) -> str:
+        """The candidate with the highest mean utility, with that confidence."""
+        rng = np.random.default_rng(self.seed)
+        left, scores = list(candidates), np.zeros((len(candidates), 0))
+        column: dict[str, int] = {}  # of scores, of each different sample
+        seen = 0
+        while seen < len(samples) and len(left) > 1:
+            seen = min(len(samples), max(self.first, 2 * seen))
+            new = [text for text in dict.fromkeys(samples[:seen]) if text not in column]
+            column |= {text: len(column) + k for k, text in enumerate(new)}
+            scores = np.concatenate([scores, utility.pairs(source, left, new)], axis=1) if new else scores
+            so_far = scores[:, [column[text] for text in samples[:seen]]]
+            hopeful = self._hopeful(so_far, rng)
+            left, scores, so_far = [left[row] for row in hopeful], scores[hopeful], so_far[hopeful]
+        return left[_best(so_far.mean(1))] if len(left) > 1 else left[0]
+
+    def _hopeful(self, scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """int64 [at least 1]: the candidates that may be the best, from scores [candidates, samples]."""
+        samples = scores.shape[1]
+        times = rng.multinomial(samples, np.full(samples, 1 / samples), self.resamples)
+        means = np.round(scores @ times.T / samples, 9)  # [candidates, resamples]
+        wins = (means >= means[_best(scores.mean(1))]).mean(1)
+        return np.flatnonzero(wins >= 1 - self.confidence)
 
 
 @dataclass(frozen=True)
@@ -116,14 +149,20 @@ class MBR:
     n: int = 16
     """Samples per source."""
     utility: Any = ChrF()
-    """A Utility: ChrF(), ChrF(aggregate=True), Pairwise(SentenceBLEU()), Pairwise(a function of yours)."""
+    """A Utility: ChrF(), ChrF(aggregate=True), BLEU(), Mixture((ChrF(), BLEU())), Pairwise(a function of yours)."""
     prune_to: int = 0
     """Only the samples with the highest rewards are candidates, so many of them; 0: all."""
     sampling: SamplingSettings = SamplingSettings()
+    weights: Any = MonteCarlo()
+    """A Weighting: MonteCarlo(), ModelBased()."""
+    pruning: ConfidencePruning | None = None
+    """What leaves out candidates before they are compared with all samples."""
 
     def __post_init__(self) -> None:
         if self.n < 1 or self.prune_to < 0:
             raise UserError(f"n {self.n} must be at least 1 and prune_to {self.prune_to} not below 0")
+        if self.pruning is not None and self.weights != MonteCarlo():
+            raise UserError(f"confidence pruning resamples draws that all count the same, so not with {self.weights}")
 
     def __call__(
         self,
@@ -134,20 +173,31 @@ class MBR:
         machine: MachineSettings | None = None,
     ) -> list[str]:
         """One hypothesis per source."""
-        drawn = draw(policy, split, self.n, self.sampling, seed, machine)
-        allowed: list[list[str] | None] = [None] * len(drawn)
+        hypotheses = draw_hypotheses(policy, split, self.n, self.sampling, seed, machine)
+        drawn = hypotheses.texts
+        allowed = drawn
         if self.prune_to:
             if reward is None:
                 raise UserError("prune_to keeps what has the highest rewards, and there is no reward")
             ranks = np.argsort(-flat_scores(reward, split, drawn), axis=1, kind="stable")[:, : self.prune_to]
             allowed = [[texts[k] for k in best] for texts, best in zip(drawn, ranks, strict=True)]
-        rows = zip(split.sources, drawn, allowed, strict=True)
-        return [choose(self.utility, source, texts, few) for source, texts, few in rows]
+        log_probs = [np.array([part.sum(dtype=np.float64) for part in row]) for row in hypotheses.log_probs]
+        utility = self.utility.prepared([text for texts in drawn for text in texts])
+        rows = zip(split.sources, drawn, allowed, log_probs, strict=True)
+        return [self._choose(utility, *row) for row in rows]
+
+    def _choose(
+        self, utility: Utility, source: str, texts: list[str], allowed: list[str], log_probs: np.ndarray
+    ) -> str:
+        if self.pruning is None:
+            return choose(utility, source, texts, allowed, self.weights(texts, log_probs))
+        return self.pruning(utility, source, texts, [text for text in dict.fromkeys(texts) if text in set(allowed)])
 
 
 UTILITIES: dict[str, Utility] = {
     "chrf": ChrF(),
     "chrf-aggregate": ChrF(aggregate=True),
-    "chrf++": Pairwise(SentenceChrF(word_order=2)),
-    "bleu": Pairwise(SentenceBLEU()),
+    "chrf++": ChrF(word_order=2),
+    "bleu": BLEU(),
+    "chrf-bleu": Mixture((ChrF(), BLEU())),
 }

@@ -16,12 +16,13 @@ from rest.errors import UserError
 from rest.folder import seed_for
 from rest.learning.mesh import MachineSettings
 from rest.policy.policy import Policy
-from rest.policy.sampler import SamplingSettings, sample
+from rest.policy.sampler import Hypotheses, SamplingSettings, sample
 from rest.reward.reference_based import SentenceChrF
-from rest.reward.reward import Reward
+from rest.reward.reward import Groups, Reward
 
 # (sources, hypotheses, references) -> [n]: what Best-of-N chooses by; only the order of the numbers matters
 Chooser = Callable[[list[str], list[str], list[str] | None], np.ndarray]
+LEAST_PEERS = 4  # samples of a source, below which a reward that compares them says little
 
 
 def draw(
@@ -33,22 +34,71 @@ def draw(
     machine: MachineSettings | None = None,
 ) -> list[list[str]]:
     """[sources][n] samples; more of them begin with the same."""
+    return draw_hypotheses(policy, split, n, sampling, seed, machine).texts
+
+
+def draw_hypotheses(
+    policy: Policy,
+    split: Split,
+    n: int,
+    sampling: SamplingSettings,
+    seed: int,
+    machine: MachineSettings | None = None,
+) -> Hypotheses:
+    """What `draw` draws, with its log-probabilities."""
     own = seed_for(seed, f"sample {split.name}")
-    return sample(policy, split.sources, split.ids, n, sampling, seed=own, machine=machine).texts
+    return sample(policy, split.sources, split.ids, n, sampling, seed=own, machine=machine)
 
 
 def score(
-    reward: Reward, gold: Gold | None, split: Split, texts: list[list[str]], chrf: bool = False
+    reward: Reward,
+    gold: Gold | None,
+    split: Split,
+    texts: list[list[str]],
+    chrf: bool = False,
+    among: list[list[str]] | None = None,
 ) -> dict[str, np.ndarray]:
-    """float [sources, n] of each: reward, gold where the task knows it, and sentence chrF where it is asked for."""
+    """float [sources, n] of each: reward, gold where the task knows it, and sentence chrF where it is asked for.
+
+    There is no reward where `rewards_of` has none.
+    """
     n = len(texts[0])
     sources, flat, references = _rows(split, texts)
-    scores = {"reward": reward(sources, flat, references).reward}
+    rewards = rewards_of(reward, split, texts, among)
+    scores = {} if rewards is None else {"reward": rewards}
     if gold is not None:
         scores["gold"] = gold(sources, flat)
     if chrf and references is not None:
         scores["chrf"] = SentenceChrF()(sources, flat, references)
     return {name: np.asarray(values).reshape(-1, n) for name, values in scores.items()}
+
+
+def rewards_of(
+    reward: Reward, split: Split, texts: list[list[str]], among: list[list[str]] | None = None
+) -> np.ndarray | None:
+    """float32 [sources, n], the rewards of `texts` [sources][n].
+
+    A reward that compares the samples of a source compares these with each other or, outputs that are no samples, with
+    the samples `among` [sources][N]; None where those are fewer than LEAST_PEERS.
+    """
+    n, samples = len(texts[0]), texts if among is None else among
+    if reward.compares and len(samples[0]) < LEAST_PEERS:
+        return None
+    together = reward.compares and among is not None
+    rows = [[*peers, *few] for peers, few in zip(samples, texts, strict=True)] if together else texts
+    groups = Groups.of_samples(len(rows), len(rows[0]))
+    if together:
+        groups = groups._replace(peers=np.tile(np.arange(len(rows[0])) < len(samples[0]), len(rows)))
+    return reward(*_rows(split, rows), groups).reward.reshape(len(rows), -1)[:, -n:]
+
+
+def chooser_of(reward: Reward, sources: int) -> Chooser:
+    """The reward as what Best-of-N chooses by, of as many samples of each of so many sources."""
+
+    def choose(x: list[str], y: list[str], references: list[str] | None) -> np.ndarray:
+        return reward(x, y, references, Groups.of_samples(sources, len(y) // sources)).reward
+
+    return choose
 
 
 def flat_scores(chooser: Chooser, split: Split, texts: list[list[str]]) -> np.ndarray:
@@ -70,7 +120,7 @@ class Outputs:
 
     split: Split
     texts: list[list[str]]  # [sources][n]
-    scores: dict[str, np.ndarray]  # float32 [sources, n]; "reward" is always there
+    scores: dict[str, np.ndarray]  # float32 [sources, n]; "reward" but where a reward had nothing to compare with
 
     def write(self, path: Path) -> None:
         """One Parquet file, a row a hypothesis: source_id, sample_index, source, reference, hypothesis, scores.
@@ -100,7 +150,7 @@ class Outputs:
             table = pq.read_table(path)
         columns = {name: table[name] for name in table.column_names}
         fixed = ("source_id", "sample_index", "source", "reference", "hypothesis")
-        missing = [name for name in (*fixed, "reward") if name not in columns]
+        missing = [name for name in fixed if name not in columns]
         if missing or not len(table):
             raise UserError(f"{path} does not hold outputs: it has no {', '.join(missing) or 'rows'}")
         n = int(columns["sample_index"].to_numpy().max()) + 1

@@ -81,8 +81,11 @@ def _for_devices(settings: BatchSettings) -> BatchSettings:
 def per_row(
     function: Callable[..., Any], networks: Networks, rows: Sequence[Ids], batch_tokens: int, *, pad_id: int
 ) -> np.ndarray:
-    """`function(module, ..., ids [B, S], mask [B, S]) -> [B]` of rows of ids: float32 [n]."""
+    """`function(module, ..., ids [B, S], mask [B, S]) -> [B, ...]` of rows of ids: float32 [n, ...]; [0] of none."""
     out, devices = np.zeros(len(rows), np.float32), len(data_mesh().local_devices)
     for part, ids, mask in padded_batches(rows, batch_tokens, pad_id=pad_id, devices=devices):
-        out[part] = apply(function, networks, ids, mask)[: len(part)]
+        found = apply(function, networks, ids, mask)[: len(part)]
+        if found.ndim > out.ndim:  # what a row is given is only known now
+            out = np.zeros((len(rows), *found.shape[1:]), np.float32)
+        out[part] = found
     return out

@@ -1,4 +1,4 @@
-"""How far a policy is from an anchor: estimators of the KL divergence, and its coefficient over time.
+"""How far a policy is from an anchor: estimators of the KL divergence, its coefficient over time, and where it enters.
 
 Of a token drawn from π, d = log π - log π_anchor (nats) is known; the estimators are functions of it (Schulman 2020,
 "Approximating KL divergence"). Their means are compared in the tests.
@@ -6,7 +6,7 @@ Of a token drawn from π, d = log π - log π_anchor (nats) is known; the estima
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -102,3 +102,27 @@ class AdaptiveCoefficient:
         """The coefficient after a rollout of so many sequences, whose divergence had this mean, summed over tokens."""
         error = min(max(divergence / self.target - 1.0, -0.2), 0.2)
         return coefficient * (1.0 + error * sequences / self.horizon)
+
+
+@dataclass(frozen=True)
+class InReward:
+    """The divergence is taken off what each token is paid (Ziegler et al. 2019, eq. 2): it has no gradient."""
+
+    estimator: K1 | K2 | K3 | Exact = field(default_factory=K1)
+    """Nats a token: from the token drawn, or exact over the whole vocabulary."""
+    coefficient: FixedCoefficient | AdaptiveCoefficient = field(default_factory=FixedCoefficient)
+    """How much of the estimate is taken off."""
+
+
+@dataclass(frozen=True)
+class InLoss:
+    """The divergence is added to each token's loss, with a gradient of its own (GRPO: Shao et al. 2024, eqs. 3-4)."""
+
+    estimator: K1 | K2 | K3 = field(default_factory=K3)
+    """Nats a token, from the token drawn; not K1."""
+    coefficient: FixedCoefficient = FixedCoefficient(0.04)
+    """How much of the estimate is added."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.estimator, K1):
+            raise UserError("divergence: estimator K1 has no gradient on average, so InLoss takes K2 or K3")

@@ -52,7 +52,7 @@ class Trainable:
     """Which parameters training moves; by default all."""
 
     freeze_embeddings: bool = False
-    """Keep the embedding, which is the output layer too where the two are tied."""
+    """Keep the embeddings, which are the output layer too where the two are tied."""
     freeze_encoder: bool = False
     """Keep the whole encoder (but not an embedding that the decoder shares)."""
     freeze_layers: int = 0
@@ -99,7 +99,7 @@ class Trainable:
         names = [str(name) for name in path]
         layers = [int(n) for side, n in pairwise(names) if side in ("encoder", "decoder", "layers") and n.isdigit()]
         return (
-            (self.freeze_embeddings and "embedding" in names)
+            (self.freeze_embeddings and any(name.endswith("embedding") for name in names))
             or (self.freeze_encoder and any(name.split("_")[0] == "encoder" for name in names))
             or any(n < self.freeze_layers for n in layers)
         )

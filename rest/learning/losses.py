@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from rest.data.segments import Segments
+from rest.errors import UserError
 from rest.learning.returns import v_trace
 
 
@@ -41,9 +42,10 @@ class Tokens:
         """True on real tokens."""
         return self.segments.mask
 
-    def nll(self, label_smoothing: float) -> Float[Array, "B T"]:
-        """Negative log-likelihood of each label, some of its mass spread over the vocabulary."""
-        return -((1 - label_smoothing) * self.log_probs + label_smoothing * self.mean_log_probs)
+    @property
+    def nll(self) -> Float[Array, "B T"]:
+        """Negative log-likelihood of each label."""
+        return -self.log_probs
 
     def advantages(self) -> Float[Array, "B T"]:
         """Reward of the sequence minus the value of the prefix that the token was drawn after: undiscounted."""
@@ -55,6 +57,21 @@ class Tokens:
         weight = self.mask.sum().astype(jnp.float32)
         return Loss(total, weight, {"nll": nll, **dict(zip(metrics, others, strict=True))})
 
+    def smoothed(self, loss: Loss, label_smoothing: float) -> Loss:
+        """Any loss with some of every label's probability spread evenly over the vocabulary (Szegedy et al. 2016).
+
+        (1 - ε) L + ε times the mean cross-entropy with the even distribution, in units of L's own mean: of the
+        negative log-likelihood that is the usual label smoothing.
+        """
+        even = -jnp.where(self.mask, self.mean_log_probs, 0.0).sum() / jnp.maximum(self.mask.sum(), 1)
+        return Loss((1 - label_smoothing) * loss.sum + label_smoothing * loss.weight * even, loss.weight, loss.metrics)
+
+
+def check_smoothing(name: str, share: float) -> None:
+    """UserError unless a share of a label's probability can be spread over the vocabulary."""
+    if not 0 <= share < 1:
+        raise UserError(f"{name} must be at least 0 and below 1, not {share}")
+
 
 @dataclass(frozen=True)
 class PolicyLoss:
@@ -63,8 +80,10 @@ class PolicyLoss:
     @property
     def needs(self) -> tuple[str, ...]:
         """Columns that it reads. One number per sequence: reward; advantage, over the mean of the source's samples;
-        progress, the share of the training that is done. One number per token, nats: bc_log_probs, and
-        anchor_log_probs of the policy that this training starts from; value, the reward to expect before the token.
+        progress, the share of the training that is done; sampled, 1 for what a policy drew and 0 for a human pair.
+        One number per token, nats: bc_log_probs, and anchor_log_probs of the policy that this training starts from;
+        behaviour_log_probs of the distribution that drew the token, 0 in human pairs; value, the reward to expect
+        before the token.
         """
         return ()
 
@@ -83,16 +102,13 @@ class PolicyLoss:
 
 @dataclass(frozen=True)
 class NLL(PolicyLoss):
-    """Negative log-likelihood per token with label smoothing (Szegedy et al. 2016), divided by tokens.
+    """Negative log-likelihood per token, divided by tokens.
 
     This is the L of ReST's equation 2; on rows that pass a threshold it is the paper's best Improve loss.
     """
 
-    label_smoothing: float = 0.1
-    """Probability mass spread evenly over the vocabulary."""
-
     def __call__(self, tokens: Tokens, dual_variables: Mapping[str, Any]) -> Loss:
-        return tokens.loss(tokens.nll(self.label_smoothing))
+        return tokens.loss(tokens.nll)
 
 
 @dataclass(frozen=True)
@@ -102,14 +118,12 @@ class RewardWeighted(PolicyLoss):
     With rewards of 0 and 1 it is the M-step of ReST-EM (Singh et al. 2023, Algorithm 1).
     """
 
-    label_smoothing: float = 0.1
-
     @property
     def needs(self) -> tuple[str, ...]:
         return ("reward",)
 
     def __call__(self, tokens: Tokens, dual_variables: Mapping[str, Any]) -> Loss:
-        return tokens.loss(tokens.segments.spread(tokens.columns["reward"]) * tokens.nll(self.label_smoothing))
+        return tokens.loss(tokens.segments.spread(tokens.columns["reward"]) * tokens.nll)
 
 
 @dataclass(frozen=True)
@@ -122,7 +136,6 @@ class AdvantageWeighted(PolicyLoss):
     temperature: float = 0.1
     """β: a reward so much above the source's mean weighs e times as much."""
     max_weight: float = 20.0
-    label_smoothing: float = 0.1
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -130,7 +143,7 @@ class AdvantageWeighted(PolicyLoss):
 
     def __call__(self, tokens: Tokens, dual_variables: Mapping[str, Any]) -> Loss:
         weights = jnp.minimum(jnp.exp(tokens.columns["advantage"] / self.temperature), self.max_weight)
-        return tokens.loss(tokens.segments.spread(weights) * tokens.nll(self.label_smoothing))
+        return tokens.loss(tokens.segments.spread(weights) * tokens.nll)
 
 
 @dataclass(frozen=True)
@@ -154,8 +167,8 @@ class GOLD(PolicyLoss):
     """Generation by off-policy learning from demonstrations (Pang & He 2021, eq. 4), divided by tokens.
 
     -log π(y_t) · clip(π(y_t), w, 1) · Σ_{j≤k} γʲ max(r_{t+j}, m): the weight has no gradient, and r is what BC thinks
-    of the token. As in the authors' code BC is certain of all past the end, and label smoothing is not weighted; there
-    the weight comes from a copy of π a few steps old, here from π itself.
+    of the token. As in the authors' code BC is certain of all past the end; there the weight comes from a copy of π a
+    few steps old, here from π itself.
     """
 
     steps: int = 5
@@ -170,7 +183,6 @@ class GOLD(PolicyLoss):
     """w."""
     least_reward: float = 0.1
     """m."""
-    label_smoothing: float = 0.1
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -183,9 +195,7 @@ class GOLD(PolicyLoss):
             expected = tokens.segments.later(tokens.token_columns["bc_log_probs"], j, end=0.0)
             rewards = jnp.exp(expected) if self.reward == "probability" else expected - self.baseline
             returns += self.discount**j * jnp.maximum(rewards, self.least_reward)
-        smoothing = self.label_smoothing
-        losses = (1 - smoothing) * weights * returns * tokens.log_probs + smoothing * tokens.mean_log_probs
-        return tokens.loss(-losses, importance=weights, returns=returns)
+        return tokens.loss(weights * returns * tokens.nll, importance=weights, returns=returns)
 
 
 def kl_of_anchor(log_probs: Float[Array, "B T"], anchor: Float[Array, "B T"]) -> Float[Array, "B T"]:
@@ -201,21 +211,31 @@ def kl_of_anchor(log_probs: Float[Array, "B T"], anchor: Float[Array, "B T"]) ->
 
 @dataclass(frozen=True)
 class VTrace:
-    """Advantages of the policy as it is now, from tokens that BC drew (Espeholt et al. 2018, eq. 1); undiscounted."""
+    """Advantages of the policy as it is now, from tokens that another law drew (Espeholt et al. 2018, eq. 1).
+
+    Undiscounted. The ratios are π(y_t) / μ(y_t). π is at temperature 1: it is what is trained, and these are its
+    advantages. μ is what the token was really drawn from, after temperature and truncation, of the policy that sampled
+    this dataset. A human pair was drawn from no distribution that is known: its ratios are 1.
+    """
 
     steps: int = 32
     """Tokens to look ahead before the value stands for the rest."""
     clip_rho: float = 1.0
-    """Most that a token may count for itself, in units of its probability under BC."""
+    """Most that a token may count for itself, in units of its probability under μ."""
     clip_c: float = 1.0
     """Most that it may pass on of what came after it."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("reward", "value", "sampled", "behaviour_log_probs")
 
     def __call__(self, tokens: Tokens) -> Float[Array, "B T"]:
         goes_on = tokens.segments.later(jnp.ones_like(tokens.log_probs), 1, end=0.0)
         rewards = jnp.where(goes_on > 0, 0.0, tokens.segments.spread(tokens.columns["reward"]))
-        ratios = jax.lax.stop_gradient(tokens.log_probs) - tokens.token_columns["bc_log_probs"]
+        log_ratios = jax.lax.stop_gradient(tokens.log_probs) - tokens.token_columns["behaviour_log_probs"]
+        log_ratios = jnp.where(tokens.segments.spread(tokens.columns["sampled"]) > 0, log_ratios, 0.0)
         values, segments = tokens.token_columns["value"], tokens.segments
-        return v_trace(rewards, values, ratios, segments, 1.0, self.steps, self.clip_rho, self.clip_c).advantages
+        return v_trace(rewards, values, log_ratios, segments, 1.0, self.steps, self.clip_rho, self.clip_c).advantages
 
 
 @dataclass(frozen=True)
@@ -239,11 +259,12 @@ class VMPO(PolicyLoss):
     dual_rate: float = 20.0
     """The logarithms of η and α change so many times faster than a parameter of the network does."""
     correction: VTrace | None = None
-    """What corrects A for how far π has moved from BC; none: R - V."""
+    """What corrects A for how far π is from what drew the tokens; none: R - V."""
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return ("reward", "value", "anchor_log_probs", *(("bc_log_probs",) if self.correction else ()))
+        corrected = self.correction.needs if self.correction else ()
+        return tuple(dict.fromkeys(("reward", "value", "anchor_log_probs", *corrected)))
 
     def dual_variables(self) -> dict[str, float]:
         return {"temperature": 0.0, "weight": 0.0}

@@ -76,3 +76,12 @@ def refuse_several_processes(what: str) -> None:
     """UserError where a run that cannot be shared is shared by several processes."""
     if jax.process_count() > 1:
         raise UserError(f"{what}: runs in one process, not {jax.process_count()}")
+
+
+def described() -> list[str]:
+    """Each device of this process in words: its kind, and its memory where it says so."""
+    found = []
+    for device in jax.local_devices():
+        limit = (device.memory_stats() or {}).get("bytes_limit")
+        found.append(device.device_kind + (f" with {limit / 2**30:.0f} GiB" if limit else ""))
+    return found

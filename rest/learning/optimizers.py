@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import optax
 
+from rest.errors import UserError
+
 Optimizer = Callable[[], optax.GradientTransformation]
 """Makes the direction that is multiplied with the learning rate and subtracted: `Adam()`, `Adafactor()`, or any
 function that returns an optax transformation, such as `optax.scale_by_lion`."""
@@ -57,15 +59,51 @@ class Adafactor:
 
 
 @dataclass(frozen=True)
+class Stretch:
+    """So many updates with a learning rate of their own."""
+
+    steps: int
+    schedule: Any  # a LearningRate
+    """Of update number 1, 2, ... of the stretch."""
+    rate_factor: float = 1.0
+    """Times the schedule's rate."""
+
+
+@dataclass(frozen=True)
+class InTurn:
+    """The learning rates of trainings that went on from each other, in one: stretch by stretch; the last goes on."""
+
+    stretches: tuple[Stretch, ...]
+
+    def __call__(self, step: int) -> Any:
+        """The rate of update number `step`, from 1."""
+        *before, last = self.stretches
+        for stretch in before:
+            if step <= stretch.steps:
+                return stretch.schedule(step) * stretch.rate_factor
+            step -= stretch.steps
+        return last.schedule(step) * last.rate_factor
+
+
+@dataclass(frozen=True)
 class Schedule:
-    """A linear rise from zero, then a constant rate or one that falls with the square root of the steps."""
+    """A linear rise from zero, then a constant rate, or one that falls with the square root of the steps or to zero."""
 
     learning_rate: float = 1e-3
     """At the end of warm-up."""
     warmup_steps: int = 0
     """Steps of linear rise from zero."""
-    decay: Literal["constant", "inverse_sqrt"] = "constant"
+    decay: Literal["constant", "inverse_sqrt", "linear"] = "constant"
     """After warm-up."""
+    zero_at: int = 0
+    """The step at which a linear decay reaches zero."""
+
+    def __post_init__(self) -> None:
+        if (self.decay == "linear") != (self.zero_at > self.warmup_steps):
+            raise UserError(
+                f"schedule: zero_at {self.zero_at} is for decay 'linear', and then above warmup_steps "
+                f"{self.warmup_steps}; decay is {self.decay!r}"
+            )
 
     def __call__(self, step: int) -> float:
         """The rate of update number `step`, from 1."""
@@ -73,4 +111,6 @@ class Schedule:
             return self.learning_rate * step / self.warmup_steps
         if self.decay == "inverse_sqrt":
             return self.learning_rate * math.sqrt(max(1, self.warmup_steps) / step)
+        if self.decay == "linear":
+            return self.learning_rate * max(0.0, (self.zero_at - step) / (self.zero_at - self.warmup_steps))
         return self.learning_rate

@@ -7,7 +7,8 @@ result, and nothing follows the last real token: its next value is 0.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from functools import partial
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ class Estimate(NamedTuple):
     returns: Float[Array, "B T"]  # what the value function should have said
 
 
+@partial(jax.jit, static_argnames=("discount", "lambda_"))
 def gae(
     rewards: Float[Array, "B T"],
     values: Float[Array, "B T"],
@@ -127,6 +129,12 @@ class GAE:
     """γ."""
     lambda_: float = 0.95
     """λ."""
+    whitening: Variance | None = "bessel"
+    """Give the advantages of a rollout mean 0 and variance 1, and by which variance; None: not."""
+    whiten_rewards: bool = False
+    """Scale the rewards of tokens to variance 1 over a rollout first; the mean is kept."""
+
+    of_sequences: ClassVar[bool] = False
 
     def __call__(
         self,
@@ -135,13 +143,20 @@ class GAE:
         mask: Bool[Array, "B T"],
         samples_per_source: int,
     ) -> Estimate:
-        """The samples of a source may stand anywhere."""
+        """The samples of a source may stand anywhere. Not whitened yet: what the critic learns is not to be."""
+        rewards = whiten(rewards, mask, shift_mean=False) if self.whiten_rewards else rewards
         return gae(rewards, values, mask, self.discount, self.lambda_)
 
 
 @dataclass(frozen=True)
 class LeaveOneOut:
-    """What a hypothesis is paid in all, less the mean of its source's others; the same at each token (RLOO)."""
+    """What a hypothesis is paid in all, less the mean of its source's others; the same at each token (RLOO).
+
+    The hypothesis is one action, and nothing more is done to its advantage.
+    """
+
+    of_sequences: ClassVar[bool] = True
+    whitening: ClassVar[Variance | None] = None
 
     def __call__(
         self,
@@ -156,10 +171,16 @@ class LeaveOneOut:
 
 @dataclass(frozen=True)
 class Group:
-    """What a hypothesis is paid in all, standardised among its source's; the same at each token (GRPO)."""
+    """What a hypothesis is paid in all, standardised among its source's; the same at each token (GRPO).
+
+    That is all the standardising there is.
+    """
 
     epsilon: float = 1e-6
     """Added to the standard deviation."""
+
+    of_sequences: ClassVar[bool] = True
+    whitening: ClassVar[Variance | None] = None
 
     def __call__(
         self,

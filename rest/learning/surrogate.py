@@ -1,4 +1,4 @@
-"""PPO's losses (Schulman et al. 2017): of the policy with a clipped ratio, and of the value with a clipped step."""
+"""Losses of online RL: of the policy, with a clipped ratio (Schulman et al. 2017) or REINFORCE's, and of the value."""
 
 from __future__ import annotations
 
@@ -50,30 +50,71 @@ class ClippedSurrogate:
         losses = jnp.maximum(free, held)
         if self.dual_clip:
             losses = jnp.where(advantages < 0, jnp.minimum(losses, -advantages * self.dual_clip), losses)
-        weights, weight = _weights(segments, sequences, self.average)
+        weights, weight = self.weights(segments, sequences)
         metrics = {
             "policy_loss": losses,
             "clip_fraction": (held > free).astype(jnp.float32),
-            "approx_kl": jnp.expm1(log_ratios) - log_ratios,  # K3 of π_old from π
             "entropy": entropies,
-            "ratio": ratios,
+            **_moved(log_ratios),
         }
         total = jnp.where(mask, weights * (losses - self.entropy_bonus * entropies), 0.0).sum()
         return Loss(
             total, weight, {name: jnp.where(mask, weights * value, 0.0).sum() for name, value in metrics.items()}
         )
 
+    def weights(
+        self, segments: Segments, sequences: Bool[Array, "B Q"]
+    ) -> tuple[Float[Array, "B T"], Float[Array, ""]]:
+        """What each token counts, 0 on padding, and what the sum over tokens is divided by."""
+        if self.average == "tokens":
+            mask = segments.mask.astype(jnp.float32)
+            return mask, mask.sum()
+        return _shares(segments, sequences.shape[1]), sequences.sum().astype(jnp.float32)
 
-def _weights(
-    segments: Segments, sequences: Bool[Array, "B Q"], average: Literal["tokens", "sequences"]
-) -> tuple[Float[Array, "B T"], Float[Array, ""]]:
-    """What each token counts, and the sum of it: 1 per token, or 1 per sequence."""
-    if average == "tokens":
+
+@dataclass(frozen=True)
+class Reinforce:
+    """-A log π(y): a sequence is one action, and all its tokens share one A. Divided by sequences.
+
+    REINFORCE (Williams 1992) as RLOO has it (Ahmadian et al. 2024, §3). There is no ratio to the policy that drew, and
+    so no clip: what it is differentiated at must be the policy that drew, or nearly.
+    """
+
+    def __call__(
+        self,
+        log_probs: Float[Array, "B T"],
+        old_log_probs: Float[Array, "B T"],
+        advantages: Float[Array, "B T"],
+        entropies: Float[Array, "B T"],
+        segments: Segments,
+        sequences: Bool[Array, "B Q"],
+    ) -> Loss:
+        """As `ClippedSurrogate`; `old_log_probs` and `entropies` are only for the metrics, means over the tokens."""
         mask = segments.mask
-        return jnp.ones(mask.shape, jnp.float32), mask.sum().astype(jnp.float32)
-    own, lengths = segments.own(sequences.shape[1]), segments.lengths(sequences.shape[1])
-    weights = (own.astype(jnp.float32) / jnp.maximum(lengths, 1.0)[:, None]).sum(-1)
-    return weights, sequences.sum().astype(jnp.float32)
+        losses = jnp.where(mask, -advantages * log_probs, 0.0)
+        log_ratios = jnp.where(mask, log_probs - old_log_probs, 0.0)
+        shares = _shares(segments, sequences.shape[1])
+        means = {"entropy": entropies, **_moved(log_ratios)}
+        metrics = {name: jnp.where(mask, shares * value, 0.0).sum() for name, value in means.items()}
+        return Loss(losses.sum(), self.weights(segments, sequences)[1], {"policy_loss": losses.sum(), **metrics})
+
+    def weights(
+        self, segments: Segments, sequences: Bool[Array, "B Q"]
+    ) -> tuple[Float[Array, "B T"], Float[Array, ""]]:
+        """What each token counts, 0 on padding, and what the sum over tokens is divided by."""
+        return segments.mask.astype(jnp.float32), sequences.sum().astype(jnp.float32)
+
+
+def _moved(log_ratios: Float[Array, "B T"]) -> dict[str, Float[Array, "B T"]]:
+    """How far the policy is from the one that drew, by token."""
+    ratios = jnp.exp(log_ratios)
+    return {"approx_kl": jnp.expm1(log_ratios) - log_ratios, "ratio": ratios}  # K3 of π_old from π
+
+
+def _shares(segments: Segments, sequences: int) -> Float[Array, "B T"]:
+    """1 / tokens of its sequence at each token, 0 on padding."""
+    own, lengths = segments.own(sequences), segments.lengths(sequences)
+    return (own.astype(jnp.float32) / jnp.maximum(lengths, 1.0)[:, None]).sum(-1)
 
 
 @dataclass(frozen=True)

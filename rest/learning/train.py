@@ -70,6 +70,8 @@ class TrainSettings:
     """Stop after so many evaluations in a row without a new best."""
     average: int = 1
     """Average the parameters of so many last evaluations at the end; kept only if that scores better."""
+    ema: float = 0.0
+    """Decay, an update, of a moving average of the parameters, which is then what is evaluated and kept; 0: none."""
     schedule: Any = field(default_factory=Schedule)  # a LearningRate
     """The learning rate: Schedule, or any function of the step, such as a schedule of optax."""
     rate_factor: float = 1.0
@@ -82,6 +84,7 @@ class TrainSettings:
         for name, least in {"max_steps": 0, "evaluate_every": 1, "patience": 1, "average": 1}.items():
             if getattr(self, name) < least:
                 raise UserError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        check_decay("ema", self.ema)
 
     @property
     def highest_rate(self) -> float:
@@ -89,6 +92,12 @@ class TrainSettings:
         every = 1 if isinstance(self.schedule, Schedule) else -(-self.max_steps // 1000) or 1
         rates = (float(self.schedule(step)) for step in range(1, self.max_steps + 1, every))
         return self.rate_factor * max(rates, default=0.0)
+
+
+def check_decay(name: str, decay: float) -> None:
+    """UserError unless a moving average can have this decay."""
+    if not 0 <= decay < 1:
+        raise UserError(f"{name} must be at least 0 and below 1, not {decay}")
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,7 @@ class Trained(Generic[T]):
     steps: int  # updates done
     stopped: Literal["converged", "step limit"]
     history: list[tuple[int, float]]  # (step, score) of every evaluation
+    last: T  # where training ended, whatever it scores: the average, where there is one
 
 
 @partial(jax.jit, static_argnames=("objective", "optimizer", "trainable"), donate_argnames=("trained", "state"))
@@ -140,6 +150,12 @@ def update(
     return trained, state, {**metrics, "gradient_norm": optax.tree.norm(gradients)}
 
 
+@partial(jax.jit, donate_argnames=("average",))
+def moved(average: Any, trained: Any, decay: jax.Array) -> Any:
+    """A moving average after one more update."""
+    return jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, trained)
+
+
 def parted(parameters: Any) -> tuple[Any, Any]:
     """The dual variables, and the parameters of the network."""
     return parameters.get(DUAL_VARIABLES, {}), {
@@ -169,6 +185,8 @@ class Learner(Generic[T]):
     trained: Any  # what updates change
     frozen: Any  # what they do not, shared with whoever gave it
     state: Any  # the optimizer's
+    ema: float = 0.0
+    average: Any = None  # of `trained`, moving with `ema`; None where that is 0
     steps: int = 0  # updates done
 
     @classmethod
@@ -183,6 +201,7 @@ class Learner(Generic[T]):
         seed: int,
         machine: MachineSettings,
         rate_factor: float = 1.0,
+        ema: float = 0.0,
         dual_variables: Mapping[str, float] | None = None,
     ) -> Learner[T]:
         """Before the first update, on every device; `dual_variables` where they start."""
@@ -203,12 +222,37 @@ class Learner(Generic[T]):
             trained,
             frozen,
             state,
+            ema,
+            jax.tree.map(jnp.copy, trained) if ema else None,
         )
 
     @property
     def now(self) -> T:
-        """What it is after the updates so far."""
+        """What it is after the updates so far: their moving average, where there is one."""
+        return self.having(self.kept)
+
+    @property
+    def raw(self) -> T:
+        """What the next update changes, whether there is an average or not."""
         return self.having(self.trained)
+
+    @property
+    def kept(self) -> Any:
+        """The numbers of `now`: a checkpoint's parameters."""
+        return self.average if self.ema else self.trained
+
+    @property
+    def memory(self) -> Any:
+        """What updates need beside those: a checkpoint's optimizer."""
+        return {"optimizer": self.state, "trained": self.trained} if self.ema else self.state
+
+    def go_on(self, kept: Any, memory: Any, steps: int) -> None:
+        """Go on from what a checkpoint kept."""
+        if self.ema:
+            self.average, self.trained, self.state = kept, memory["trained"], memory["optimizer"]
+        else:
+            self.trained, self.state = kept, memory
+        self.steps = steps
 
     def having(self, trained: Any) -> T:
         """What it is with other numbers in place of those that are trained."""
@@ -231,14 +275,16 @@ class Learner(Generic[T]):
             rate,
             key,
         )
+        if self.ema:
+            self.average = moved(self.average, self.trained, jnp.float32(self.ema))
         return {**metrics, "learning_rate": rate}
 
 
 def state_of(learners: Mapping[str, Learner[Any]], progress: dict[str, Any]) -> State:
     """What a checkpoint keeps of learners that are trained together."""
     return State(
-        {who: learner.trained for who, learner in learners.items()},
-        {who: learner.state for who, learner in learners.items()},
+        {who: learner.kept for who, learner in learners.items()},
+        {who: learner.memory for who, learner in learners.items()},
         progress | {who: learner.steps for who, learner in learners.items()},
     )
 
@@ -246,8 +292,7 @@ def state_of(learners: Mapping[str, Learner[Any]], progress: dict[str, Any]) -> 
 def resume(learners: Mapping[str, Learner[Any]], saved: State) -> None:
     """Go on from what a checkpoint kept."""
     for who, learner in learners.items():
-        learner.trained, learner.state = saved.parameters[who], saved.optimizer[who]
-        learner.steps = saved.progress[who]
+        learner.go_on(saved.parameters[who], saved.optimizer[who], saved.progress[who])
 
 
 def shuffled(
@@ -312,14 +357,15 @@ def train(
         seed=seed,
         machine=machine or MachineSettings(),
         rate_factor=settings.rate_factor,
+        ema=settings.ema,
         dual_variables=dual_variables,
     )
     history: list[tuple[int, float]] = []
     checkpoints = Checkpoints(folder / "checkpoints", keep_latest=settings.average)
     kept = checkpoints.steps()
     if kept:
-        saved = checkpoints.restore(kept[-1], State(learner.trained, learner.state, {}))
-        learner.trained, learner.state, learner.steps = saved.parameters, saved.optimizer, kept[-1]
+        saved = checkpoints.restore(kept[-1], State(learner.kept, learner.memory, {}))
+        learner.go_on(saved.parameters, saved.optimizer, kept[-1])
         batches.set_state(saved.progress["data"])
         history = [(int(at), float(score)) for at, score in saved.progress["history"]]
 
@@ -337,7 +383,7 @@ def train(
             history.append((step, score))
             journal.record(step, {f"dev/{name}": value for name, value in values.items()})
             position = {"history": history, "data": batches.get_state()}
-            checkpoints.save(step, State(learner.trained, learner.state, position), score)
+            checkpoints.save(step, State(learner.kept, learner.memory, position), score)
             say(f"{description}: step {step}, " + ", ".join(f"{n} {v:.4g}" for n, v in values.items()))
 
         def settle(step: int, batch: Batch, metrics: dict[str, jax.Array]) -> None:
@@ -366,16 +412,17 @@ def train(
                 look()
 
         best_step, score = max(history, key=lambda entry: (entry[1], entry[0]))
-        best = checkpoints.parameters(best_step, learner.trained)
+        best, ended = checkpoints.parameters(best_step, learner.kept), learner.kept
         if settings.average > 1 and len(checkpoints.steps()) > 1:
             last = checkpoints.steps()[-settings.average :]
-            mean = _mean([checkpoints.parameters(at, learner.trained) for at in last])
-            averaged = float(evaluate(learner.having(mean))["score"])
+            ended = mean_of([checkpoints.parameters(at, learner.kept) for at in last])
+            averaged = float(evaluate(learner.having(ended))["score"])
             say(f"{description}: average of steps {last} scores {averaged:.4g}, the best step {score:.4g}")
             if averaged > score:
-                best, score, best_step = mean, averaged, learner.steps
+                best, score, best_step = ended, averaged, learner.steps
     stopped: Literal["converged", "step limit"] = "converged" if _stalled(history, settings.patience) else "step limit"
-    return Trained(learner.having(best), best_step, score, learner.steps, stopped, history)
+    ends = learner.having(best), learner.having(ended)
+    return Trained(ends[0], best_step, score, learner.steps, stopped, history, ends[1])
 
 
 def _stalled(history: list[tuple[int, float]], patience: int) -> bool:
@@ -384,7 +431,8 @@ def _stalled(history: list[tuple[int, float]], patience: int) -> bool:
     return len(scores) > patience and max(scores[-patience:]) <= max(scores[:-patience])
 
 
-def _mean(trees: list[Any]) -> Any:
+def mean_of(trees: list[Any]) -> Any:
+    """The mean of parameters."""
     return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *trees)
 
 

@@ -46,13 +46,24 @@ class TransformerSettings:
     """None: width / heads."""
     biases: bool = True
     """Of linear layers and of the output; T5 has none."""
-    positions: Literal["sinusoidal", "relative"] = "sinusoidal"
-    """Added to the embedding, or a bias of self-attention that depends on the distance (T5)."""
+    output_bias: bool = True
+    """Of the output, where there are biases; M2M100 has none there."""
+    positions: Literal["sinusoidal", "fairseq", "learned", "relative"] = "sinusoidal"
+    """Added to the embedding: sinusoids (Marian), those of fairseq (M2M100) or learned ones (mBART), both from
+    position 2 on; or a bias of self-attention that depends on the distance (T5)."""
+    max_positions: int = 1024
+    """Rows of the table of learned positions, beside the two that are never a token's."""
     relative_buckets: int = 32
     relative_distance: int = 128
     """Where relative positions stop to differ."""
+    relative_each_layer: bool = False
+    """Every layer has relative positions of its own (umT5), and not only the first, for all."""
+    encoder_vocabulary: int | None = None
+    """Ids of the source where it has an embedding of its own (some Marian); None: one embedding serves both sides."""
     scale_embedding: bool = True
     """Multiply embeddings by sqrt(width)."""
+    embedding_norm: bool = False
+    """Normalise the sum of embedding and position (mBART)."""
     scale_attention: bool = True
     """Divide the logits of attention by sqrt(head width)."""
     scale_output: bool = False

@@ -1,4 +1,4 @@
-"""Where a token stands: sinusoids that are added to its embedding, or a bias of attention for each distance."""
+"""Where a token stands: what is added to its embedding, or a bias of attention for each distance."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+FIRST = 2  # position of the first token in fairseq, which comes after that of padding
 
-def sinusoids(positions: Int[Array, "..."], width: int) -> Float[Array, "... D"]:
-    """Sines in the first half, cosines in the second, as Marian orders them."""
+
+def sinusoids(positions: Int[Array, "..."], width: int, *, reached: bool = False) -> Float[Array, "... D"]:
+    """Sines in the first half, cosines in the second, as Marian orders them.
+
+    Rates fall from 1 towards 1/10000, which fairseq's last one has reached and Marian's has not.
+    """
     half = width // 2
-    rates = jnp.exp(jnp.arange(half, dtype=jnp.float32) * (-math.log(10000.0) / half))
+    rates = jnp.exp(jnp.arange(half, dtype=jnp.float32) * (-math.log(10000.0) / (half - reached)))
     angles = positions[..., None].astype(jnp.float32) * rates.reshape((1,) * positions.ndim + (half,))
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 

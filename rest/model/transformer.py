@@ -1,8 +1,10 @@
 """The encoder-decoder transformer (Vaswani et al. 2017), laid out as Marian by default.
 
 Post-norm LayerNorm, sinusoidal positions, one embedding for source, target and output, and a bias on the logits
-(Junczys-Dowmunt et al. 2018). Settings choose what T5 (Raffel et al. 2020) has instead: pre-norm, RMSNorm, gated
-feed-forward layers, relative positions, no biases, an output layer of its own.
+(Junczys-Dowmunt et al. 2018). Settings choose what other families have instead. T5 (Raffel et al. 2020): pre-norm,
+RMSNorm, gated feed-forward layers, relative positions, no biases, an output layer of its own. M2M100 (Fan et al. 2020)
+and NLLB: pre-norm, sinusoids as in fairseq, no bias on the logits. mBART (Liu et al. 2020): learned positions and a
+norm on the embedding.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from rest.model.layers import (
     split_key,
 )
 from rest.model.normaliser import normaliser
-from rest.model.positions import RelativePositions, ahead, sinusoids
+from rest.model.positions import FIRST, RelativePositions, ahead, sinusoids
 
 
 class Scores(NamedTuple):
@@ -40,39 +42,81 @@ class Scores(NamedTuple):
     entropies: Array | None = None  # float32 [B, T], of the next token, where asked for
 
 
-class Transformer(nnx.Module):
-    """Encoder-decoder. Masks are bool, True = may be seen; ids `blocked` are never produced."""
+def _table(rows: int, settings: TransformerSettings, rngs: nnx.Rngs) -> nnx.Param:
+    return nnx.Param(jax.random.normal(rngs.params(), (rows, settings.width)) * settings.width**-0.5)
 
-    def __init__(self, settings: TransformerSettings, vocabulary_size: int, *, pad_id: int, rngs: nnx.Rngs) -> None:
-        self.settings, self.vocabulary_size, self.pad_id = settings, vocabulary_size, pad_id
-        self.remat = False
-        padded = -(-vocabulary_size // 64) * 64  # the sampler searches blocks of 64
 
-        def table() -> nnx.Param:
-            return nnx.Param(jax.random.normal(rngs.params(), (padded, settings.width)) * settings.width**-0.5)
+def _blocks_of_64(vocabulary_size: int) -> int:
+    """The sampler searches blocks of 64."""
+    return -(-vocabulary_size // 64) * 64
 
-        self.embedding = table()
-        self.output_bias = nnx.Param(jnp.zeros(padded)) if settings.biases else None
-        self.encoder = nnx.List([Block(settings, cross=False, rngs=rngs) for _ in range(settings.encoder_layers)])
-        self.decoder = nnx.List([Block(settings, cross=True, rngs=rngs) for _ in range(settings.decoder_layers)])
-        self.encoder_norm = Norm(settings) if settings.norm_first else None
-        self.decoder_norm = Norm(settings) if settings.norm_first else None
-        relative = settings.positions == "relative"
-        sizes = settings.heads, settings.relative_buckets, settings.relative_distance
-        self.encoder_positions: Any = RelativePositions(*sizes, causal=False, rngs=rngs) if relative else None
-        self.decoder_positions: Any = RelativePositions(*sizes, causal=True, rngs=rngs) if relative else None
-        self.output: nnx.Param | None = None if settings.tied_output else table()
 
-    def embed(self, ids: Int[Array, "B T"], positions: Int[Array, "#B T"], key: Array | None) -> Array:
-        settings = self.settings
-        x = self.embedding[...][ids]
+class Embedding(nnx.Module):
+    """What the layers of a side are given of ids: rows of a table, which sides may share, with their positions."""
+
+    def __init__(self, settings: TransformerSettings, pad_id: int, *, rngs: nnx.Rngs) -> None:
+        self.settings, self.pad_id = settings, pad_id
+        learned = settings.positions == "learned"
+        self.positions = _table(settings.max_positions + FIRST, settings, rngs) if learned else None
+        self.norm = Norm(settings) if settings.embedding_norm else None
+
+    def __call__(
+        self, ids: Int[Array, "B T"], table: nnx.Param, positions: Int[Array, "#B T"], key: Array | None
+    ) -> Float[Array, "B T D"]:
+        settings, x = self.settings, table[...][ids]
         if settings.scale_embedding:
             x = x * settings.width**0.5
         if settings.zero_start:
             x = jnp.where((ids == self.pad_id)[..., None], 0.0, x)
-        if settings.positions == "sinusoidal":
+        if self.positions is not None:
+            # a batch may be padded to more positions than the table has; no token is there
+            x = x + self.positions[...][jnp.minimum(positions, settings.max_positions - 1) + FIRST]
+        elif settings.positions == "fairseq":
+            x = x + sinusoids(positions + FIRST, settings.width, reached=True)
+        elif settings.positions == "sinusoidal":
             x = x + sinusoids(positions, settings.width)
-        return dropout(x.astype(self.settings.dtype), self.settings.dropout, key)
+        if self.norm is not None:
+            x = self.norm(x)
+        return dropout(x.astype(settings.dtype), settings.dropout, key)
+
+
+def _relative(settings: TransformerSettings, layers: int, *, causal: bool, rngs: nnx.Rngs) -> Any:
+    """Relative positions of a side: one for all its layers, one each, or none."""
+    count = 0 if settings.positions != "relative" else layers if settings.relative_each_layer else 1
+    sizes = settings.heads, settings.relative_buckets, settings.relative_distance
+    return nnx.List([RelativePositions(*sizes, causal=causal, rngs=rngs) for _ in range(count)])
+
+
+class Transformer(nnx.Module):
+    """Encoder-decoder. Masks are bool, True = may be seen; padding is never produced.
+
+    `prompt` is what the decoder is given before it may choose, a start id and maybe others; by default padding.
+    """
+
+    def __init__(
+        self,
+        settings: TransformerSettings,
+        vocabulary_size: int,
+        *,
+        pad_id: int,
+        prompt: tuple[int, ...] = (),
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.settings, self.vocabulary_size, self.pad_id = settings, vocabulary_size, pad_id
+        self.prompt = prompt or (pad_id,)
+        self.remat = False
+        padded, own = _blocks_of_64(vocabulary_size), settings.encoder_vocabulary
+        self.embedding = _table(padded, settings, rngs)
+        self.encoder_embedding = None if own is None else _table(_blocks_of_64(own), settings, rngs)
+        self.encoder_input, self.decoder_input = (Embedding(settings, pad_id, rngs=rngs) for _ in range(2))
+        self.output_bias = nnx.Param(jnp.zeros(padded)) if settings.biases and settings.output_bias else None
+        self.encoder = nnx.List([Block(settings, cross=False, rngs=rngs) for _ in range(settings.encoder_layers)])
+        self.decoder = nnx.List([Block(settings, cross=True, rngs=rngs) for _ in range(settings.decoder_layers)])
+        self.encoder_norm = Norm(settings) if settings.norm_first else None
+        self.decoder_norm = Norm(settings) if settings.norm_first else None
+        self.encoder_positions = _relative(settings, settings.encoder_layers, causal=False, rngs=rngs)
+        self.decoder_positions = _relative(settings, settings.decoder_layers, causal=True, rngs=rngs)
+        self.output: nnx.Param | None = None if settings.tied_output else _table(padded, settings, rngs)
 
     def encode(
         self,
@@ -83,9 +127,10 @@ class Transformer(nnx.Module):
     ) -> Float[Array, "B S D"]:
         """Hidden states of the source."""
         embedding_key, *layer_keys = split_key(key, 1 + len(self.encoder))
-        x = self.embed(ids, positions, embedding_key)
-        bias = None if self.encoder_positions is None else self.encoder_positions(ahead(positions))
-        x = _layers(self, self.encoder, x, mask, bias, lambda block: None, layer_keys)
+        table = self.embedding if self.encoder_embedding is None else self.encoder_embedding
+        x = self.encoder_input(ids, table, positions, embedding_key)
+        biases = _biases(self.encoder_positions, self.encoder, ahead(positions))
+        x = _layers(self, self.encoder, x, mask, biases, lambda block: None, layer_keys)
         return x if self.encoder_norm is None else self.encoder_norm(x)
 
     def decode(
@@ -99,10 +144,10 @@ class Transformer(nnx.Module):
     ) -> Float[Array, "B T D"]:
         """Hidden states of the target, teacher-forced."""
         embedding_key, *layer_keys = split_key(key, 1 + len(self.decoder))
-        x = self.embed(ids, positions, embedding_key)
-        bias = None if self.decoder_positions is None else self.decoder_positions(ahead(positions))
+        x = self.decoder_input(ids, self.embedding, positions, embedding_key)
+        biases = _biases(self.decoder_positions, self.decoder, ahead(positions))
         x = _layers(
-            self, self.decoder, x, mask, bias, lambda block: attending(block.cross, source_mask, encoded), layer_keys
+            self, self.decoder, x, mask, biases, lambda block: attending(block.cross, source_mask, encoded), layer_keys
         )
         return x if self.decoder_norm is None else self.decoder_norm(x)
 
@@ -135,13 +180,15 @@ class Transformer(nnx.Module):
         ring = cache[0].keys.shape[2]
         back = (slot - jnp.arange(ring)) % ring
         seen = (back[None] <= positions[:, None])[:, None]
-        bias = None if self.decoder_positions is None else self.decoder_positions(-back[None, None])
+        biases = _biases(self.decoder_positions, self.decoder, -back[None, None])
         visible = source_mask[:, None]
-        x = self.embed(ids[:, None], positions[:, None], None)
+        x = self.decoder_input(ids[:, None], self.embedding, positions[:, None], None)
         new_cache: list[KeysAndValues] = []
-        for block, old, of_source in zip(self.decoder, cache, source, strict=True):
+        for block, old, of_source, bias in zip(self.decoder, cache, source, biases, strict=True):
 
-            def attend(y: Array, a: Attention = block.attention, old: KeysAndValues = old) -> Array:
+            def attend(
+                y: Array, a: Attention = block.attention, old: KeysAndValues = old, bias: Array | None = bias
+            ) -> Array:
                 new_cache.append(old.put(a.project(y), slot))
                 return a(y, new_cache[-1], seen, bias)
 
@@ -192,17 +239,23 @@ class Transformer(nnx.Module):
         return _scores(hidden, weights, bias, allowed, labels, chunk, temperature, entropy)
 
 
+def _biases(positions: Any, layers: Any, ahead: Int[Array, "B T M"]) -> list[Array | None]:
+    """Of the self-attention of each layer, from relative positions of its own, shared ones or none."""
+    found = [of_layer(ahead) for of_layer in positions] or [None]
+    return found if len(found) == len(layers) else found * len(layers)
+
+
 def _layers(
     network: Transformer,
     blocks: Any,
     x: Array,
     mask: Array,
-    bias: Array | None,
+    biases: list[Array | None],
     across: Callable[[Any], Callable[[Array], Array] | None],
     keys: list[Array | None],
 ) -> Array:
     """All layers of one side; `across` gives a block's attention to the other side, if it has any."""
-    for block, key in zip(blocks, keys, strict=True):
+    for block, bias, key in zip(blocks, biases, keys, strict=True):
         x = layer(network, block)(x, attending(block.attention, mask, bias=bias), across(block), key)
     return x
 

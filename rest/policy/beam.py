@@ -1,8 +1,8 @@
-"""Greedy decoding and beam search with a length penalty."""
+"""Greedy decoding and beam search with a length penalty: the best hypothesis of each source, or the n best."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,11 +13,12 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from rest.data.batches import pad
+from rest.errors import UserError
 from rest.learning.mesh import MachineSettings
 from rest.model.layers import BLOCKED
 from rest.model.network import Network
 from rest.policy.policy import Policy
-from rest.policy.sampler import SamplingSettings
+from rest.policy.sampler import Hypotheses, SamplingSettings, placed
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,25 @@ def longest(settings: BeamSettings) -> int:
     return SamplingSettings().max_target_tokens if settings.max_target_tokens is None else settings.max_target_tokens
 
 
+class _Texts(NamedTuple):
+    tokens: Array  # int32 [B, K, T]
+    log_probs: Array  # float32 [B, K, T], of each token
+
+    def take(self, places: Int[Array, "B N"]) -> _Texts:
+        """N of each source's."""
+        return jax.tree.map(lambda leaf: jnp.take_along_axis(leaf, places[:, :, None], 1), self)
+
+    def and_(self, other: _Texts) -> _Texts:
+        """Each source's own and then the other's."""
+        return jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), self, other)
+
+
 class _Beams(NamedTuple):
     step: Array
     cache: Any  # keys and values [B·K, H, T, head width] a layer
-    tokens: Array  # int32 [B, K, T] of the beams that go on
-    scores: Array  # float32 [B, K], log-probability
-    ended_tokens: Array  # int32 [B, K, T] of the best that have ended
+    going: _Texts
+    scores: Array  # float32 [B, K], log-probability of those that go on
+    ended: _Texts  # the best that have ended
     ended_scores: Array  # float32 [B, K], penalised
 
 
@@ -52,8 +66,11 @@ def _search(
     eos: int,
     sources: Int[Array, "B S"],
     lengths: Int[Array, " B"],
-) -> tuple[Array, Array]:
-    """The best hypothesis of each source, int32 [B, T], and its score."""
+) -> tuple[_Texts, Array, Array]:
+    """The K best hypotheses of each source, their scores, float32 [B, K], and the steps that were taken.
+
+    Those that have ended come first, from best to worst, and then those that were cut.
+    """
     module = network.module
     batch, beams, steps = sources.shape[0], settings.beams, longest(settings)
     # without a penalty a greedy hypothesis that has ended stays ahead of all that could still come
@@ -62,33 +79,43 @@ def _search(
     mask = positions < lengths[:, None]
     cross = module.cross_keys(module.encode(sources, positions, mask[:, None]))
 
+    def decode(ids: Array, t: Array, cache: Any) -> tuple[Array, Any]:
+        return module.decode_step(ids, jnp.full(batch * beams, t), t, cache, cross, mask)
+
+    *forced, _ = module.prompt  # what is given before the id that the first choice follows
+    before = len(forced)
+    cache = module.empty_cache(batch * beams, before + steps)
+    for t, token in enumerate(forced):
+        _, cache = decode(jnp.full(batch * beams, token), jnp.int32(t), cache)
+
     def penalised(scores: Array, length: Array) -> Array:
         return scores / length.astype(jnp.float32) ** length_penalty
 
     def step(s: _Beams) -> _Beams:
         t = s.step
-        last = jnp.where(t == 0, module.pad_id, s.tokens[:, :, jnp.maximum(t - 1, 0)])
-        logits, cache = module.decode_step(last.reshape(-1), jnp.full(batch * beams, t), t, s.cache, cross, mask)
+        last = jnp.where(t == 0, module.prompt[-1], s.going.tokens[:, :, jnp.maximum(t - 1, 0)])
+        logits, cache = decode(last.reshape(-1), before + t, s.cache)
         log_probs = jax.nn.log_softmax(logits, axis=-1).reshape(batch, beams, -1)
         size = log_probs.shape[-1]
         candidates = (s.scores[:, :, None] + log_probs).reshape(batch, -1)
         # an end counts among the best `beams`; of twice as many, enough are left to go on
         scores, flat = jax.lax.top_k(candidates, 2 * beams)
         parent, token = flat // size, (flat % size).astype(jnp.int32)
-        tokens = jnp.take_along_axis(s.tokens, parent[:, :, None], 1).at[:, :, t].set(token)
+        own = jnp.take_along_axis(log_probs.reshape(batch, -1), flat, 1)
+        texts = s.going.take(parent)
+        texts = _Texts(texts.tokens.at[:, :, t].set(token), texts.log_probs.at[:, :, t].set(own))
         ends = token == eos
-        counts = ends & (jnp.arange(2 * beams) < beams)[None]
+        counts = ends & (jnp.arange(2 * beams) < beams)[None] & (scores > BLOCKED / 2)
         ended = jnp.where(counts, penalised(scores, t + 1), BLOCKED)
         ended_scores, best = jax.lax.top_k(jnp.concatenate([s.ended_scores, ended], 1), beams)
-        ended_tokens = jnp.take_along_axis(jnp.concatenate([s.ended_tokens, tokens], 1), best[:, :, None], 1)
         going, keep = jax.lax.top_k(jnp.where(ends, BLOCKED, scores), beams)
         rows = (jnp.arange(batch)[:, None] * beams + jnp.take_along_axis(parent, keep, 1)).reshape(-1)
         return _Beams(
             t + 1,
             jax.tree.map(lambda leaf: leaf[rows], cache),
-            jnp.take_along_axis(tokens, keep[:, :, None], 1),
+            texts.take(keep),
             going,
-            ended_tokens,
+            s.ended.and_(texts).take(best),
             ended_scores,
         )
 
@@ -98,41 +125,83 @@ def _search(
         open_ = (reach > s.ended_scores[:, -1]) & (lengths > 0)
         return (s.step < steps) & open_.any()
 
+    nothing = _Texts(
+        jnp.full((batch, beams, steps), module.pad_id, jnp.int32), jnp.zeros((batch, beams, steps), jnp.float32)
+    )
     start = _Beams(
         jnp.int32(0),
-        module.empty_cache(batch * beams, steps),
-        jnp.full((batch, beams, steps), module.pad_id, jnp.int32),
+        cache,
+        nothing,
         jnp.broadcast_to(jnp.where(jnp.arange(beams) == 0, 0.0, BLOCKED)[None], (batch, beams)),
-        jnp.full((batch, beams, steps), module.pad_id, jnp.int32),
+        nothing,
         jnp.full((batch, beams), BLOCKED),
     )
     end = jax.lax.while_loop(unfinished, step, start)
-    # what has not ended within max_target_tokens competes as it is
-    scores = jnp.concatenate([end.ended_scores, penalised(end.scores, end.step)], 1)
-    tokens = jnp.concatenate([end.ended_tokens, end.tokens], 1)
-    nothing = (end.ended_scores[:, :1] > BLOCKED / 2) & (jnp.arange(2 * beams) >= beams)[None]
-    best = jnp.where(nothing, 2 * BLOCKED, scores).argmax(1)
-    return (
-        jnp.take_along_axis(tokens, best[:, None, None], 1)[:, 0],
-        jnp.take_along_axis(scores, best[:, None], 1)[:, 0],
-    )
+    # places left by those that have ended are for what has not, which the search then followed to the longest length
+    cut = jnp.where(end.scores > BLOCKED / 2, penalised(end.scores, end.step), BLOCKED)
+    scores = jnp.concatenate([end.ended_scores, cut], 1)
+    ends = (end.ended_scores > BLOCKED / 2).sum(1, keepdims=True)
+    place = jnp.arange(beams)[None]
+    best = jnp.where(place < ends, place, beams + place - ends)
+    return end.ended.and_(end.going).take(best), jnp.take_along_axis(scores, best, 1), end.step
 
 
 def translate(
     policy: Policy, sources: Sequence[str], settings: BeamSettings, machine: MachineSettings | None = None
 ) -> list[str]:
     """The best hypothesis of each source."""
+    ids: list[np.ndarray] = [np.empty(0, np.int32)] * len(sources)
+    for chosen, (texts, _, _) in _searched(policy, sources, settings, machine):
+        for i, row in zip(chosen, np.asarray(texts.tokens[:, 0]), strict=False):
+            ids[i] = row
+    return policy.tokenizer.decode(ids)
+
+
+def n_best(
+    policy: Policy,
+    sources: Sequence[str],
+    settings: BeamSettings,
+    *,
+    machine: MachineSettings | None = None,
+    device: jax.Device | None = None,
+    ended: Callable[[int], None] = lambda rows: None,
+) -> Hypotheses:
+    """The `settings.beams` best hypotheses of each source, different sequences of tokens, the one of `translate` first.
+
+    Those that ended come before those that were cut, each from best to worst. `device` and `ended` as in `sample`.
+    UserError where the policy knows fewer hypotheses.
+    """
+    beams, eos, steps = settings.beams, policy.tokenizer.eos_id, 0
+    tokens: list[list[np.ndarray]] = [[] for _ in sources]
+    log_probs: list[list[np.ndarray]] = [[] for _ in sources]
+    with placed(policy, device) as here:
+        for chosen, (texts, scores, taken) in _searched(here, sources, settings, machine):
+            columns = [np.asarray(column)[: len(chosen)] for column in (texts.tokens, texts.log_probs, scores)]
+            if columns[2].min() < BLOCKED / 2:
+                raise UserError(f"beams {beams}: some source has fewer hypotheses, so small is the vocabulary")
+            steps += scores.size * int(taken)
+            for i, found, own in zip(chosen, *columns[:2], strict=True):
+                ends = found == eos
+                lengths = np.where(ends.any(1), ends.argmax(1) + 1, found.shape[1])
+                tokens[i] = [row[:length].copy() for row, length in zip(found, lengths, strict=True)]
+                log_probs[i] = [row[:length].copy() for row, length in zip(own, lengths, strict=True)]
+            ended(len(chosen) * beams)
+    last = np.asarray([y[-1] for of_source in tokens for y in of_source], np.int32)
+    finished = (last == eos).reshape(len(sources), beams)
+    return Hypotheses(tokens, log_probs, [[None] * beams for _ in sources], finished, steps, policy.tokenizer)
+
+
+def _searched(
+    policy: Policy, sources: Sequence[str], settings: BeamSettings, machine: MachineSettings | None
+) -> Iterator[tuple[list[int], tuple[_Texts, Array, Array]]]:
+    """The places of sources of about one length, and what `_search` finds for them and then for rows of padding."""
     encoded = policy.encode_sources(sources)
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     per_batch = max(1, (machine or MachineSettings()).beam_rows // settings.beams)
     pad_id, eos = policy.tokenizer.pad_id, policy.tokenizer.eos_id
-    ids: list[np.ndarray] = [np.empty(0, np.int32)] * len(encoded)
     for start in range(0, len(order), per_batch):
         chosen = order[start : start + per_batch]
         width = -(-max(len(encoded[i]) for i in chosen) // 16) * 16
         rows = [encoded[i] for i in chosen] + [np.empty(0, np.int32)] * (per_batch - len(chosen))
         lengths = np.asarray([len(row) for row in rows], np.int32)
-        best, _ = _search(policy.network, settings, eos, pad(rows, width, pad_id), lengths)
-        for i, row in zip(chosen, np.asarray(best), strict=False):
-            ids[i] = row
-    return policy.tokenizer.decode(ids)
+        yield chosen, _search(policy.network, settings, eos, pad(rows, width, pad_id), lengths)

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from rest.data.batches import Batch, BatchSettings, Examples
 from rest.data.tokenizer import Tokenizer, load_tokenizer, source_ids, target_ids
@@ -99,15 +100,45 @@ def last_policy(folder: Path | str) -> Policy:
 
 def transformer(settings: TransformerSettings, tokenizer: Tokenizer, rngs: nnx.Rngs) -> Transformer:
     """The network of a policy with this tokenizer."""
-    return Transformer(settings, tokenizer.vocabulary_size, pad_id=tokenizer.pad_id, rngs=rngs)
+    prompt = tokenizer.prompt.decoder
+    return Transformer(settings, tokenizer.vocabulary_size, pad_id=tokenizer.pad_id, prompt=prompt, rngs=rngs)
 
 
 def hidden_states(network: Transformer, batch: Batch, key: Array | None) -> Float[Array, "B T D"]:
-    """Decoder states of packed pairs: a token sees its own pair, and of the target what precedes it."""
+    """Decoder states of packed pairs: a token sees its own pair, and of the target the prompt and what precedes it."""
     encoder_key, decoder_key = (None, None) if key is None else jax.random.split(key)
     encoded = network.encode(batch.source, batch.source_positions, batch.source_mask(), encoder_key)
-    return network.decode(
-        batch.target_input, batch.target_positions, batch.target_mask(), encoded, batch.cross_mask(), decoder_key
+    *forced, last = network.prompt
+    inputs = jnp.where(batch.target_positions == 0, last, batch.target_input)
+    if not forced:
+        return network.decode(
+            inputs, batch.target_positions, batch.target_mask(), encoded, batch.cross_mask(), decoder_key
+        )
+    ids, positions, segments, sources = _with_prompts(forced, inputs, batch)
+    own = (segments[:, :, None] == segments[:, None, :]) & (segments > 0)[:, None]
+    mask = own & (positions[:, None, :] <= positions[:, :, None])
+    source_mask = (sources[:, :, None] == batch.source_segments[:, None, :]) & (sources > 0)[:, :, None]
+    return network.decode(ids, positions, mask, encoded, source_mask, decoder_key)[:, : inputs.shape[1]]
+
+
+def _with_prompts(forced: Sequence[int], inputs: Int[Array, "B T"], batch: Batch) -> tuple[Array, ...]:
+    """Ids, positions, segments and sources of packed targets, each with `forced` ids before it.
+
+    Masks say who comes before whom, so these stand behind the row, where they have no labels: int32 [B, T + Q·forced].
+    """
+    count, sequences = len(forced), jnp.arange(1, batch.sequences + 1)
+    here = batch.target_segments[:, :, None] == sequences[None, None]
+    sources = jnp.where(here, batch.target_sources[:, :, None], 0).max(1)  # of each sequence; 0: there is none
+    segments = jnp.where(sources > 0, sequences[None], 0)
+
+    def behind(row: Array, prompts: Array) -> Array:
+        return jnp.concatenate([row, jnp.broadcast_to(prompts, (len(row), batch.sequences * count))], 1)
+
+    return (
+        behind(inputs, jnp.tile(jnp.asarray(forced, jnp.int32), batch.sequences)[None]),
+        behind(batch.target_positions + count, jnp.tile(jnp.arange(count), batch.sequences)[None]),
+        behind(batch.target_segments, jnp.repeat(segments, count, axis=1)),
+        behind(batch.target_sources, jnp.repeat(sources, count, axis=1)),
     )
 
 
@@ -116,13 +147,16 @@ class PolicyObjective:
     """A loss of what a policy makes of its targets; what `train` updates it by."""
 
     loss: PolicyLoss
+    label_smoothing: float = 0.0
+    """Share of each label's probability that is spread evenly over the vocabulary, whatever the loss."""
 
     def __call__(
         self, network: Transformer, batch: Batch, key: Array | None, dual_variables: Mapping[str, Any]
     ) -> Loss:
         scores = network.scores(hidden_states(network, batch, key), batch.target)
         tokens = Tokens(scores.log_probs, scores.mean_log_probs, batch.targets, batch.columns, batch.token_columns)
-        return self.loss(tokens, dual_variables)
+        loss = self.loss(tokens, dual_variables)
+        return tokens.smoothed(loss, self.label_smoothing) if self.label_smoothing else loss
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ grow step, source id, sample index, position): a hypothesis does not depend on w
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -43,6 +43,8 @@ class SamplingSettings:
     """Only the k likeliest tokens; 0: the whole vocabulary."""
     top_p: float = 1.0
     """Only the likeliest tokens that together hold this probability."""
+    epsilon: float = 0.0
+    """Only tokens of at least this probability after temperature, and the likeliest; 0: all. Cut before the others."""
     max_target_tokens: int = 64
     """Longest hypothesis, EOS included; a longer one is cut (finish = length)."""
 
@@ -51,6 +53,8 @@ class SamplingSettings:
             raise UserError(f"temperature must be above 0, not {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p must be above 0 and at most 1, not {self.top_p}")
+        if not 0 <= self.epsilon < 1:
+            raise UserError(f"epsilon must be at least 0 and below 1, not {self.epsilon}")
         if self.top_k < 0 or self.max_target_tokens < 1:
             raise UserError(
                 f"top_k {self.top_k} must not be below 0, and max_target_tokens {self.max_target_tokens} at least 1"
@@ -64,6 +68,7 @@ class SamplingOverrides:
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
+    epsilon: float | None = None
     max_target_tokens: int | None = None
 
     def of(self, shared: SamplingSettings) -> SamplingSettings:
@@ -77,7 +82,8 @@ class Hypotheses:
 
     tokens: list[list[np.ndarray]]  # [n][N] int32; ends in EOS when finished is true
     log_probs: list[list[np.ndarray]]  # [n][N] float32, of the policy at temperature 1, nats
-    behaviour_log_probs: list[list[np.ndarray]]  # [n][N] float32, under the sampling distribution
+    # [n][N] float32, under the sampling distribution; None where none was sampled from: of beam search
+    behaviour_log_probs: Sequence[Sequence[np.ndarray | None]]
     finished: np.ndarray  # bool [n, N]: ended by EOS
     decoder_steps: int  # slots x steps that were computed
     tokenizer: Tokenizer
@@ -94,6 +100,22 @@ class Hypotheses:
         tokens = sum(len(y) for samples in self.tokens for y in samples)
         return tokens / max(1, self.decoder_steps)
 
+    @classmethod
+    def beside(cls, parts: Sequence[Hypotheses]) -> Hypotheses:
+        """Those of the same sources from several distributions or searches, as N1 + N2 + … a source."""
+
+        def joined(columns: Iterable[Sequence[Sequence[T]]]) -> list[list[T]]:
+            return [[y for some in of_source for y in some] for of_source in zip(*columns, strict=True)]
+
+        return cls(
+            joined(part.tokens for part in parts),
+            joined(part.log_probs for part in parts),
+            joined(part.behaviour_log_probs for part in parts),
+            np.concatenate([part.finished for part in parts], axis=1),
+            sum(part.decoder_steps for part in parts),
+            parts[0].tokenizer,
+        )
+
 
 def sample(
     policy: Policy,
@@ -104,14 +126,16 @@ def sample(
     *,
     seed: int,
     grow_step: int = 0,
+    first_index: int = 0,
     machine: MachineSettings | None = None,
     device: jax.Device | None = None,
     ended: Callable[[int], None] = lambda rows: None,
 ) -> Hypotheses:
     """Draw `samples_per_source` hypotheses for every source.
 
-    On `device`, by default on all of this process, a share of the sources each. `ended` is told, in the threads
-    that sample, how many more hypotheses are whole; what it raises ends the sampling.
+    Their sample indices start at `first_index`: with others, they share no randomness. On `device`, by default on all
+    of this process, a share of the sources each. `ended` is told, in the threads that sample, how many more hypotheses
+    are whole; what it raises ends the sampling.
     """
     n = len(sources)
     lanes = [place for place in (jax.local_devices() if device is None else [device]) for _ in range(LANES)]
@@ -123,11 +147,8 @@ def sample(
 
     def work(lane: int) -> int:
         rows = (order[lane :: len(lanes), None] * samples_per_source + np.arange(samples_per_source)).ravel()
-        with jax.default_device(lanes[lane]):
-            network = policy.network.with_parameters(on_device(policy.network.parameters, lanes[lane]))
-            worker = _Worker(
-                policy.with_network(network), encoded, source_ids, samples_per_source, settings, root, drawn, ended
-            )
+        with placed(policy, lanes[lane]) as here:
+            worker = _Worker(here, encoded, source_ids, samples_per_source, first_index, settings, root, drawn, ended)
             left = worker.run(rows, slots, last=False)
             worker.run(left, -(-slots // 4), last=True)
         return worker.work
@@ -135,8 +156,8 @@ def sample(
     with ThreadPoolExecutor(len(lanes)) as threads:
         steps = sum(threads.map(work, range(len(lanes))))
 
-    def by_source(rows: list[T]) -> list[list[T]]:
-        return [rows[i * samples_per_source : (i + 1) * samples_per_source] for i in range(n)]
+    def by_source(rows: Sequence[T]) -> list[list[T]]:
+        return [list(rows[i * samples_per_source : (i + 1) * samples_per_source]) for i in range(n)]
 
     last = np.asarray([tokens[-1] for tokens in drawn.tokens], np.int32)
     return Hypotheses(
@@ -147,6 +168,16 @@ def sample(
         steps,
         policy.tokenizer,
     )
+
+
+@contextmanager
+def placed(policy: Policy, device: jax.Device | None) -> Iterator[Policy]:
+    """The policy on one device, where everything is computed in the meantime; None: where it is."""
+    if device is None:
+        yield policy
+        return
+    with jax.default_device(device):
+        yield policy.with_network(policy.network.with_parameters(on_device(policy.network.parameters, device)))
 
 
 class Devices:
@@ -189,6 +220,7 @@ class _Worker:
     encoded: Sequence[np.ndarray]
     source_ids: np.ndarray
     samples_per_source: int
+    first_index: int
     settings: SamplingSettings
     root: Array
     drawn: _Drawn
@@ -203,14 +235,16 @@ class _Worker:
         rows are drawn again, in fewer slots with room for the longest.
         """
         network, longest = self.policy.network, self.settings.max_target_tokens
-        distribution = SamplingDistribution(self.settings.temperature, self.settings.top_k, self.settings.top_p)
+        given = len(self.policy.tokenizer.prompt.forced)  # ids before the first that is drawn
+        s = self.settings
+        distribution = SamplingDistribution(s.temperature, s.top_k, s.top_p, s.epsilon)
         go = partial(advance, network, distribution, self.policy.tokenizer.eos_id)
         slots: Any = None
         queue, left = None, list[int]()
         before: Ended | None = None  # its rows are fetched while the next are decoded
         for queue in self._queues(rows, size, one_width=last):
             width = queue.cross[0].keys.shape[2]
-            ring = longest if last else min(longest, -(-width * 3 // 16) * 8 + 8)
+            ring = given + (longest if last else min(longest, -(-width * 3 // 16) * 8 + 8))
             if slots is None:
                 # put where the queue is, as slots that come back are: else every program is compiled for both
                 slots = jax.device_put(
@@ -253,7 +287,8 @@ class _Worker:
                 row, source = np.full(size, -1, np.int32), np.zeros(size, np.int32)
                 part = rows[first : min(first + size, end)]
                 row[: len(part)], source[: len(part)] = part, number[first - begin :][: len(part)]
-                keys = row_keys(self.root, self.source_ids[block[source]], np.maximum(row, 0) % self.samples_per_source)
+                sample = self.first_index + np.maximum(row, 0) % self.samples_per_source
+                keys = row_keys(self.root, self.source_ids[block[source]], sample)
                 yield Queue(cross, jnp.asarray(lengths), jnp.asarray(source), jnp.asarray(row), keys)
 
     def _keep(self, ended: Ended) -> list[int]:

@@ -21,14 +21,15 @@ from rest.model.network import Network
 BLOCK = 64  # entries of the vocabulary that are searched together
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["temperature"], meta_fields=["top_k", "top_p"])
+@partial(jax.tree_util.register_dataclass, data_fields=["temperature"], meta_fields=["top_k", "top_p", "epsilon"])
 @dataclass(frozen=True)
 class SamplingDistribution:
     """What tokens are drawn from: the softmax at a temperature, cut to the likeliest. Temperatures share a program."""
 
     temperature: Any  # float, or what stands for it while a program is traced
-    top_k: int
-    top_p: float
+    top_k: int = 0
+    top_p: float = 1.0
+    epsilon: float = 0.0
 
 
 class _Draw(NamedTuple):
@@ -41,7 +42,7 @@ def draw_tokens(logits: Float[Array, "R V"], uniform: Float[Array, " R"], distri
     """One token a row by inverse CDF: find the block of 64 entries, then the entry. V is a multiple of 64."""
     rows = logits.shape[0]
     total = jax.nn.logsumexp(logits, axis=-1)
-    cold = _truncate(logits / distribution.temperature, distribution.top_k, distribution.top_p)
+    cold = _truncate(logits / distribution.temperature, distribution)
     weights = jnp.exp(cold - cold.max(-1, keepdims=True)).reshape(rows, -1, BLOCK)
     blocks = jnp.cumsum(weights.sum(-1), axis=-1)
     mass = blocks[:, -1]
@@ -64,8 +65,13 @@ def draw_tokens(logits: Float[Array, "R V"], uniform: Float[Array, " R"], distri
     return _Draw(token, log_prob, jnp.log(chosen) - jnp.log(mass))
 
 
-def _truncate(logits: Float[Array, "R V"], top_k: int, top_p: float) -> Float[Array, "R V"]:
-    """Block all but the top k, then all but the smallest set that holds probability top_p (Holtzman et al. 2020)."""
+def _truncate(logits: Float[Array, "R V"], distribution: SamplingDistribution) -> Float[Array, "R V"]:
+    """Block what is less likely than epsilon (Hewitt et al. 2022, Freitag et al. 2023), but never the likeliest; of the
+    rest all but the top k, and then all but the smallest set that holds probability top_p (Holtzman et al. 2020)."""
+    top_k, top_p, epsilon = distribution.top_k, distribution.top_p, distribution.epsilon
+    if epsilon > 0:
+        likely = jax.nn.softmax(logits, axis=-1) >= epsilon
+        logits = jnp.where(likely | (logits == logits.max(-1, keepdims=True)), logits, BLOCKED)
     if top_k:
         threshold = jax.lax.top_k(logits, top_k)[0][:, -1:]
         logits = jnp.where(logits >= threshold, logits, BLOCKED)
@@ -87,7 +93,7 @@ class Slots(NamedTuple):
     lengths: Array  # int32 [R], tokens of the source
     row: Array  # int32 [R], number of the row; -1 where the slot is empty
     keys: Array  # uint32 [R, 2]
-    position: Array  # int32 [R], tokens drawn so far
+    position: Array  # int32 [R], tokens drawn so far; below 0 while ids are given that nobody draws
     tokens: Array  # int32 [R, T], these tokens
     log_probs: Array  # float32 [R, T]
     behaviour: Array  # float32 [R, T]
@@ -122,7 +128,7 @@ def encode(network: Network, sources: Int[Array, "B S"], lengths: Int[Array, " B
     return module.cross_keys(module.encode(sources, positions, (positions < lengths[:, None])[:, None]))
 
 
-def _begin(slots: Slots, queue: Queue, head: Array) -> tuple[Slots, Array]:
+def _begin(slots: Slots, queue: Queue, head: Array, position: int) -> tuple[Slots, Array]:
     """Give empty slots to the next rows of the queue, to an eighth of the slots at most. Returns the new head."""
     size = slots.row.shape[0]
     most = -(-size // 8)
@@ -141,7 +147,7 @@ def _begin(slots: Slots, queue: Queue, head: Array) -> tuple[Slots, Array]:
         lengths=put(slots.lengths, queue.lengths[source]),
         row=put(slots.row, queue.row[place]),
         keys=put(slots.keys, queue.keys[place]),
-        position=put(slots.position, jnp.zeros(most, jnp.int32)),
+        position=put(slots.position, jnp.full(most, position, jnp.int32)),
     )
     return filled, head + (slot < size).sum()
 
@@ -158,6 +164,7 @@ def advance(
     (size, steps), ring = slots.tokens.shape, slots.cache[0].keys.shape[2]
     waiting = (queue.row >= 0).sum()
     slot = jnp.arange(size)
+    prompt, before = jnp.asarray(module.prompt, jnp.int32), len(module.prompt) - 1
 
     def unfinished(state: tuple[Slots, Ended, Array]) -> Array:
         slots, _, head = state
@@ -165,12 +172,13 @@ def advance(
 
     def step(state: tuple[Slots, Ended, Array]) -> tuple[Slots, Ended, Array]:
         slots, ended, head = state
-        slots, head = _begin(slots, queue, head)
+        slots, head = _begin(slots, queue, head, -before)
         row, position = slots.row, slots.position
         active = row >= 0
-        last = jnp.where(position > 0, slots.tokens[slot, jnp.maximum(position - 1, 0)], module.pad_id)
+        given = prompt[jnp.clip(position + before, 0, before)]
+        last = jnp.where(position > 0, slots.tokens[slot, jnp.maximum(position - 1, 0)], given)
         mask = jnp.arange(slots.cross[0].keys.shape[2])[None] < slots.lengths[:, None]
-        logits, cache = module.decode_step(last, position, slots.step % ring, slots.cache, slots.cross, mask)
+        logits, cache = module.decode_step(last, position + before, slots.step % ring, slots.cache, slots.cross, mask)
         fold = jax.vmap(lambda k, t: jax.random.uniform(jax.random.fold_in(jax.random.wrap_key_data(k), t)))
         drawn = draw_tokens(logits, fold(slots.keys, position), distribution)
         here = jnp.arange(steps)[None] == position[:, None]
@@ -178,7 +186,7 @@ def advance(
         def put(column: Array, values: Array) -> Array:
             return jnp.where(here, values[:, None], column)
 
-        done = active & ((drawn.token == eos) | (position == ring - 1))
+        done = active & (position >= 0) & ((drawn.token == eos) | (position + before == ring - 1))
         slots = slots._replace(
             step=slots.step + 1,
             cache=cache,
@@ -208,7 +216,7 @@ def advance(
 
 @partial(jax.jit, static_argnames=("size", "ring", "longest"))
 def empty_slots(network: Network, cross: list[KeysAndValues], size: int, ring: int, longest: int) -> Slots:
-    """Empty slots with room for the sources of `cross`, `ring` tokens of state and `longest` of output."""
+    """Empty slots with room for the sources of `cross`, `ring` ids of state and `longest` of output."""
     return Slots(
         jnp.int32(0),
         network.module.empty_cache(size, ring),

@@ -1,7 +1,7 @@
 """The value of every target prefix: what reward a policy can still expect after the tokens before it.
 
-An encoder-decoder with one linear output instead of the vocabulary. It starts from a policy's parameters, and what it
-learns does not move the policy.
+An encoder-decoder with one linear output instead of the vocabulary. It starts from the parameters of a policy, or of a
+learned reward, and what it learns does not move them.
 """
 
 from __future__ import annotations
@@ -65,11 +65,15 @@ class Value:
 
     @classmethod
     def start(cls, policy: Policy, mean: float = 0.0) -> Value:
-        """The policy's body under a head that says the same number of every prefix."""
-        network = policy.network.inside(policy.settings, lambda body: ValueNetwork(body, rngs=nnx.Rngs(0)))
+        """From the policy's parameters."""
+        return cls.on(policy.network, policy.tokenizer.pad_id, mean)
+
+    @classmethod
+    def on(cls, body: Network, pad_id: int, mean: float = 0.0) -> Value:
+        """A transformer, which is shared, under a head that says the same number of every prefix."""
+        network = body.inside(body.settings, lambda module: ValueNetwork(module, rngs=nnx.Rngs(0)))
         head = network.parameters["head"]
-        network = network.with_part("head", {**head, "bias": jnp.full_like(head["bias"], mean)})
-        return cls(network, policy.tokenizer.pad_id)
+        return cls(network.with_part("head", {**head, "bias": jnp.full_like(head["bias"], mean)}), pad_id)
 
     def with_network(self, network: Network) -> Value:
         return dataclasses.replace(self, network=network)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rest.data.corpus import decode_line, read_lines
+from rest.data.lines import decode_line, read_lines
 from rest.errors import UserError
 from rest.ratings.record import RatingRow, Ratings, average_raters, from_rows, standardise
 

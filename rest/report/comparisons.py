@@ -5,11 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rest.folder import StageName, read_json
+from rest.folder import StageName, newest_evaluations, read_json
 from rest.report.sections import Lines, Section, label_of
 
-TITLES = {"reward": "reward", "gold": "gold", "bleu": "BLEU", "chrf": "chrF", "ter": "TER"}
-DIGITS = {"reward": 4, "gold": 4}
+TITLES = {
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "ter": "TER",
+    "gold_greedy": "gold, greedy",
+    "reward_greedy": "reward, greedy",
+    "bleu_beam": "BLEU, beam",
+    "chrf_beam": "chrF, beam",
+    "gold_beam": "gold, beam",
+    "reward_beam": "reward, beam",
+    "reward": "reward",
+    "gold": "gold",
+}
+DIGITS = {name: 4 for name in TITLES if name.startswith(("reward", "gold"))}
 
 
 def section(run: Path) -> Section | None:
@@ -23,9 +35,9 @@ def section(run: Path) -> Section | None:
 
 def read(run: Path) -> list[dict[str, Any]]:
     """The comparisons of the run in the order of its steps."""
-    results = [read_json(path)["result"] for path in run.glob("evaluation/*-against-*/stage.json")]
+    results = [read_json(path)["result"] for path in newest_evaluations(run).glob("*-against-*/stage.json")]
     pairs = [tuple(filter(None, (StageName.parse(result[side]) for side in ("new", "old")))) for result in results]
-    controls = {name for pair in pairs for name in pair if name.kind == "bc_continued"}
+    controls = {name for pair in pairs for name in pair if name.made_by.kind == "bc_continued"}
     last = max((name.steps for name in controls), default=0)  # the others are of a run that had fewer steps
     shown = [
         ([name.order for name in pair], place)
@@ -70,6 +82,7 @@ def sentences(found: list[dict[str, Any]]) -> list[str]:
             )
     return [
         *said,
+        "Reward and gold are those of samples, BLEU, chrF and TER of greedy outputs, where nothing else is said. "
         "Each cell is a difference on the same sources with its paired 95% interval, then two-sided p-values of "
         "a paired bootstrap and of approximate randomisation. They are not corrected for the number of comparisons.",
     ]

@@ -24,8 +24,9 @@ from rest.report import best_of_n, comparisons, human, plots, tables, under_way
 from rest.report.rewards import reward_tables, reward_warnings
 from rest.report.sections import Drawing, Section, markdown_lines
 from rest.report.tables import Row
+from rest.report.verdict import verdict
 
-MORE = (("Greedy and beam search", tables.DECODING_COLUMNS), ("The text itself", tables.TEXT_COLUMNS))
+MORE = (("Rewards of greedy and beam outputs", tables.DECODING_COLUMNS), ("The text itself", tables.TEXT_COLUMNS))
 SAMPLES_OPEN = 6  # sample translations in view at first
 STANDS = {"above": "▲", "below": "▼"}  # how an interval lies to BC's
 ORDERS = {  # of the sample translations: what page.js sorts by, and which way
@@ -51,6 +52,7 @@ class Content:
     rewards: dict[int, np.ndarray]  # g -> float32 [rows], the stored rewards of grow-g
     fits: dict[int, dict[str, Any]]  # g -> result in reward/stage.json, of g = 1, and in reward-g/stage.json
     spent: dict[StageName, dict[str, Any]]  # results of stages that tell the seconds they took
+    compared: list[dict[str, Any]]  # paired comparisons of policies
     sections: list[Section]  # further evidence, where there is some
 
 
@@ -94,6 +96,7 @@ def _read(run: Path) -> Content:
         rewards={g: rewards for g, folder in grows.items() if (rewards := _rewards(folder)) is not None},
         fits={name.g: _result(run / name.folder) for name in stages_in(run, "reward")},
         spent=_spent(run),
+        compared=comparisons.read(run),
         sections=[
             section
             for read in (under_way.section, comparisons.section, human.section, best_of_n.section)
@@ -187,10 +190,13 @@ def _origin(run: Content) -> list[str]:
     return [
         "ReST starts from behavioural cloning (BC) on human pairs. A Grow step (G) samples hypotheses from "
         "the policy and scores them; each Improve step (I) fine-tunes on the rows whose reward is above its "
-        "threshold τ and keeps the checkpoint with the best mean reward on dev. I0 is a side branch trained "
-        "on all rows. BC continued is BC trained on the human pairs for as many further steps as ReST.",
-        "Intervals are 95% bootstrap intervals. “Above” and “below” mean that two intervals do not touch; "
-        "that two overlap does not show that the policies are equal. Dev selects, test reports.",
+        "threshold τ and keeps the checkpoint that is best on dev. I0 is a side branch trained "
+        "on all rows. BC continued is BC trained on the human pairs for as many further steps as ReST, at the same "
+        "learning rates; “last” is where that ended, whatever dev says. BC at lower temperatures T, its best of N and "
+        "its MBR are samples of BC: what is only sharper, and what training on samples can distil.",
+        "Intervals are 95% bootstrap intervals. “Above” and “below” mean that a paired interval leaves zero out, or, "
+        "without one, that two intervals do not touch; else two policies are “not told apart”, which does not show "
+        "that they are equal. Dev selects, test reports.",
         f"Made from these files of the run and nothing else: {', '.join(read)}.",
     ]
 
@@ -203,7 +209,7 @@ def _markdown(run: Content) -> str:
     parts = [
         f"# {text(run.name)}",
         "## Verdict",
-        *(f"- {text(line)}" for line in tables.verdict(run.rows, run.split)),
+        *(f"- {text(line)}" for line in verdict(run.rows, run.split, run.compared)),
     ]
     parts += [f"## Results on {text(run.split)}", tables.markdown(run.rows, run.split).rstrip()]
     for title, columns in MORE:
@@ -254,9 +260,9 @@ def _html(run: Content, refresh: float | None = None) -> str:
     return environment.get_template("page.html.jinja").render(
         run=run,
         refresh=refresh,
-        verdict=tables.verdict(run.rows, run.split),
+        verdict=verdict(run.rows, run.split, run.compared),
         shown=_results(rows, tables.COLUMNS),
-        signatures=tables.signatures(rows),
+        notes=tables.notes(rows),
         curves=_curves(run),
         more_results=[(title, _results(rows, columns)) for title, columns in MORE if tables.present(rows, columns)],
         improved=tables.improve_lines(run.stages),
@@ -277,8 +283,12 @@ def _curves(run: Content) -> list[Drawing]:
     """The curves, each with a caption that says what to look for."""
     steps = "Filled points are Improve steps, hollow ones side branches; dashed lines are the other policies."
     bars = "Bars and bands are 95% intervals."
-    kept = "Dev reward during each Improve; the dot is the checkpoint that was kept."
-    against = "Reward of samples against how far a policy is from BC, and against the length of its greedy outputs."
+    by = {f": {stage['chosen_by']}" for stage in run.stages if "chosen_by" in stage}
+    kept = f"The score on dev during each Improve{''.join(sorted(by)[:1])}; the dot is the checkpoint that was kept."
+    against = (
+        "Reward of samples against how many of them differ (hollow: BC at lower temperatures, and side branches), "
+        "against how far a policy is from BC, and against the length of its greedy outputs."
+    )
     drawn = [
         (plots.reward_steps(run.rows, run.split), "reward", f"Reward of samples by step. {steps} {bars}"),
         (plots.held_out_steps(run.rows, run.split), "held-out", "Metrics not trained on, at the same steps."),

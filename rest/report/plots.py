@@ -19,13 +19,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rest.folder import StageName
-from rest.report.tables import COLUMNS, Column, Row, interval, label, number, of_split
+from rest.report.tables import BY_KEY, Column, Row, interval, label, number, of_split, whole
 
 BLUE, ORANGE, GREEN, PURPLE, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#767676", "#333333"
-COLOURS = {"rest": BLUE, "bc": GREY, "bc_continued": ORANGE, "ppo": GREEN, "reference": PURPLE}
-REWARD = COLUMNS[0]
-HELD_OUT = tuple(column for column in COLUMNS if column.key in ("gold_mean", "bleu", "chrf"))
-AGAINST = tuple(column for key in ("kl_to_bc", "length_ratio") for column in COLUMNS if column.key == key)
+COLOURS = {"rest": BLUE, "bc": GREY, "ppo": GREEN, "reference": PURPLE}
+COLOURS |= dict.fromkeys(("bc_continued", "bc_continued_last"), ORANGE)
+REWARD = BY_KEY["reward_mean"]
+HELD_OUT = BY_KEY["bleu"], BY_KEY["chrf"], BY_KEY["gold_greedy_mean"]
+AGAINST = BY_KEY["distinct_per_source"], BY_KEY["kl_to_bc"], BY_KEY["length_ratio"]
 WIDTH = 8.4  # inches, the width of the page's column
 STYLE = {
     "font.size": 9.5,
@@ -56,18 +57,20 @@ def reward_steps(rows: list[Row], split: str = "test") -> Figure | None:
 
 
 def held_out_steps(rows: list[Row], split: str = "test") -> Figure | None:
-    """Gold, BLEU and chrF against the same steps, as many side by side as were measured; None if none was."""
+    """BLEU, chrF and gold of greedy outputs at the same steps, as many side by side as were measured; or None."""
     return _step_figure(rows, split, HELD_OUT, height=2.9)
 
 
 def reward_against(rows: list[Row], split: str = "test") -> Figure | None:
-    """Mean reward of samples against the KL to BC and the length ratio, ReST's chain joined; None without ReST."""
+    """Mean reward of samples against how much they differ, with BC at lower temperatures, against the KL to BC and
+    against the length ratio; ReST's chain joined. None without ReST."""
     rows = [row for row in of_split(rows, split) if (row.get("decode") or "sample") == "sample"]
     rows = [row for row in rows if number(row, REWARD.key) is not None and row["policy"] != "reference"]
-    shown = [column for column in AGAINST if all(number(row, column.key) is not None for row in rows)]
+    policies = whole(rows)
+    shown = [column for column in AGAINST if all(number(row, column.key) is not None for row in policies)]
     if not shown or not any(row["policy"] == "rest" for row in rows):
         return None
-    chain = [row for row in rows if row["policy"] == "rest" and row["improve"] > 0]
+    chain = [row for row in policies if row["policy"] == "rest" and row["improve"] > 0]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.1), layout="constrained")
         for axes, column in zip(figure.subplots(1, len(shown), squeeze=False, sharey=True)[0], shown, strict=True):
@@ -79,15 +82,16 @@ def reward_against(rows: list[Row], split: str = "test") -> Figure | None:
 
             axes.plot(*np.array([place(row) for row in chain]).reshape(-1, 2).T, color=BLUE, linewidth=1.2)
             names: dict[tuple[float, float], list[str]] = {}  # a policy that kept its start lies on it
-            for row in rows:
-                colour, branch = COLOURS.get(row["policy"], INK), row["policy"] == "rest" and row["improve"] == 0
+            for row in (row for row in rows if number(row, column.key) is not None):
+                colour = COLOURS.get(row["policy"], INK)
+                branch = row.get("temperature") is not None or (row["policy"] == "rest" and row["improve"] == 0)
                 x, y = place(row)
                 names.setdefault((x, y), []).append(label(row))
                 if ends := interval(row, REWARD.interval):
                     axes.vlines(x, *ends, color=colour, linewidth=1.2, alpha=0.5)
                 axes.plot(x, y, "o", color=colour, markersize=5.5, markerfacecolor="white" if branch else colour)
-            for at, policies in names.items():
-                axes.annotate(", ".join(policies), at, (6, 3), textcoords="offset points", color=INK, fontsize=8)
+            for at, here in names.items():
+                axes.annotate(", ".join(here), at, (6, 3), textcoords="offset points", color=INK, fontsize=8)
             axes.xaxis.set_major_locator(MaxNLocator(5))
             axes.set_xlabel(column.title)
             axes.margins(x=0.2)
@@ -96,7 +100,7 @@ def reward_against(rows: list[Row], split: str = "test") -> Figure | None:
 
 
 def dev_rewards(stages: list[dict[str, Any]]) -> Figure | None:
-    """The dev reward during each Improve, one panel a stage, a dot on the checkpoint that was kept.
+    """The score on dev during each Improve, one panel a stage, a dot on the checkpoint that was kept.
 
     `stages` are the results of the Improve steps, in order. None if no stage has a curve.
     """
@@ -125,7 +129,7 @@ def dev_rewards(stages: list[dict[str, Any]]) -> Figure | None:
         for axes in grid[len(stages) :]:
             axes.set_visible(False)
         figure.supxlabel("gradient steps", fontsize=9.5)
-        figure.supylabel("mean reward on dev", fontsize=9.5)
+        figure.supylabel("score on dev", fontsize=9.5)
     return figure
 
 
@@ -191,7 +195,7 @@ def svg(figure: Figure, name: str, description: str) -> Markup:
 
 def _step_figure(rows: list[Row], split: str, columns: tuple[Column, ...], height: float) -> Figure | None:
     """One panel a column that any ReST row has: the steps from left to right, the other policies as lines."""
-    rows = [row for row in of_split(rows, split) if (row.get("decode") or "sample") == "sample"]
+    rows = whole(of_split(rows, split))
     steps = [row for row in rows if row["policy"] == "rest"]
     shown = [column for column in columns if any(number(row, column.key) is not None for row in steps)]
     if not shown:

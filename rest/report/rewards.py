@@ -126,6 +126,7 @@ def _fit_lines(fits: dict[int, dict[str, Any]]) -> list[list[str]]:
         "ranked_right": "pairs ranked right",
         "pearson_gold": "Pearson, gold",
         "spearman_gold": "Spearman, gold",
+        "chosen_by": "chosen by",
     }
     known = [name for name in names if any(name in fit for fit in fits.values())]
     head = ["reward of", *(names[name] for name in known)]

@@ -17,12 +17,11 @@ from scipy import stats
 from rest.journal import literal
 from rest.report.plots import BLUE, STYLE, WIDTH
 from rest.report.sections import Section
-from rest.report.tables import COLUMNS, DECODING_COLUMNS, Column, Row, cell, interval, label, number
+from rest.report.tables import COLUMNS, Column, Row, cell, interval, label, number
 
-SHOWN = tuple(column for column in COLUMNS if column.key not in ("wall_s", "reward_greedy_mean"))
-BEAM = tuple(column for column in DECODING_COLUMNS if column.key in ("bleu_beam", "chrf_beam", "gold_greedy_mean"))
-TERMINAL = tuple(column for column in SHOWN if column.key not in ("length_ratio", "distinct_per_source"))
-DRAWN = ("reward_mean", "gold_mean", "bleu", "chrf", "length_ratio", "kl_to_bc")  # one panel each
+SHOWN = tuple(column for column in COLUMNS if column.key != "wall_s")
+TERMINAL = tuple(column for column in SHOWN if column.key not in ("length_ratio", "chrf_beam", "samples_drawn"))
+DRAWN = ("bleu", "chrf", "gold_greedy_mean", "bleu_beam", "reward_mean", "gold_mean", "kl_to_bc")  # one panel each
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def _last_and_controls(rows: Iterable[Row]) -> Iterator[Row]:
 
 def section(lines: list[Line]) -> Section:
     """The table: means over seeds with their intervals, then what each number is."""
-    columns = [column for column in (*SHOWN, *BEAM) if any(line.mean(column) for line in lines)]
+    columns = [column for column in SHOWN if any(line.mean(column) for line in lines)]
     table = [["variant", "policy", "seeds", *(column.title for column in columns)]]
     for line in lines:
         cells = []

@@ -6,37 +6,39 @@ from pathlib import Path
 from typing import Any
 
 from rest.errors import UserError
-from rest.folder import StageName, read_json, stages_in, write_json
+from rest.folder import StageName, newest_evaluations, read_json, stages_in, write_json
+
+DECODED = ("decode", "n", "metrics")  # what another way of decoding changes in a row; and the temperature of samples
 
 
 def summarise(run: Path) -> list[dict[str, Any]]:
     """Write summary.json and evaluation/samples.json from the evaluations in a run's folder."""
     rows: list[dict[str, Any]] = []
     outputs: dict[str, list[dict[str, Any]]] = {}
-    root = _newest_evaluations(run)
+    root = newest_evaluations(run)
     for name in _policies(run):
         evaluation = root / name.folder / "stage.json"
         if not evaluation.exists():
             continue
         record = read_json(evaluation)
         made = [_result(run, stage) for stage in _lineage(run, name)]
-        rows.append(
-            {
-                "policy": "rest" if name.kind == "improve" else name.kind,
-                "grow": name.g,
-                "improve": name.i,
-                "decode": "sample",
-                "n": record["settings"]["evaluation"]["samples_per_source"],
-                "split": "test",
-                "metrics": record["result"]["metrics"],
-                "samples_drawn": sum(stage.get("samples", 0) for stage in made),
-                "gradient_steps": sum(stage.get("gradient_steps", 0) for stage in made),
-                "wall_s": round(sum(stage["wall_s"] for stage in made), 1),
-            }
-        )
-        for decoded in sorted(run.glob(f"evaluation/decode/{name.folder}.*/stage.json")):
+        row = {
+            "policy": "rest" if name.kind == "improve" else name.kind,
+            "grow": name.g,
+            "improve": name.i,
+            "decode": "sample",
+            "n": record["settings"]["evaluation"]["samples_per_source"],
+            "split": "test",
+            "metrics": record["result"]["metrics"],
+            "samples_drawn": sum(stage.get("samples", 0) for stage in made),
+            "gradient_steps": sum(stage.get("gradient_steps", 0) for stage in made),
+            "wall_s": round(sum(stage["wall_s"] for stage in made), 1),
+            **_chosen(name, made[-1]),
+        }
+        rows.append(row)
+        for decoded in sorted(root.glob(f"decode/{name.folder}.*/stage.json"), key=_hottest_first):
             result = read_json(decoded)["result"]
-            rows.append(rows[-1] | {key: result[key] for key in ("decode", "n", "metrics")})
+            rows.append(row | {key: result[key] for key in (*DECODED, "temperature") if key in result})
         outputs[name.label] = record["result"]["shown"]
     if not rows:
         raise UserError(f"{run}: no policy has been evaluated; do so with `rest evaluate` or `rest run`")
@@ -46,28 +48,35 @@ def summarise(run: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _newest_evaluations(run: Path) -> Path:
-    """Where policies were evaluated with the newest reward, so that all rows of a table are scored by the same."""
-    numbers = [folder.name.removeprefix("evaluation-") for folder in run.glob("evaluation-*")]
-    newest = max((int(number) for number in numbers if number.isdigit()), default=None)
-    return run / ("evaluation" if newest is None else f"evaluation-{newest}")
-
-
 def _policies(run: Path) -> list[StageName]:
     """The policies of a run in the order of the table, and of its controls the one with as many steps as the rest."""
     improves, ppo = stages_in(run, "improve"), stages_in(run, "ppo")
     paths = [name for name in improves if name.on_the_way], ppo
     spent = max(sum(_result(run, name)["gradient_steps"] for name in path) for path in paths)
-    return [StageName("bc"), StageName("bc_continued", steps=spent), *improves, *ppo]
+    controls = (StageName(kind, steps=spent) for kind in ("bc_continued", "bc_continued_last"))
+    return [StageName("bc"), *controls, *improves, *ppo]
 
 
 def _lineage(run: Path, name: StageName) -> list[StageName]:
     """The stages that led to a policy; what a row counts is all that was spent on the way."""
     bc = StageName("bc")
     if name.kind != "improve":
-        return list(dict.fromkeys([bc, name]))
+        return list(dict.fromkeys([bc, name.made_by]))
     before = [step for step in stages_in(run, "improve") if step.on_the_way and step.order < name.order]
     return [bc, *(StageName("grow", g) for g in range(1, name.g + 1)), *before, name]
+
+
+def _chosen(name: StageName, made: dict[str, Any]) -> dict[str, Any]:
+    """What chose the policy on dev, and whether it is the last one that training came to, as far as that is known."""
+    if name != name.made_by:  # the last is the last
+        return {}
+    return {key: made[key] for key in ("chosen_by", "last_is_chosen") if key in made}
+
+
+def _hottest_first(path: Path) -> tuple[float, str]:
+    """Samples by their temperature, then other ways of decoding by name."""
+    way = path.parent.name.partition(".")[2]
+    return (-float(way.removeprefix("sample-")), "") if way.startswith("sample-") else (0.0, way)
 
 
 def _result(run: Path, name: StageName) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich import box
@@ -20,12 +20,6 @@ from rest.folder import KINDS, StageName
 
 Row = dict[str, Any]  # one row of summary.json
 
-RELATIONS = {
-    "above": "lies above",
-    "below": "lies below",
-    "equal": "is equal to",
-    "overlap": "cannot be told apart by its interval from",
-}
 SPLITS = ("test", "dev")  # what is reported, the better evidence first
 
 
@@ -41,31 +35,30 @@ class Column:
     best: Callable[[Iterable[float]], float] | None = None  # max or min; None where neither end is the better one
 
 
-COLUMNS = (
+COLUMNS = (  # what a user ships first, by what nothing was trained on
+    Column("BLEU, greedy", "BLEU", "bleu", 1, "bleu_ci95", max),
+    Column("chrF, greedy", "chrF", "chrf", 1, "chrf_ci95", max),
+    Column("gold, greedy", "gold\ngreedy", "gold_greedy_mean", 3, "gold_greedy_ci95", max),
+    Column("BLEU, beam", "BLEU\nbeam", "bleu_beam", 1, "bleu_beam_ci95", max),
+    Column("chrF, beam", "chrF\nbeam", "chrf_beam", 1, "chrf_beam_ci95", max),
     Column("reward (samples)", "reward", "reward_mean", 3, "reward_ci95", max),
     Column("first reward (samples)", "first\nreward", "first_reward_mean", 3, "first_reward_ci95", max),
-    Column("reward (greedy)", "greedy", "reward_greedy_mean", 3, best=max),
-    Column("gold", "gold", "gold_mean", 3, "gold_ci95", max),
+    Column("gold (samples)", "gold", "gold_mean", 3, "gold_ci95", max),
     Column("separate judge (samples)", "judge", "judge_mean", 3, "judge_ci95"),
     Column("share above the judge's limit", "above\nlimit", "judge_above_mean", 3, "judge_above_ci95"),
-    Column("BLEU", "BLEU", "bleu", 1, "bleu_ci95", max),
-    Column("chrF", "chrF", "chrf", 1, "chrf_ci95", max),
-    Column("length ratio", "length\nratio", "length_ratio", 2),
     Column("distinct per source", "dist-\ninct", "distinct_per_source", 1),
-    Column("KL to BC (nats)", "KL to\nBC", "kl_to_bc", 1),
+    Column("length ratio", "length\nratio", "length_ratio", 2),
+    Column("KL to BC (nats)", "KL to\nBC", "kl_to_bc", 1, "kl_to_bc_ci95"),
     Column("steps", "steps", "gradient_steps", 0),
     Column("samples drawn", "samples\ndrawn", "samples_drawn", 0),
     Column("wall s", "wall s", "wall_s", 0),
 )
-REWARDS = ("reward_mean", "first_reward_mean")  # what training saw; all else is evidence beside it
 DECODING_COLUMNS = (
     Column("reward, greedy", "greedy", "reward_greedy_mean", 3, "reward_greedy_ci95", max),
-    Column("gold, greedy", "gold", "gold_greedy_mean", 3, "gold_greedy_ci95", max),
     Column("reward, beam", "beam", "reward_beam_mean", 3, "reward_beam_ci95", max),
     Column("gold, beam", "gold\nbeam", "gold_beam_mean", 3, "gold_beam_ci95", max),
-    Column("BLEU, beam", "BLEU\nbeam", "bleu_beam", 1, "bleu_beam_ci95", max),
-    Column("chrF, beam", "chrF\nbeam", "chrf_beam", 1, "chrf_beam_ci95", max),
 )
+BY_KEY = {column.key: column for column in (*COLUMNS, *DECODING_COLUMNS)}
 
 TEXT_COLUMNS = (
     Column("TER, greedy (less is better)", "TER", "ter", 1, "ter_ci95", min),
@@ -75,8 +68,8 @@ TEXT_COLUMNS = (
     Column("distinct-1 of samples", "dist-1", "distinct_1", 3),
     Column("distinct-2 of samples", "dist-2", "distinct_2", 3),
     Column("self-BLEU of samples", "self-\nBLEU", "self_bleu", 1),
-    Column("entropy (nats per sentence)", "entropy", "entropy", 1),
-    Column("KL to the step before (nats)", "KL to\nbefore", "kl_to_previous", 2),
+    Column("entropy (nats per sentence)", "entropy", "entropy", 1, "entropy_ci95"),
+    Column("KL to the step before (nats)", "KL to\nbefore", "kl_to_previous", 2, "kl_to_previous_ci95"),
 )
 
 
@@ -89,7 +82,7 @@ def stage_of(row: Row) -> StageName | None:
 
 
 def label(row: Row) -> str:
-    """The name of a row: "BC", "BC continued", "G1 I2", "PPO", "BC, best of 8"."""
+    """The name of a row: "BC", "BC continued", "G1 I2", "PPO", "BC, best of 8", "BC, T = 0.5"."""
     policy, decode, stage = str(row["policy"]), row.get("decode") or "sample", stage_of(row)
     if stage is not None:
         name = stage.label
@@ -99,7 +92,14 @@ def label(row: Row) -> str:
         return f"{name}, best of {row.get('n')}"
     if decode == "mbr":
         return f"{name}, MBR of {row.get('n')}"
-    return name if decode == "sample" else f"{name}, {decode}"
+    if decode == "sample":
+        return name if row.get("temperature") is None else f"{name}, T = {row['temperature']:g}"
+    return f"{name}, {decode}"
+
+
+def whole(rows: list[Row]) -> list[Row]:
+    """The rows of whole evaluations: a policy's samples, greedy and beam outputs, and no other decodings of it."""
+    return [row for row in rows if (row.get("decode") or "sample") == "sample" and row.get("temperature") is None]
 
 
 def of_split(rows: list[Row], split: str) -> list[Row]:
@@ -159,14 +159,20 @@ def best(rows: list[Row], column: Column) -> str:
     return next(cell(row, column)[0] for row in rows if number(row, column.key) == chosen)
 
 
-def signatures(rows: list[Row]) -> list[str]:
-    """Footnotes: each different sacreBLEU signature once; numbers with different ones do not compare."""
-    notes: dict[str, None] = {}  # a set that keeps its order
+def notes(rows: list[Row]) -> list[str]:
+    """Footnotes: what chose policies on dev, and each different sacreBLEU signature once; others do not compare."""
+    chosen: dict[str, list[str]] = {}
+    for row in whole(rows):
+        if row.get("chosen_by"):
+            last = " (which is its last)" if row.get("last_is_chosen") else ""
+            chosen.setdefault(row["chosen_by"], []).append(label(row) + last)
+    by = "; ".join(f"{name}: {', '.join(policies)}" for name, policies in chosen.items())
+    found = {f"Chosen on dev by {by}": None} if by else {}  # a set that keeps its order
     for key, name in (("bleu_signature", "BLEU"), ("chrf_signature", "chrF"), ("ter_signature", "TER")):
         for row in rows:
             if row["metrics"].get(key):
-                notes[f"{name}: {row['metrics'][key]}"] = None
-    return list(notes)
+                found[f"{name}: {row['metrics'][key]}"] = None
+    return list(found)
 
 
 def markdown(rows: list[Row], split: str = "test", columns: tuple[Column, ...] = COLUMNS) -> str:
@@ -181,22 +187,23 @@ def markdown(rows: list[Row], split: str = "test", columns: tuple[Column, ...] =
         cells = [cell(row, column) for column in shown]
         texts = [f"{value} [{ends}]" if ends else value for value, ends in cells]
         lines.append("| " + " | ".join([markdown_text(label(row)), *texts]) + " |")
-    notes = [f"- {markdown_text(note)}" for note in signatures(rows)]
+    below = [f"- {markdown_text(note)}" for note in notes(rows)]
     if any(cell(row, column)[1] for row in rows for column in shown):
-        notes.insert(0, "- In brackets: the 95% bootstrap interval over sources.")
-    return "\n".join([*lines, "", *notes]).rstrip() + "\n"
+        below.insert(0, "- In brackets: the 95% bootstrap interval over sources.")
+    return "\n".join([*lines, "", *below]).rstrip() + "\n"
 
 
 def console(rows: list[Row], split: str = "test") -> Table:
     """The same table for a terminal of about 110 columns: intervals under their numbers."""
     rows = of_split(rows, split)
-    shown = present(rows)
     # there is no room for all; the report has them
-    shown = [column for column in shown if column.key not in ("judge_mean", "judge_above_mean")]
+    without = ("bleu_beam", "chrf_beam", "kl_to_bc")
+    shown = [replace(column, interval=None) if column.key in without else column for column in present(rows)]
+    left_out = ["judge_mean", "judge_above_mean", "length_ratio", "wall_s"]
     if any(column.key == "first_reward_mean" for column in shown):
-        shown = [column for column in shown if column.key not in ("reward_greedy_mean", "distinct_per_source")]
-    keys = {column.key for column in shown}
-    caption = "\n".join(escape(note) for note in signatures(rows) if note.split(":")[0].lower() in keys)
+        left_out += ["distinct_per_source", "kl_to_bc"]
+    shown = [column for column in shown if column.key not in left_out]
+    caption = "\n".join(escape(note) for note in notes(rows) if not note.startswith("TER"))
     table = Table(
         title=f"{split} split",
         title_justify="left",
@@ -229,12 +236,7 @@ def markdown_text(text: str) -> str:
 
 def last_rest(rows: list[Row], split: str) -> Row | None:
     """The ReST policy a run ends with: the last Improve of the last Grow; side branches (I0) do not count."""
-    steps = [
-        row
-        for row in rows
-        if row["policy"] == "rest" and row["split"] == split and (row.get("decode") or "sample") == "sample"
-    ]
-    steps = [row for row in steps if row["improve"] > 0]
+    steps = [row for row in whole(rows) if row["policy"] == "rest" and row["split"] == split and row["improve"] > 0]
     return max(steps, key=lambda row: (row["grow"], row["improve"]), default=None)
 
 
@@ -252,75 +254,6 @@ def relation(a: Row, b: Row, column: Column) -> str | None:
     if ia[0] > ib[1]:
         return "above"
     return "below" if ia[1] < ib[0] else "overlap"
-
-
-def verdict(rows: list[Row], split: str = "test") -> list[str]:
-    """What the last ReST policy showed against BC and BC continued: a sentence a metric, then cautions."""
-    rows = [row for row in of_split(rows, split) if (row.get("decode") or "sample") == "sample"]
-    last = last_rest(rows, split)
-    if last is None:
-        return [f"No ReST policy was evaluated on the {split} split, so there is nothing to compare."]
-    baselines = [row for policy in ("bc", "bc_continued") for row in rows if row["policy"] == policy]
-    if not baselines:
-        return [f"Neither BC nor BC continued was evaluated on the {split} split to compare {label(last)} with."]
-    sentences = []
-    compared = [column for column in COLUMNS if column.interval and number(last, column.key) is not None]
-    for column in compared:
-        clauses: dict[str, list[str]] = {}
-        for row in baselines:
-            if words := _relation_in_words(last, row, column):
-                clauses.setdefault(words, []).append(f"{label(row)} ({_written(row, column)})")
-        if clauses:
-            name = {"reward_mean": "Reward", "first_reward_mean": "First reward", "gold_mean": "Gold quality"}.get(
-                column.key, column.title
-            )
-            relations = " and ".join(f"{words} {' and '.join(names)}" for words, names in clauses.items())
-            sentences.append(f"{name} on {split}: {label(last)} at {_written(last, column)} {relations}.")
-    if not sentences:
-        sentences.append(f"{label(last)} and the baselines share no metric on the {split} split.")
-    return sentences + _cautions(rows, last, baselines, compared)
-
-
-def _written(row: Row, column: Column) -> str:
-    value, ends = cell(row, column)
-    return f"{value} [{ends}]" if ends else value
-
-
-def _relation_in_words(last: Row, baseline: Row, column: Column) -> str | None:
-    """ "lies above" and its like; None where there is nothing to compare."""
-    stands = relation(last, baseline, column)
-    if stands != "unknown":
-        return stands and RELATIONS[stands]
-    value, base = number(last, column.key), number(baseline, column.key)
-    assert value is not None and base is not None  # relation found both
-    size = "level with" if value == base else "higher than" if value > base else "lower than"
-    return f"is, without an interval to go by, {size}"
-
-
-def _cautions(rows: list[Row], last: Row, baselines: list[Row], compared: list[Column]) -> list[str]:
-    """What a reader must know before believing the sentences above."""
-    reward, held_out = COLUMNS[0], [column for column in compared if column.key not in REWARDS]
-    cautions = []
-    for row in baselines:
-        fell = [column.title for column in held_out if relation(last, row, column) == "below"]
-        if relation(last, row, reward) == "above" and fell:
-            cautions.append(
-                f"Caution: against {label(row)} the reward rose while {' and '.join(fell)} fell, "
-                "a sign that the policy exploits the reward."
-            )
-    present_policies = {row["policy"] for row in baselines}
-    if "bc_continued" not in present_policies:
-        cautions.append("Caution: BC continued was not evaluated, so a gain may come from further training alone.")
-    if "bc" not in present_policies:
-        cautions.append("Caution: BC, the starting policy, was not evaluated.")
-    if not held_out:
-        cautions.append("Caution: no metric but the reward itself was evaluated.")
-    steps = [(value, row) for row in rows if (value := number(row, reward.key)) is not None]
-    best = max((step for step in steps if step[1]["policy"] == "rest"), key=lambda step: step[0], default=None)
-    if best and best[1] is not last:
-        where = f"{label(best[1])}'s ({_written(best[1], reward)})"
-        cautions.append(f"The highest reward is {where}, not the last step's.")
-    return cautions
 
 
 def plain(value: Any, digits: int = 3) -> str:
@@ -370,11 +303,15 @@ def improve_lines(stages: list[dict[str, Any]]) -> list[list[str]]:
 
 def grow_lines(grows: dict[int, dict[str, Any]]) -> list[list[str]]:
     """The mean rewards of each Grow's dataset, its head first; only the head where none is recorded."""
-    lines = [["Grow", "mean reward", "of the samples", "of the references"]]
+    parts = {"all": "mean reward", "samples": "of the samples", "beam": "of beam search", "references": "of references"}
+    recorded = [reward for manifest in grows.values() if isinstance(reward := manifest.get("reward"), dict)]
+    if not any("beam" in reward for reward in recorded):
+        del parts["beam"]
+    lines = [["Grow", *parts.values()]]
     for g, manifest in grows.items():
         reward = manifest.get("reward")
-        parts = [reward.get(part) for part in ("all", "samples", "references")] if isinstance(reward, dict) else []
-        means = [part.get("mean") if isinstance(part, dict) else None for part in parts]
+        found = [reward.get(part) for part in parts] if isinstance(reward, dict) else []
+        means = [part.get("mean") if isinstance(part, dict) else None for part in found]
         if any(mean is not None for mean in means):
             lines.append([StageName("grow", g).label, *map(plain, means)])
     return lines

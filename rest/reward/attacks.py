@@ -23,6 +23,7 @@ from rest.statistics.intervals import bootstrap_ci
 from rest.statistics.words import count_words, words
 
 WORST = 25.0  # MQM points of a text that is no translation
+ENOUGH = 20  # cases to warn from: the interval of a share of fewer is more than .4 wide
 
 
 @dataclass(frozen=True)
@@ -250,5 +251,12 @@ def negatives(rated: Rated, rows: np.ndarray, share: float, seed: int) -> Rated:
     corrupted = [of_source[source] for source in found.sources]
     low, kept = rated.ratings[rows].min(), 1 + found.scores / WORST
     ratings = (low + (rated.ratings[corrupted] - low) * kept).astype(np.float32)
-    held_out = None if rated.held_out is None else np.zeros(len(corrupted), bool)
-    return Rated(found.sources, found.hypotheses, ratings, rated.groups[corrupted], held_out, rated.steps[corrupted])
+    return Rated(
+        found.sources,
+        found.hypotheses,
+        ratings,
+        rated.groups[corrupted],
+        None if rated.held_out is None else np.zeros(len(corrupted), bool),
+        rated.steps[corrupted],
+        None if rated.references is None else [rated.references[r] for r in corrupted],
+    )

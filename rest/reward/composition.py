@@ -14,7 +14,16 @@ from typing import Any
 import numpy as np
 
 from rest.errors import UserError
-from rest.reward.reward import Reward, RewardFunction, WithoutReferences, identify, with_references
+from rest.reward.reward import (
+    Groups,
+    Reward,
+    RewardFunction,
+    WithoutReferences,
+    compares,
+    identify,
+    name_of,
+    with_references,
+)
 
 Texts = Sequence[str]
 
@@ -33,9 +42,14 @@ class _Joined:
     def identity(self) -> dict[str, Any]:
         return {"joined by": type(self).__name__, "rewards": [reward.settings for reward in self.rewards]}
 
-    def _each(self, sources: Texts, hypotheses: Texts, references: Texts | None) -> np.ndarray:
+    @property
+    def compares(self) -> bool:
+        """Whether one of them compares the samples of a source."""
+        return any(reward.compares for reward in self.rewards)
+
+    def _each(self, sources: Texts, hypotheses: Texts, references: Texts | None, groups: Groups | None) -> np.ndarray:
         """float32 [rewards, n] in [0, 1]"""
-        return np.stack([reward(sources, hypotheses, references).reward for reward in self.rewards])
+        return np.stack([reward(sources, hypotheses, references, groups).reward for reward in self.rewards])
 
 
 @dataclass(frozen=True)
@@ -54,16 +68,21 @@ class WeightedMean(_Joined):
     def identity(self) -> dict[str, Any]:
         return {**super().identity, "weights": self.weights and list(self.weights)}
 
-    def __call__(self, sources: Texts, hypotheses: Texts, references: Texts | None) -> np.ndarray:
-        return np.average(self._each(sources, hypotheses, references), axis=0, weights=self.weights).astype(np.float32)
+    def __call__(
+        self, sources: Texts, hypotheses: Texts, references: Texts | None, groups: Groups | None = None
+    ) -> np.ndarray:
+        each = self._each(sources, hypotheses, references, groups)
+        return np.average(each, axis=0, weights=self.weights).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class Minimum(_Joined):
     """The lowest: a hypothesis must please every reward."""
 
-    def __call__(self, sources: Texts, hypotheses: Texts, references: Texts | None) -> np.ndarray:
-        return self._each(sources, hypotheses, references).min(0)
+    def __call__(
+        self, sources: Texts, hypotheses: Texts, references: Texts | None, groups: Groups | None = None
+    ) -> np.ndarray:
+        return self._each(sources, hypotheses, references, groups).min(0)
 
 
 @dataclass(frozen=True)
@@ -76,8 +95,10 @@ class Conservative(_Joined):
     def identity(self) -> dict[str, Any]:
         return {**super().identity, "caution": self.caution}
 
-    def __call__(self, sources: Texts, hypotheses: Texts, references: Texts | None) -> np.ndarray:
-        each = self._each(sources, hypotheses, references)
+    def __call__(
+        self, sources: Texts, hypotheses: Texts, references: Texts | None, groups: Groups | None = None
+    ) -> np.ndarray:
+        each = self._each(sources, hypotheses, references, groups)
         return np.clip(each.mean(0) - self.caution * each.std(0), 0, 1)
 
 
@@ -99,19 +120,27 @@ class RankMean(_Joined):
 
     @classmethod
     def on(
-        cls, rewards: tuple[Reward, ...], sources: Texts, hypotheses: Texts, references: Texts | None, points: int = 101
+        cls,
+        rewards: tuple[Reward, ...],
+        sources: Texts,
+        hypotheses: Texts,
+        references: Texts | None,
+        groups: Groups | None = None,
+        points: int = 101,
     ) -> RankMean:
         """Ranks among these hypotheses."""
         at = np.linspace(0, 1, points)
-        found = (np.quantile(reward(sources, hypotheses, references).reward, at) for reward in rewards)
+        found = (np.quantile(reward(sources, hypotheses, references, groups).reward, at) for reward in rewards)
         return cls(rewards, tuple(tuple(float(q) for q in values) for values in found))
 
     @property
     def identity(self) -> dict[str, Any]:
         return {**super().identity, "quantiles": [list(values) for values in self.quantiles]}
 
-    def __call__(self, sources: Texts, hypotheses: Texts, references: Texts | None) -> np.ndarray:
-        each = self._each(sources, hypotheses, references)
+    def __call__(
+        self, sources: Texts, hypotheses: Texts, references: Texts | None, groups: Groups | None = None
+    ) -> np.ndarray:
+        each = self._each(sources, hypotheses, references, groups)
         ranks = [_rank(values, np.asarray(knots)) for values, knots in zip(each, self.quantiles, strict=True)]
         return np.stack(ranks).mean(0).astype(np.float32)
 
@@ -127,11 +156,18 @@ class Cached:
     """A reward function whose scores are kept in an SQLite file; many processes may share it.
 
     A score is found by the hash of the function's identity, source, hypothesis and reference, so a function that
-    changes finds none of its old ones.
+    changes finds none of its old ones. One that compares samples depends on more than that, and is refused.
     """
 
     function: RewardFunction | WithoutReferences
     path: Path
+
+    def __post_init__(self) -> None:
+        if compares(self.function):
+            raise UserError(
+                f"Cached keeps the score of a text by itself, but {name_of(self.function)} compares the samples of a "
+                "source: leave it out of the cache, and cache what it is joined with"
+            )
 
     @property
     def identity(self) -> Any:

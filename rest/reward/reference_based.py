@@ -66,5 +66,12 @@ class SentenceBLEU:
         self, sources: Sequence[str], hypotheses: Sequence[str], references: Sequence[str] | None
     ) -> np.ndarray:
         """Raw scores, float32 [n]; UserError without references. The sources are not looked at."""
-        metric = BLEU(lowercase=self.lowercase, tokenize=self.tokenize, smooth_method=self.smooth, effective_order=True)
-        return _scores(metric, sources, hypotheses, references)
+        return _scores(self._metric(), sources, hypotheses, references)
+
+    def words(self, texts: Sequence[str]) -> list[list[str]]:
+        """What the n-grams of each text are made of."""
+        metric = self._metric()
+        return [metric._preprocess_segment(text).split() for text in texts]
+
+    def _metric(self) -> BLEU:
+        return BLEU(lowercase=self.lowercase, tokenize=self.tokenize, smooth_method=self.smooth, effective_order=True)

@@ -9,7 +9,7 @@ import math
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -18,11 +18,24 @@ from rest.folder import describe
 from rest.reward.guards import Guards
 
 
+class Groups(NamedTuple):
+    """Which of n hypotheses are of one source, for a reward that compares the samples of a source with each other."""
+
+    ids: np.ndarray  # int64 [n]: rows of one source have one number, whether they stand together or not
+    peers: np.ndarray  # bool [n]: a sample, which other rows of its source are compared with; False: a human's, say
+
+    @classmethod
+    def of_samples(cls, sources: int, n: int) -> Groups:
+        """Of n samples for each source, source by source."""
+        return cls(np.repeat(np.arange(sources, dtype=np.int64), n), np.ones(sources * n, bool))
+
+
 @runtime_checkable
 class RewardFunction(Protocol):
     """Scores of n hypotheses, float32 [n]. They may not depend on batch size or order. Any Python function will do.
 
-    One that does not want the references takes two arguments (`with_references`).
+    One that does not want the references takes two arguments (`with_references`). One whose scores depend on the
+    other samples of a source says so by an attribute, `compares = True`, and takes a fourth argument, the Groups.
     """
 
     def __call__(
@@ -39,10 +52,38 @@ def name_of(function: Any) -> str:
     return getattr(function, "__qualname__", type(function).__qualname__)
 
 
+def compares(function: Any) -> bool:
+    """Whether a function's scores depend on the other samples of a source, so that it is called with Groups."""
+    return bool(getattr(function, "compares", False))
+
+
+@dataclass(frozen=True)
+class _Comparing:
+    """A function that compares samples, which says what is amiss where it is given none to compare."""
+
+    function: Any
+    compares: ClassVar[bool] = True
+
+    def __call__(
+        self,
+        sources: Sequence[str],
+        hypotheses: Sequence[str],
+        references: Sequence[str] | None,
+        groups: Groups | None = None,
+    ) -> np.ndarray:
+        if groups is None:
+            raise UserError(
+                f"reward {name_of(self.function)}: compares the samples of a source with each other and cannot score "
+                "texts by themselves; give it the Groups of the rows, or choose another reward here"
+            )
+        return self.function(sources, hypotheses, references, groups)
+
+
 def with_references(function: RewardFunction | WithoutReferences) -> RewardFunction:
     """The function as one of three arguments, whether it has two or three; UserError for one that has others.
 
-    A third argument that may be left out gets the references only if it is named `references`.
+    A third argument that may be left out gets the references only if it is named `references`. A function that
+    `compares` takes the Groups as a fourth.
     """
     called: Any = function
     try:
@@ -52,13 +93,16 @@ def with_references(function: RewardFunction | WithoutReferences) -> RewardFunct
     parameters = list(signature.parameters.values())
     needed = [p for p in parameters[2:3] if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
     wants_references = needed or any(p.name == "references" or p.kind is p.VAR_POSITIONAL for p in parameters[:3])
+    ways = "(sources, hypotheses) or (sources, hypotheses, references)"
+    given = ["sources", "hypotheses", *(["references"] if wants_references else [])]
+    if compares(called):
+        ways, given = "(sources, hypotheses, references, groups), since it compares", [*"xyzg"]
     try:
-        signature.bind("sources", "hypotheses", *(["references"] if wants_references else []))
+        signature.bind(*given)
     except TypeError as error:
-        raise UserError(
-            f"reward {name_of(function)}: takes {signature}, but is called as (sources, hypotheses) "
-            f"or (sources, hypotheses, references)"
-        ) from error
+        raise UserError(f"reward {name_of(function)}: takes {signature}, but is called as {ways}") from error
+    if compares(called):
+        return called if isinstance(called, _Comparing) else _Comparing(called)
     return called if wants_references else lambda sources, hypotheses, references: called(sources, hypotheses)
 
 
@@ -124,6 +168,11 @@ class Reward:
         return name_of(self.function)
 
     @property
+    def compares(self) -> bool:
+        """Whether the function compares the samples of a source with each other, and needs the Groups."""
+        return compares(self.function)
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What the scores depend on: the function (its own identity if it has one, else its source and settings)."""
         guarded = {} if self.guards is None else {"guards": self.guards.settings}
@@ -134,11 +183,21 @@ class Reward:
         """Hash of the settings."""
         return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
 
-    def __call__(self, sources: Sequence[str], hypotheses: Sequence[str], references: Sequence[str] | None) -> Scored:
-        """Score hypotheses; a score that cannot be used is an error that names the first hypothesis it is given to."""
-        n = len(hypotheses)
+    def __call__(
+        self,
+        sources: Sequence[str],
+        hypotheses: Sequence[str],
+        references: Sequence[str] | None,
+        groups: Groups | None = None,
+    ) -> Scored:
+        """Score hypotheses; a score that cannot be used is an error that names the first hypothesis it is given to.
+
+        `groups` may always be given, and must be where the reward `compares`.
+        """
+        n, function = len(hypotheses), with_references(self.function)
+        further = [groups] if self.compares else []
         try:
-            raw = np.asarray(with_references(self.function)(sources, hypotheses, references))
+            raw = np.asarray(function(sources, hypotheses, references, *further))
         except UserError:
             raise
         except Exception as error:

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from rest.baselines.bc import clone, dev_loss
-from rest.evaluation.evaluate import mean_reward
+from rest.evaluation.chooser import DevLoss
 from rest.folder import StageFolder, StageName, seed_for
 from rest.journal import say
+from rest.learning.optimizers import InTurn, Stretch
 from rest.learning.train import TrainSettings
 from rest.model.families.huggingface import HuggingFaceModel
 from rest.policy.policy import Policy
 from rest.reward.learned.settings import TranslationModel
 from rest.reward.reward import Reward
-from rest.stages.inputs import Inputs, finish_policy
+from rest.stages.inputs import Inputs, fetched, finish_policy
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class BC(_Cloning):
         return {**start, **inputs.share, "batch": e.batch, "bc": e.bc}
 
     def make(self, inputs: Inputs, folder: StageFolder) -> None:
-        _clone(inputs, folder, self.path, inputs.new_policy(), inputs.experiment.bc.train)
+        e = inputs.experiment
+        _clone(inputs, folder, self.path, inputs.new_policy(), e.bc.train, fetched(e.model))
 
 
 @dataclass(frozen=True)
@@ -56,22 +58,25 @@ class RewardStart(_Cloning):
 
     def settings(self, inputs: Inputs) -> dict[str, Any]:
         e = inputs.experiment
-        known = {"tokenizer": self.bc.tokenizer.identity, "batch": e.batch, "loss": e.bc.loss, "start": self.start}
+        known = {"tokenizer": self.bc.tokenizer.identity, "batch": e.batch, "start": self.start}
+        known |= {"label_smoothing": e.bc.label_smoothing}
         return {**known, **inputs.share}
 
     def make(self, inputs: Inputs, folder: StageFolder) -> None:
         new = Policy.new(self.start.model, self.bc.tokenizer, seed_for(inputs.experiment.seed, "reward start"))
-        _clone(inputs, folder, self.path, new, self.start.train)
+        _clone(inputs, folder, self.path, new, self.start.train, {})
 
 
-def _clone(inputs: Inputs, folder: StageFolder, name: str, new: Policy, training: TrainSettings) -> None:
-    """Behavioural cloning of a new policy, and its stage."""
+def _clone(
+    inputs: Inputs, folder: StageFolder, name: str, new: Policy, training: TrainSettings, known: dict[str, str]
+) -> None:
+    """Behavioural cloning of a new policy, and its stage, whose result says what is known of the start."""
     e = inputs.experiment
     new.tokenizer.save(folder.path / "tokenizer")
     trained = clone(
         new,
         inputs.parts.bc,
-        e.bc.loss,
+        e.bc.label_smoothing,
         training,
         e.batch,
         evaluate=dev_loss(new, inputs.corpus.dev, e.batch),
@@ -81,16 +86,23 @@ def _clone(inputs: Inputs, folder: StageFolder, name: str, new: Policy, training
         machine=e.machine,
     )
     say(f"{name}: {trained.steps} steps, {trained.stopped}, best step {trained.best_step}")
-    finish_policy(folder, trained.best, {"gradient_steps": trained.steps, "stopped": trained.stopped})
+    result = {"gradient_steps": trained.steps, "stopped": trained.stopped, "chosen_by": DevLoss.name}
+    finish_policy(folder, trained.best, result | known)
 
 
 @dataclass(frozen=True)
 class BCContinued(_Cloning):
-    """The control: BC trained on D for as many further steps as what it is compared with, by the same reward."""
+    """The control: BC trained on D for as many further updates as what it is compared with, and at the same rates.
+
+    Beside the policy that dev chooses stands the last one, in policy-last, where it is another: what chooses on dev may
+    not see what BC gains.
+    """
 
     bc: Policy
     reward: Reward
     steps: int
+    way: tuple[tuple[StageName, int], ...] = ()
+    """The Improve steps whose rates it follows and their updates; after them it goes on like the last."""
 
     @property
     def path(self) -> str:
@@ -98,23 +110,31 @@ class BCContinued(_Cloning):
 
     def settings(self, inputs: Inputs) -> dict[str, Any]:
         e = inputs.experiment
-        known: dict[str, Any] = {"policy": self.bc.identity, "reward": self.reward.settings, "loss": e.bc.loss}
-        known |= {"train": self._training(inputs), "batch": e.batch, "choose": inputs.choose}
+        known: dict[str, Any] = {"policy": self.bc.identity, "choose": inputs.choose}
+        if e.choose.by_reward:
+            known["reward"] = self.reward.settings
+        known |= {"label_smoothing": e.bc.label_smoothing, "train": self.training(inputs), "batch": e.batch}
         return {**known, **inputs.share}
 
-    def _training(self, inputs: Inputs) -> TrainSettings:
-        training = inputs.experiment.improve.training(1)
-        return dataclasses.replace(training, max_steps=self.steps, patience=self.steps + 1)
+    def training(self, inputs: Inputs) -> TrainSettings:
+        """One training with the learning rates of all those steps, averaged like them."""
+        improve = inputs.experiment.improve
+        each = [(improve.training(name.g, name.i), steps) for name, steps in self.way]
+        each = each or [(improve.training(1, 1), self.steps)]
+        rates = InTurn(tuple(Stretch(steps, step.schedule, step.rate_factor) for step, steps in each))
+        return dataclasses.replace(
+            improve.train, schedule=rates, rate_factor=1.0, max_steps=self.steps, patience=self.steps + 1
+        )
 
     def make(self, inputs: Inputs, folder: StageFolder) -> None:
-        e, dev = inputs.experiment, inputs.corpus.dev
+        e = inputs.experiment
         trained = clone(
             self.bc,
             inputs.parts.bc,
-            e.bc.loss,
-            self._training(inputs),
+            e.bc.label_smoothing,
+            self.training(inputs),
             e.batch,
-            evaluate=mean_reward(dev, self.reward, e.evaluation, e.evaluation_sampling, e.seed, e.machine),
+            evaluate=inputs.on_dev(self.reward),
             folder=folder.path,
             seed=e.seed,
             description="bc_continued",
@@ -122,4 +142,8 @@ class BCContinued(_Cloning):
         )
         if trained.best_step == 0:
             say("bc_continued: no checkpoint scored above BC, which is kept")
-        finish_policy(folder, trained.best, {"gradient_steps": trained.steps, "best_step": trained.best_step})
+        same = trained.last.identity == trained.best.identity
+        if not same:
+            trained.last.save(folder.path / "policy-last")
+        result = {"gradient_steps": trained.steps, "best_step": trained.best_step, "dev_reward": trained.history}
+        finish_policy(folder, trained.best, result | {"chosen_by": e.choose.name, "last_is_chosen": same})

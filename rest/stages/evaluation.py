@@ -1,25 +1,27 @@
-"""What a policy is worth on test: samples, greedy and beam outputs, the best of N, and other ways of decoding."""
+"""What a policy is worth on test: samples, greedy and beam outputs, the best of N, other temperatures and decodings."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from rest.errors import UserError
 from rest.evaluation.best_of_n import record
 from rest.evaluation.decoding import DecodingSettings, evaluate_decoding
-from rest.evaluation.evaluate import evaluate
-from rest.evaluation.outputs import Outputs, draw, score
+from rest.evaluation.evaluate import evaluate, of_mean, variety
+from rest.evaluation.outputs import LEAST_PEERS, Outputs, chooser_of, draw, score
 from rest.folder import StageFolder, StageName, describe, read_json
 from rest.journal import say
 from rest.policy.policy import Policy
+from rest.policy.sampler import SamplingSettings
 from rest.reward.reward import Reward
 from rest.stages.inputs import Inputs
 
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """What all three have in common: a policy by its name, a reward, and a record at the end."""
+    """What all have in common: a policy by its name, a reward, and a record at the end."""
 
     name: StageName
     policy: Policy
@@ -51,7 +53,8 @@ class Evaluate(_Evaluation):
         e = inputs.experiment
         known: dict[str, Any] = {"policy": self.policy.identity, "bc": self.bc.identity, "reward": self.reward.settings}
         known |= {"previous": None if self.previous is None else self.previous.identity, "batch": e.batch}
-        known |= {"evaluation": describe(e.evaluation) | {"sampling": e.evaluation_sampling, "beam": e.beam}}
+        own = describe(e.evaluation.of_every_policy)
+        known |= {"evaluation": own | {"sampling": e.evaluation_sampling, "beam": e.beam}}
         return known | ({} if self.first is None else {"first_reward": self.first.settings})
 
     def make(self, inputs: Inputs, folder: StageFolder) -> None:
@@ -73,8 +76,8 @@ class Evaluate(_Evaluation):
         )
         result.samples.write(folder.path / "samples.parquet")
         result.greedy.write(folder.path / "greedy.parquet")
-        mean, (low, high) = result.metrics["reward_mean"], result.metrics["reward_ci95"]
-        say(f"{self.name.folder}: test reward {mean:.4f} [{low:.4f}, {high:.4f}]")
+        result.beam.write(folder.path / "beam.parquet")
+        _say(self.name.folder, result.metrics)
         folder.finish({"metrics": result.metrics, "shown": result.shown})
 
 
@@ -96,6 +99,8 @@ class BestOfNCurves(_Evaluation):
         e, test = inputs.experiment, inputs.corpus.test
         drawn = draw(self.policy, test, self.samples, e.evaluation_sampling, e.seed, e.machine)
         outputs = Outputs(test, drawn, score(self.reward, inputs.corpus.gold, test, drawn, chrf=True))
+        if "reward" not in outputs.scores:
+            raise UserError(f"{self.samples} samples: the reward compares them, and {LEAST_PEERS} are needed for that")
         outputs.write(folder.path / "samples.parquet")
         found = record(outputs)
         rewards = found["curves"]["reward"]["mean"]
@@ -111,10 +116,12 @@ class Decode(_Evaluation):
     """The same metrics of one hypothesis per source, found in another way, in evaluation/decode/."""
 
     decoding: DecodingSettings
+    newest: int = 1
+    """The Grow step of the reward."""
 
     @property
     def path(self) -> str:
-        return f"evaluation/decode/{self.name.folder}.{self.decoding.name}"
+        return f"{evaluations(self.newest)}/decode/{self.name.folder}.{self.decoding.name}"
 
     def settings(self, inputs: Inputs) -> dict[str, Any]:
         e = inputs.experiment
@@ -125,12 +132,53 @@ class Decode(_Evaluation):
     def make(self, inputs: Inputs, folder: StageFolder) -> None:
         e, test, gold = inputs.experiment, inputs.corpus.test, inputs.corpus.gold
         decoder = self.decoding.decoder(e.beam, e.evaluation_sampling)
-        texts = decoder(self.policy, test, lambda *rows: self.reward(*rows).reward, e.seed, e.machine)
+        texts = decoder(self.policy, test, chooser_of(self.reward, len(test)), e.seed, e.machine)
         tokenize = e.evaluation.bleu_tokenizer
         metrics, outputs = evaluate_decoding(texts, test, self.reward, gold, e.seed, tokenize)
         outputs.write(folder.path / "outputs.parquet")
-        say(f"{self.name.folder}, {self.decoding.name}: test reward {metrics['reward_mean']:.4f}")
+        _say(f"{self.name.folder}, {self.decoding.name}", metrics)
         folder.finish({"metrics": metrics, "decode": self.decoding.decode, "n": self.decoding.draws})
+
+
+@dataclass(frozen=True)
+class SampledAt(_Evaluation):
+    """Samples at another temperature, in evaluation/decode/: what a policy is worth that is only sharper."""
+
+    temperature: float
+    newest: int = 1
+    """The Grow step of the reward."""
+
+    @property
+    def path(self) -> str:
+        return f"{evaluations(self.newest)}/decode/{self.name.folder}.sample-{self.temperature:g}"
+
+    def _sampling(self, inputs: Inputs) -> SamplingSettings:
+        return replace(inputs.experiment.evaluation_sampling, temperature=self.temperature)
+
+    def settings(self, inputs: Inputs) -> dict[str, Any]:
+        known = {"policy": self.policy.identity, "reward": self.reward.settings, "sampling": self._sampling(inputs)}
+        return known | {"samples_per_source": inputs.experiment.evaluation.samples_per_source}
+
+    def make(self, inputs: Inputs, folder: StageFolder) -> None:
+        e, test, gold = inputs.experiment, inputs.corpus.test, inputs.corpus.gold
+        n = e.evaluation.samples_per_source
+        drawn = draw(self.policy, test, n, self._sampling(inputs), e.seed, e.machine)
+        outputs = Outputs(test, drawn, score(self.reward, gold, test, drawn))
+        outputs.write(folder.path / "samples.parquet")
+        metrics: dict[str, Any] = {"reward_samples": n, **variety(drawn)}
+        for name in ("reward", "gold"):
+            metrics |= of_mean(name, outputs.scores.get(name), e.seed)
+        _say(f"{self.name.folder} at temperature {self.temperature:g}", metrics)
+        folder.finish({"metrics": metrics, "decode": "sample", "n": n, "temperature": self.temperature})
+
+
+def _say(what: str, metrics: dict[str, Any]) -> None:
+    """The reward, or where it has nothing to compare with BLEU."""
+    if metrics.get("reward_mean") is not None:
+        mean, (low, high) = metrics["reward_mean"], metrics["reward_ci95"]
+        say(f"{what}: test reward {mean:.4f} [{low:.4f}, {high:.4f}]")
+    elif "bleu" in metrics:
+        say(f"{what}: test BLEU {metrics['bleu']:.2f}")
 
 
 def evaluations(newest: int) -> str:

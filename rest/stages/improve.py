@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 from rest.columns import Scorers, learn_value
 from rest.data.store import ScoredDataset
-from rest.evaluation.evaluate import mean_reward
 from rest.folder import StageFolder, StageName, discard
 from rest.improve import improve
 from rest.policy.policy import Policy
@@ -42,11 +41,11 @@ class Improve:
             "dataset": self.dataset.identity,
             "reward": self.reward.settings,
         }
-        known |= {"improve": e.improve.at(self.i) | {"batch": e.improve_batch}, "choose": inputs.choose}
+        known |= {"improve": e.improve.at(self.g, self.i) | {"batch": e.improve_batch}, "choose": inputs.choose}
         return known | {name: of.identity for name, of in vars(self.scorers).items() if of is not None}
 
     def make(self, inputs: Inputs, folder: StageFolder) -> None:
-        e, dev = inputs.experiment, inputs.corpus.dev
+        e = inputs.experiment
         policy, result = improve(
             self.start,
             self.dataset,
@@ -54,13 +53,13 @@ class Improve:
             e.improve_batch,
             g=self.g,
             i=self.i,
-            evaluate=mean_reward(dev, self.reward, e.evaluation, e.evaluation_sampling, e.seed, e.machine),
+            evaluate=inputs.on_dev(self.reward),
             folder=folder.path,
             seed=e.seed,
             scorers=self.scorers,
             machine=e.machine,
         )
-        finish_policy(folder, policy, result)
+        finish_policy(folder, policy, result | {"chosen_by": e.choose.name})
 
     def read(self, inputs: Inputs, folder: Path) -> Policy:
         return Policy.load(folder / "policy")

@@ -11,9 +11,11 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 import numpy as np
 
 from rest.baselines.bc import drop_long
-from rest.data.corpus import Corpus, Split, source_text
+from rest.data.corpus import Corpus, Split
+from rest.data.files import source_text
 from rest.data.tokenizer import Tokenizer, load_tokenizer
 from rest.errors import UserError
+from rest.evaluation.chooser import Dev, Score
 from rest.experiment import Experiment
 from rest.folder import StageFolder, StageName, discard, seed_for
 from rest.journal import say
@@ -21,9 +23,10 @@ from rest.model.families.huggingface import HuggingFaceModel
 from rest.policy.policy import Policy
 from rest.ratings.rated import Rated
 from rest.reward.guards import Guards
+from rest.reward.learned.encoder import HuggingFaceEncoder
 from rest.reward.learned.fit import human_ratings
 from rest.reward.learned.settings import RewardSettings
-from rest.reward.reward import Reward
+from rest.reward.reward import Groups, Reward
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -148,8 +151,10 @@ class Inputs:
     def try_reward(self) -> None:
         """Call a given reward on a few references, so that what is wrong with it shows before anything is trained."""
         if not self.learns_reward:
-            few = self.corpus.dev.take(slice(0, 8))
-            self.experiment.reward(few.sources, few.references or few.sources, few.references)
+            self.on_dev(self.experiment.reward)
+            few = self.corpus.dev.take(np.repeat(np.arange(min(4, len(self.corpus.dev))), 2))  # twice: to be compared
+            groups = Groups.of_samples(len(few) // 2, 2)
+            self.experiment.reward(few.sources, few.references or few.sources, few.references, groups)
 
     def human_ratings(self, g: int) -> Rated:
         """The ratings in files that the reward of Grow step g is learned from."""
@@ -178,18 +183,30 @@ class Inputs:
         return {} if self.experiment.bc_share == 1 else {"bc_share": self.experiment.bc_share}
 
     @property
+    def dev(self) -> Dev:
+        """The dev text, and how policies are run on it."""
+        e = self.experiment
+        how = e.evaluation_sampling, e.beam, e.batch, e.evaluation.bleu_tokenizer
+        return Dev(self.corpus.dev, *how, e.seed, e.machine)
+
+    def on_dev(self, reward: Reward) -> Score:
+        """How policies that learn from a reward are scored on dev."""
+        return self.experiment.choose.of(self.dev, reward)
+
+    @property
     def choose(self) -> dict[str, Any]:
         """What decides which checkpoint is the best on dev."""
-        e = self.experiment
-        return {
-            "samples_per_source": e.evaluation.dev_samples_per_source,
-            "sources": e.evaluation.dev_sources,
-            "sampling": e.evaluation_sampling,
-        }
+        return {"by": self.experiment.choose, **self.experiment.choose.settings(self.dev)}
 
     def decides(self, settings: dict[str, Any]) -> dict[str, Any]:
         """All that decides the bytes of a stage: its settings and inputs, the seed and the corpus."""
         return {"seed": self.experiment.seed, "corpus": self.corpus_identity, **settings}
+
+
+def fetched(model: Any) -> dict[str, str]:
+    """For the result of a stage: the commit on the hub of the published model that it started from, if it was one."""
+    found = model.commit if isinstance(model, HuggingFaceModel | HuggingFaceEncoder) else None
+    return {} if found is None else {"start_commit": found}
 
 
 def finish_policy(folder: StageFolder, policy: Policy, result: dict[str, Any]) -> None:

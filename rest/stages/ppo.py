@@ -11,7 +11,6 @@ import numpy as np
 
 from rest.baselines.bc import human_pairs
 from rest.baselines.ppo import ppo
-from rest.evaluation.evaluate import mean_reward
 from rest.folder import StageFolder, StageName
 from rest.policy.policy import Policy
 from rest.reward.reward import Reward
@@ -35,7 +34,7 @@ class PPO:
         return known | {"text": hash_text(inputs.parts.grow), **inputs.share}
 
     def make(self, inputs: Inputs, folder: StageFolder) -> None:
-        e, dev, parts = inputs.experiment, inputs.corpus.dev, inputs.parts
+        e, parts = inputs.experiment, inputs.parts
         policy, result = ppo(
             self.bc,
             parts.grow,
@@ -44,12 +43,12 @@ class PPO:
             e.ppo,
             e.batch,
             max_target_tokens=e.sampling.max_target_tokens,
-            evaluate=mean_reward(dev, self.reward, e.evaluation, e.evaluation_sampling, e.seed, e.machine),
+            evaluate=inputs.on_dev(self.reward),
             folder=folder.path,
             seed=e.seed,
             machine=e.machine,
         )
-        finish_policy(folder, policy, result | {"sources": _overlap(inputs)})
+        finish_policy(folder, policy, result | {"sources": _overlap(inputs), "chosen_by": e.choose.name})
 
     def read(self, inputs: Inputs, folder: Path) -> Policy:
         return Policy.load(folder / "policy")

@@ -11,13 +11,15 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rest.folder import StageFolder, StageName, describe
+from rest.journal import say
 from rest.policy.policy import Policy
 from rest.ratings.rated import Rated
 from rest.ratings.record import source_keys
 from rest.reward.learned.fit import fit, rate, rate_again
 from rest.reward.learned.network import SEEN, LearnedReward
+from rest.reward.raters import MetricRater
 from rest.reward.reward import Reward, with_references
-from rest.stages.inputs import Inputs
+from rest.stages.inputs import Inputs, fetched
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class LearnReward:
         e = inputs.experiment
         learned = describe(e.reward) | {"batch": e.reward_batch}
         known: dict[str, Any] = {"policy": self.bc.identity}
-        if self.files is None:  # samples are rated, at a temperature of the reward's own
+        if self.files is None:  # samples are rated, at temperatures of the reward's own
             known["sampling"] = {name: value for name, value in vars(e.sampling).items() if name != "temperature"}
         else:  # known by their content, wherever the files are
             content = repr((self.files.sources, self.files.hypotheses, self.files.ratings.tolist())).encode()
@@ -81,13 +83,18 @@ class LearnReward:
         )
         fitted.reward.save(folder.path / "network", fitted.calibration)
         np.save(folder.path / "network" / SEEN, source_keys(rated.sources))
-        folder.finish(fitted.report)
+        folder.finish(fitted.report | fetched(e.reward.start))
 
     def _rated(self, inputs: Inputs) -> Rated:
         """Ratings of samples: of BC, and of the policies before Grow steps 2 to g."""
         e, text, gold = inputs.experiment, inputs.parts.rated, inputs.corpus.gold
 
         def of_bc() -> Rated:
+            if e.reward.rate_references and isinstance(e.reward.rater, MetricRater):
+                say(
+                    "reward: warning: the rater compares with references, rates them too and finds each perfect; "
+                    "set reward.rate_references to False"
+                )
             return rate(self.bc, text, gold, e.reward, e.sampling, e.seed, e.machine)
 
         if self.latest is None or e.refresh is None:

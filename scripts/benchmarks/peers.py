@@ -1,4 +1,5 @@
-"""What the benchmarks compare `rest` with: a process a task, asked by JSON lines. Runs in .venv-benchmark.
+"""What the benchmarks compare `rest` with: a process a task, asked by JSON lines. Runs in .venv-benchmark,
+mbr in .venv-benchmark-mbrs.
 
 A task gets ready from a folder and returns what answers a request. Requests have these fields, tokens being ids, or
 pieces for CTranslate2; an answer has, besides its own, the `seconds` it took and the process's peak of `megabytes`.
@@ -7,6 +8,8 @@ pieces for CTranslate2; an answer has, besides its own, the `seconds` it took an
                               "temperature": T, "max": the longest hypothesis, "greedy": bool}
     training                 {"batch_tokens": target positions a batch, "seconds": how long}
     scoring                  {"sources": ..., "targets": ..., "batch_tokens": ..., "kernel": [...], "bias": b}
+    mbr                      {"samples": [[text, ...], ...], "metric": "chrf" or "bleu", "word_order": n of chrF++,
+                              "aggregate": bool}
 """
 
 import argparse
@@ -199,7 +202,28 @@ def scoring(folder: Path, threads: int):
     return answer
 
 
-TASKS = {task.__name__: task for task in (generate, ctranslate2, training, scoring)}
+def mbr(folder: Path, threads: int):
+    """The package mbrs: chrF in Rust (fastchrf), all else by sacreBLEU in processes; the folder is not read."""
+    import torch
+    from mbrs.decoders import DecoderAggregateMBR, DecoderMBR
+    from mbrs.metrics import MetricBLEU, MetricChrF
+
+    torch.set_num_threads(threads)
+
+    def answer(request: dict) -> dict:
+        if request["metric"] == "bleu":
+            metric = MetricBLEU(MetricBLEU.Config(num_workers=threads))
+        else:
+            order = request["word_order"]
+            metric = MetricChrF(MetricChrF.Config(word_order=order, fastchrf=not order, num_workers=threads))
+        kind = DecoderAggregateMBR if request["aggregate"] else DecoderMBR
+        decoder = kind(kind.Config(), metric)
+        return {"chosen": [decoder.decode(texts, texts, nbest=1).idx[0] for texts in request["samples"]]}
+
+    return answer
+
+
+TASKS = {task.__name__: task for task in (generate, ctranslate2, training, scoring, mbr)}
 
 
 def main() -> None:

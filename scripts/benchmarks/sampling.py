@@ -31,7 +31,7 @@ from workload import described, evenly, flops, lines, load, machine, matrix_rate
 from rest.data.tokenizer import MarianTokenizer
 from rest.folder import write_json
 from rest.learning.mesh import MachineSettings
-from rest.model.families.huggingface import write_marian
+from rest.model.families.huggingface import write
 from rest.policy.beam import BeamSettings, translate
 from rest.policy.policy import Policy
 from rest.policy.sampler import Hypotheses, SamplingSettings, sample
@@ -103,7 +103,7 @@ def systems(policy: Policy, scratch: Path) -> dict[str, Asked]:
     """Every system with the same weights."""
     policy.save(scratch / "policy")
     marian = scratch / "marian"
-    write_marian(marian, policy.network, policy.tokenizer)
+    write(marian, policy.network, policy.tokenizer)
     asked = {
         OURS: Asked([sys.executable, __file__, "--serve", scratch / "policy", "--sources", "-", "--policy", "-"]),
         GENERATE: peer("generate", marian),

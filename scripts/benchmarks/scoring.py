@@ -29,7 +29,7 @@ from rest.allocator import keep_freed_memory
 from rest.data.batches import BatchSettings
 from rest.data.tokenizer import MarianTokenizer
 from rest.folder import write_json
-from rest.model.families.huggingface import write_marian
+from rest.model.families.huggingface import write
 from rest.policy.policy import Policy
 from rest.policy.sampler import SamplingSettings, sample
 from rest.reward.learned.network import LearnedReward
@@ -99,7 +99,7 @@ class Peer:
         head = {name: np.asarray(values)[..., 0] for name, values in reward.network.parameters["head"].items()}
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
-            write_marian(folder, base.network, base.tokenizer)
+            write(folder, base.network, base.tokenizer)
             exported = MarianTokenizer.load(folder)
             self.known = {
                 "sources": [[*ids, exported.eos_id] for ids in exported.encode(sources)],

@@ -85,7 +85,7 @@ class Ours:
         """Compile, and make a few updates."""
         self.batches, plan = training_batches(examples, batch, pad_id=policy.tokenizer.pad_id, seed=0)
         self.padding, self.waiting = plan.padding, None
-        how = PolicyObjective(NLL(0.1)), Adam(), Schedule(1e-4), Trainable()
+        how = PolicyObjective(NLL(), 0.1), Adam(), Schedule(1e-4), Trainable()
         self.learner = Learner.begin(policy, *how, seed=0, machine=MachineSettings())
         for _ in range(3):
             self.step()

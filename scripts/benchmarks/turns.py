@@ -18,7 +18,8 @@ T = TypeVar("T")
 Size = TypeVar("Size")
 
 HERE = Path(__file__).resolve().parent
-ENVIRONMENT = HERE.parent.parent / ".venv-benchmark" / "bin"  # of the peers
+ROOT = HERE.parent.parent
+ENVIRONMENT = ".venv-benchmark"  # of the peers, but for mbrs
 KEEPING = {  # what rest.allocator does, by environment variables
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
@@ -54,16 +55,19 @@ class Asked:
         self.process.communicate()
 
 
-def peer(task: str, folder: Path, *, threads: int = 2, keeping: bool = False) -> Asked:
+def peer(task: str, folder: Path, *, threads: int = 2, keeping: bool = False, environment: str = ENVIRONMENT) -> Asked:
     """The process of one of the tasks of peers.py."""
-    return Asked([program("python"), HERE / "peers.py", task, folder, str(threads)], threads=threads, keeping=keeping)
+    python = program("python", environment)
+    return Asked([python, HERE / "peers.py", task, folder, str(threads)], threads=threads, keeping=keeping)
 
 
-def program(name: str) -> Path:
-    """A program of the peers' environment."""
-    if not (ENVIRONMENT / name).exists():
-        raise SystemExit("make .venv-benchmark first: bash scripts/benchmarks/setup_environment.sh")
-    return ENVIRONMENT / name
+def program(name: str, environment: str = ENVIRONMENT) -> Path:
+    """A program of a peers' environment."""
+    path = ROOT / environment / "bin" / name
+    if not path.exists():
+        kind = environment.removeprefix(ENVIRONMENT).replace("-", " ")
+        raise SystemExit(f"make {environment} first: bash scripts/benchmarks/setup_environment.sh{kind}")
+    return path
 
 
 def fastest(system: str, speed: Callable[[Size], float], sizes: Iterable[Size], *, warm: bool = False) -> Size:

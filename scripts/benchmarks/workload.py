@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rest.data.corpus import read_lines
+from rest.data.lines import read_lines
 from rest.model.layers import TransformerSettings
 from rest.policy.policy import Policy
 

@@ -8,7 +8,6 @@ import pytest
 from rest.baselines.bc import clone, dev_loss, drop_long, human_pairs
 from rest.data.corpus import Split
 from rest.errors import UserError
-from rest.learning.losses import NLL
 from rest.learning.optimizers import Schedule
 from rest.learning.train import TrainSettings
 
@@ -55,7 +54,7 @@ def test_cloning_lowers_the_dev_loss_and_keeps_the_best(policy, train, dev, batc
         return clone(
             policy,
             train,
-            NLL(0.1),
+            0.1,
             TRAINING,
             batch,
             evaluate=evaluate,

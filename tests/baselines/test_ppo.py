@@ -10,36 +10,42 @@ import pytest
 
 from rest.__main__ import main
 from rest.baselines.bc import human_pairs
-from rest.baselines.ppo import METRICS, CriticSettings, PPOSettings, explained_variance, learn_from, ppo
-from rest.baselines.rollout import Rollout, RolloutSettings
-from rest.data.batches import Examples
+from rest.baselines.ppo import ppo
+from rest.baselines.rollout import RolloutSettings
+from rest.baselines.settings import GRPO, METRICS, RLOO, CriticSettings, FromReward, PPOSettings
 from rest.data.store import ScoredDataset
-from rest.errors import UserError
-from rest.learning.divergence import AdaptiveCoefficient
+from rest.learning.divergence import AdaptiveCoefficient, InReward
 from rest.learning.mesh import MachineSettings
 from rest.learning.optimizers import Schedule
-from rest.learning.returns import Group, LeaveOneOut
+from rest.reward.learned.network import LearnedReward
 from rest.reward.reward import Reward
 
 SETTINGS = PPOSettings(
     rollouts=4,
     evaluate_every=2,
-    rollout=RolloutSettings(6, 3, temperature=0.8, coefficient=AdaptiveCoefficient(0.01), keep_every=3),
+    rollout=RolloutSettings(6, 3, temperature=0.8, keep_every=3),
+    divergence=InReward(coefficient=AdaptiveCoefficient(0.01)),
     schedule=Schedule(3e-3),
     critic=CriticSettings(schedule=Schedule(3e-3), warmup_rollouts=1),
 )
+AVERAGED = replace(SETTINGS, ema=0.5, average=2)
 
 
 def brevity(sources, hypotheses, references):
     return np.asarray([1 / (1 + len(y)) for y in hypotheses], np.float32)
 
 
-def growing(at=None):
+BREVITY = Reward(brevity)
+
+
+def growing(at=None, seen=None):
     """An evaluation that finds each policy better than the last; the `at`th time the process dies."""
     calls = itertools.count(1)
 
     def evaluate(policy):
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(policy.network.parameters))
+        if seen is not None:
+            seen.append([np.asarray(leaf) for leaf in jax.tree.leaves(policy.network.parameters)])
         if (call := next(calls)) == at:
             raise RuntimeError("killed")
         return {"score": float(call)}
@@ -53,13 +59,13 @@ def train(lively, corpus, batch):
     short = [row for row, ids in enumerate(lively.encode_sources(corpus.train.sources)) if len(ids) <= 16]
     text = corpus.train.take(short)
 
-    def run(folder, settings=SETTINGS, evaluate=None, human=None):
+    def run(folder, settings=SETTINGS, evaluate=None, human=None, reward=BREVITY):
         folder.mkdir(exist_ok=True)
         return ppo(
             lively,
             text,
             human,
-            Reward(brevity),
+            reward,
             settings,
             batch,
             max_target_tokens=12,
@@ -75,7 +81,7 @@ def train(lively, corpus, batch):
 @pytest.fixture(scope="module")
 def undisturbed(train, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ppo")
-    return folder, *train(folder)
+    return folder, *train(folder, AVERAGED)
 
 
 def lines(folder):
@@ -112,14 +118,14 @@ def test_rollouts_are_kept_like_any_scored_dataset(undisturbed, capsys):
     assert "36" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("at", [1, 2, 3])
+@pytest.mark.parametrize("at", [1, 2, 3, 4])  # the last of them is the evaluation of the average
 def test_killed_and_resumed_is_as_if_nothing_had_happened(at, train, undisturbed, tmp_path):
     folder, wanted, result = undisturbed
     scores = iter(score for _, score in result["dev_reward"])
     done = [next(scores) for _ in range(at - 1)]
     with pytest.raises(RuntimeError, match="killed"):
-        train(tmp_path, evaluate=growing(at))
-    resumed, again = train(tmp_path, evaluate=lambda policy: {"score": next(scores)})
+        train(tmp_path, AVERAGED, evaluate=growing(at))
+    resumed, again = train(tmp_path, AVERAGED, evaluate=lambda policy: {"score": next(scores, 4.0)})
     assert len(done) == at - 1 and json.dumps(again) == json.dumps(result)
     assert lines(tmp_path) == lines(folder)
     parameters = (jax.tree.leaves(policy.network.parameters) for policy in (resumed, wanted))
@@ -142,15 +148,63 @@ def scripted(*scores):
     return lambda policy: {"score": next(left)}
 
 
-@pytest.mark.parametrize("advantage", [LeaveOneOut(), Group()])
-def test_without_a_critic_the_samples_of_a_source_are_compared(advantage, train, tmp_path):
-    train(tmp_path, replace(SETTINGS, advantage=advantage, rollouts=1, epochs=1, whiten_advantages="no"))
+def test_the_moving_average_is_evaluated_and_kept_and_rollouts_are_drawn_by_the_policy_itself(train, tmp_path):
+    """One update a rollout: of the same three updates, the average is what a line of arithmetic says."""
+    one = replace(SETTINGS, rollouts=3, evaluate_every=1, epochs=1, critic=replace(SETTINGS.critic, warmup_rollouts=0))
+    raw, moving = [], []
+    train(tmp_path / "raw", one, growing(seen=raw))
+    best, result = train(tmp_path / "moving", replace(one, ema=0.75), growing(seen=moving))
+    rewards = [[line["objective/reward"] for line in rollouts(tmp_path / name)] for name in ("raw", "moving")]
+    assert rewards[0] == rewards[1] and result["gradient_steps"] == 3
+    assert len(raw) == len(moving) == 4
+    kept = jax.tree.leaves(best.network.parameters)
+    for start, first, second, third, *found in zip(*raw, *moving[1:], kept, strict=True):
+        wanted = [0.75 * start + 0.25 * first]
+        wanted.append(0.75 * wanted[0] + 0.25 * second)
+        wanted.append(0.75 * wanted[1] + 0.25 * third)
+        for ours, theirs in zip(found, [*wanted, wanted[-1]], strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(raw[3], moving[3], strict=True))
+
+
+def test_the_average_of_the_last_policies_is_kept_where_it_scores_better(train, tmp_path):
+    seen, pair = [], replace(SETTINGS, rollouts=2, evaluate_every=1, average=2)
+    best, result = train(tmp_path / "better", pair, growing(seen=seen))
+    for found, first, second in zip(jax.tree.leaves(best.network.parameters), *seen[1:3], strict=True):
+        np.testing.assert_allclose(found, (first + second) / 2, atol=1e-6)
+    assert result["best_step"] == 2
+    best, result = train(tmp_path / "worse", pair, scripted(0.1, 0.5, 0.4, 0.45))
+    for found, first in zip(jax.tree.leaves(best.network.parameters), seen[1], strict=True):
+        np.testing.assert_array_equal(found, first)
+    assert result["best_step"] == 1
+
+
+@pytest.mark.parametrize("published", [RLOO, GRPO])
+def test_the_published_methods_climb_too(published, train, tmp_path):
+    settings = replace(published, rollouts=10, evaluate_every=10, rollout=SETTINGS.rollout, schedule=Schedule(1e-2))
+    train(tmp_path, settings)
+    rewards = [line["objective/reward"] for line in rollouts(tmp_path)]
+    assert np.mean(rewards[-2:]) > np.mean(rewards[:2]) + 0.1
+
+
+@pytest.mark.parametrize("published", [RLOO, GRPO])
+def test_without_a_critic_the_samples_of_a_source_are_compared(published, train, tmp_path):
+    settings = replace(published, rollouts=1, rollout=SETTINGS.rollout, schedule=Schedule(3e-3))
+    train(tmp_path, settings)
     (line,) = rollouts(tmp_path)
     assert "ppo/value_loss" not in line and "ppo/explained_variance" not in line
     assert line["ppo/updates"] == 1
     # one update of a rollout by the policy that drew it: nothing has moved yet
-    assert line["ppo/ratio"] == pytest.approx(1, abs=1e-4) and line["ppo/clip_fraction"] == 0
+    assert line["ppo/ratio"] == pytest.approx(1, abs=1e-4) and line.get("ppo/clip_fraction", 0) == 0
     assert line["ppo/approx_kl"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_critic_that_starts_from_the_reward_climbs_its_reward_too(train, lively, batch, tmp_path):
+    learned = Reward(LearnedReward.new(lively, batch), scale=(-1.0, 1.0))
+    settings = replace(SETTINGS, rollouts=1, evaluate_every=1, critic=replace(SETTINGS.critic, start=FromReward()))
+    _, result = train(tmp_path, settings, reward=learned)
+    assert result["critic_steps"] == 2
+    assert rollouts(tmp_path)[0]["ppo/value_loss"] > 0
 
 
 def test_a_rollout_s_updates_end_when_the_policy_has_moved_too_far(train, tmp_path):
@@ -165,50 +219,3 @@ def test_human_pairs_are_learned_beside_the_reward(train, lively, corpus, batch,
     train(tmp_path, settings, human=human)
     nll = [line.get("ppo/pretraining_nll") for line in rollouts(tmp_path)]
     assert nll[0] is None and nll[2] < nll[1] - 0.1
-
-
-def hand(finish=("eos", "eos", "eos", "length")):
-    """Two sources with two hypotheses each, of 1 to 3 tokens, rewards .1 .2 .3 .4."""
-    lengths = np.asarray([1, 2, 3, 3])
-    mask = np.arange(3) < lengths[:, None]
-    log_probs = np.where(mask, np.float32(-1.0), np.float32(0.0))
-    columns = {"reward": np.asarray([0.1, 0.2, 0.3, 0.4], np.float32), "finish": list(finish)}
-    examples = Examples([[5]] * 4, [[6] * n for n in lengths])
-    return Rollout(columns, examples, lengths, mask, log_probs, 2 * log_probs, -log_probs, 0.0)
-
-
-def test_what_a_rollout_teaches_by_hand():
-    two = replace(SETTINGS.rollout, samples_per_source=2)
-    plain = replace(SETTINGS, rollout=two, advantage=LeaveOneOut(), whiten_advantages="no")
-    learned, metrics = learn_from(hand(), None, plain, coefficient=0.1)
-    # the divergence is 1 nat a token: paid .1 - .1, .2 - .2, .3 - .3 and .4 - .3
-    assert metrics["objective/kl"] == pytest.approx((1 + 2 + 3 + 3) / 4)
-    assert metrics["objective/reward"] == pytest.approx(0.25)
-    assert metrics["objective/penalised_reward"] == pytest.approx(0.025)
-    assert metrics["length/mean"] == 2.25 and metrics["length/cut"] == 0.25
-    advantages = learned.token_columns["advantages"]
-    assert [len(a) for a in advantages] == [1, 2, 3, 3]
-    np.testing.assert_allclose(np.concatenate(advantages), [0] * 3 + [-0.1] * 3 + [0.1] * 3, atol=1e-6)
-    white, _ = learn_from(hand(), None, replace(plain, whiten_advantages="population"), coefficient=0.1)
-    flat = np.concatenate(white.token_columns["advantages"])
-    assert flat.mean() == pytest.approx(0, abs=1e-5) and flat.std() == pytest.approx(1, abs=1e-5)
-
-
-def test_explained_variance_by_hand():
-    mask = np.asarray([[True, True, False]])
-    returns = np.asarray([[0.0, 1.0, 9.0]], np.float32)
-    assert explained_variance(returns, returns, mask) == 1
-    assert explained_variance(np.zeros_like(returns), returns, mask) == 0
-    assert explained_variance(-returns, returns, mask) == -3
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"epochs": 0}, "ppo.epochs must be at least 1, not 0"),
-        ({"advantage": Group(), "rollout": RolloutSettings(4, 1)}, "samples_per_source 1: Group compares"),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused(changes, message):
-    with pytest.raises(UserError, match=message):
-        PPOSettings(**changes)

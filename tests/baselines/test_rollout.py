@@ -17,7 +17,7 @@ from rest.policy.policy import token_log_probs
 from rest.reward.reward import Reward
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "rl_losses.json").read_text())
-SETTINGS = RolloutSettings(6, 3, temperature=0.8)
+SETTINGS, PLAIN = RolloutSettings(6, 3, temperature=0.8), K1()
 
 
 def brevity(sources, hypotheses, references):
@@ -34,13 +34,14 @@ def text(lively, corpus):
 
 @pytest.fixture(scope="module")
 def rolled(lively, policy, text, batch):
-    def roll(number=1, max_target_tokens=12, **changes):
+    def roll(number=1, max_target_tokens=12, estimator=PLAIN, **changes):
         return roll_out(
             lively,
             policy,
             text,
             Reward(brevity),
             replace(SETTINGS, **changes),
+            estimator,
             batch,
             max_target_tokens=max_target_tokens,
             number=number,

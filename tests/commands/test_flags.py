@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rest.__main__ import main
-from rest.commands.flags import MOVED, console, refuse_moved
+from rest.commands.flags import MOVED, _own_folder, console, refuse_moved
 from rest.errors import UserError
 
 TINY = str(Path(__file__).parent.parent / "tiny.py")
@@ -63,6 +63,14 @@ def test_an_old_flag_of_a_command_is_refused_in_one_sentence(tmp_path, capsys):
         assert stopped.value.code == 1
         assert capsys.readouterr().err == "rest: --grow.sampling.rows is now --machine.rows\n"
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_with_an_experiment_has_its_runs_in_it(tmp_path):
+    folder = str(tmp_path)
+    assert _own_folder(folder, ["--seed", "1"]) == ["--out", str(tmp_path / "run")]
+    assert _own_folder(f"{folder}:quick", []) == ["--out", str(tmp_path / "quick")]
+    assert _own_folder(folder, ["--out", "a"]) == _own_folder(folder, ["--out=a"]) == []
+    assert _own_folder(TINY, []) == _own_folder("none.py", []) == []
 
 
 def test_an_experiment_must_be_named(capsys):

@@ -5,67 +5,26 @@ from __future__ import annotations
 import gzip
 import os
 import random
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 import tyro
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rest.data.corpus import (
-    Cleaning,
-    Corpus,
-    SyntheticCorpus,
-    TabSeparated,
-    TensorflowDataset,
-    TextFiles,
-)
+from rest.data.corpus import Cleaning, Combined, Corpus, Hashes, SyntheticCorpus
+from rest.data.files import FairseqText, TabSeparated, TextFiles
 from rest.data.synthetic import SyntheticLanguage
 from rest.errors import UserError
+from rest.experiment import CorpusSettings
 
 PAIRS = {
     "train": [("ein Hund", "a dog"), ("zwei Hunde", "two dogs"), ("drei Katzen", "three cats")],
     "dev": [("vier Vögel", "four birds")],
     "test": [("fünf Fische", "five fish"), ("sechs Bären", "six bears")],
 }
-
-
-class MadeUpPairs(tfds.core.GeneratorBasedBuilder):
-    """A dataset as tfds has them; defining it registers the name made_up_pairs."""
-
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        features = {"de": tfds.features.Text(), "en": tfds.features.Text(), "number": np.int64}
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
-        names = {"train": "train", "dev": "validation", "test": "test"}
-        return {names[split]: self._generate_examples(split) for split in PAIRS}
-
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
-        for i, (source, reference) in enumerate(PAIRS[split]):
-            yield i, {"de": source, "en": reference, "number": i}
-
-
-class NeedsManualDownload(tfds.core.GeneratorBasedBuilder):
-    """A dataset whose text the user has to fetch."""
-
-    VERSION = tfds.core.Version("1.0.0")
-    MANUAL_DOWNLOAD_INSTRUCTIONS = "Ask its makers."
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.Translation(languages=("de", "en")))
-
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
-        return {"train": self._generate_examples(dl_manager.manual_dir)}
-
-    def _generate_examples(self, folder: Path) -> Iterator[tuple[int, dict]]:
-        yield from ()
 
 
 def write(path: Path, data: bytes) -> Path:
@@ -105,9 +64,7 @@ def pairs_of(corpus: Corpus) -> dict[str, list[tuple[str, str]]]:
     return {split.name: list(zip(split.sources, split.references or [], strict=True)) for split in splits}
 
 
-def refused(
-    settings: TextFiles | TabSeparated | TensorflowDataset | SyntheticCorpus, cleaning: Cleaning | None = None
-) -> str:
+def refused(settings: CorpusSettings, cleaning: Cleaning | None = None) -> str:
     """The one sentence that refuses the corpus."""
     with pytest.raises(UserError) as caught:
         settings.load(cleaning or Cleaning())
@@ -198,6 +155,24 @@ def test_damaged_gzip_is_named(tmp_path: Path) -> None:
         assert f"{settings.dev_source} is damaged or no gzip file" in refused(settings)
 
 
+def test_what_fairseq_leaves_is_read_with_and_without_marks(tmp_path: Path) -> None:
+    for split, pairs in PAIRS.items():
+        for side, end in enumerate(("de", "en")):
+            lines = [pair[side].replace("Hunde", "Hun@@ de").replace("fish", "fi@@ sh") for pair in pairs]
+            write(tmp_path / f"{'valid' if split == 'dev' else split}.{end}", joined(lines))
+    assert pairs_of(FairseqText(tmp_path).load(Cleaning())) == PAIRS
+    (tmp_path / "valid.en").write_text("four birds\nfive\n")
+    expected = f"{tmp_path / 'valid.de'} has 1 lines, but {tmp_path / 'valid.en'} has 2"
+    assert refused(FairseqText(tmp_path)) == expected
+
+
+def test_splits_of_several_corpora(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    one, other = text_files(tmp_path), text_files(tmp_path / "other", dev_source="vier Hühner\n".encode())
+    corpus = Combined(one, other, one).load(Cleaning())
+    assert pairs_of(corpus) == {**PAIRS, "dev": [("vier Hühner", "four birds")]}
+
+
 # Tab-separated text
 
 
@@ -229,54 +204,6 @@ def test_tab_separated_mistakes_are_named(tmp_path: Path) -> None:
     assert refused(TabSeparated(tmp_path / "no.tsv", settings.dev, settings.test, 2)) == (
         f"{tmp_path / 'no.tsv'} does not exist"
     )
-
-
-# TensorFlow Datasets
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the made-up dataset is prepared, once, by the first load."""
-    return tmp_path_factory.mktemp("tfds")
-
-
-def test_tensorflow_dataset_is_prepared_and_read(prepared: Path) -> None:
-    corpus = TensorflowDataset("made_up_pairs", "de", "en", prepared).load(Cleaning())
-    assert {split: sorted(pairs) for split, pairs in pairs_of(corpus).items()} == {
-        split: sorted(pairs) for split, pairs in PAIRS.items()
-    }
-    again = TensorflowDataset("made_up_pairs", "de", "en", prepared).load(Cleaning())
-    assert pairs_of(again) == pairs_of(corpus)
-
-
-def test_tensorflow_splits_are_sliced_and_turned(prepared: Path) -> None:
-    settings = TensorflowDataset("made_up_pairs", "en", None, prepared, "train[:2]", "train[2:]", "validation+test")
-    corpus = settings.load(Cleaning())
-    assert sorted(corpus.train.sources + corpus.dev.sources) == ["a dog", "three cats", "two dogs"]
-    assert corpus.train.ids.tolist() == [0, 1]
-    assert corpus.train.references is None
-    assert len(corpus.test) == 3
-
-
-@pytest.mark.parametrize("name", ["no_such_pairs/de-en", "made_up_pairs/zz", "made_up_pairs:7.7.7", "", "a b"])
-def test_an_unknown_tensorflow_dataset_is_named(prepared: Path, name: str) -> None:
-    assert f"tfds has no dataset named {name!r}" in refused(TensorflowDataset(name, "de", "en", prepared))
-
-
-def test_tensorflow_mistakes_are_named(prepared: Path) -> None:
-    assert refused(TensorflowDataset("made_up_pairs", "de", "fr", prepared)) == (
-        "the dataset 'made_up_pairs' has no text feature 'fr', it has ['de', 'en']"
-    )
-    assert "no text feature 'number'" in refused(TensorflowDataset("made_up_pairs", "number", "en", prepared))
-    settings = TensorflowDataset("made_up_pairs", "de", "en", prepared, dev_split="dev")
-    assert "made_up_pairs has no split 'dev'" in refused(settings)
-    settings = TensorflowDataset("needs_manual_download", "de", "en", prepared)
-    assert "the dataset 'needs_manual_download' cannot be prepared: Manual directory" in refused(settings)
-
-
-def test_a_dataset_prepared_in_another_format_is_named(tmp_path: Path) -> None:
-    tfds.builder("made_up_pairs", data_dir=tmp_path).download_and_prepare(file_format="parquet")
-    assert "is already prepared as parquet" in refused(TensorflowDataset("made_up_pairs", "de", "en", tmp_path))
 
 
 # The synthetic language
@@ -327,6 +254,17 @@ def test_dropped_training_pairs_are_counted(tmp_path: Path) -> None:
     lenient = settings.load(Cleaning(max_words=None, drop_train_in_test=False))
     assert lenient.counts["train"]["kept"] == 9
     assert pairs_of(lenient)["train"][-2] == ("vier Vögel", "some birds")
+
+
+@given(st.lists(st.lists(st.integers(0, 9), max_size=8), max_size=8))
+def test_hashes_are_a_set(blocks: list[list[int]]) -> None:
+    hashes, known = Hashes(), set[int]()
+    for block in blocks:
+        new = hashes.add(np.array(block, np.uint64))
+        for value, is_new in zip(block, new.tolist(), strict=True):
+            assert is_new == (value not in known)
+            known.add(value)
+    assert len(hashes) == len(known)
 
 
 def test_unicode_forms(tmp_path: Path) -> None:
@@ -389,6 +327,7 @@ LINES = st.text(
 CLEANINGS = st.builds(
     Cleaning,
     unicode_form=st.sampled_from(["NFC", "NFKC", "none"]),
+    lowercase=st.booleans(),
     collapse_white_space=st.booleans(),
     max_words=st.none() | st.integers(1, 4),
     min_length_ratio=st.none() | st.floats(0.1, 0.9),

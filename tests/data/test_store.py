@@ -20,24 +20,24 @@ SCALE = (-4.0, 4.5)  # of the raw scores that `made` gives, from -5 to 5
 SCALARS = ["source_id", "sample_index", "raw_score", "reward"]
 
 
-def made(seed: int, sources: int, samples: int = 3) -> dict[str, list]:
-    """Columns of `sources` sources, each with its samples and then its human pair."""
+def made(seed: int, sources: int, samples: int = 3, beams: int = 0) -> dict[str, list]:
+    """Columns of `sources` sources, each with its samples, what beam search found, and then its human pair."""
     rng = np.random.default_rng(seed)
     columns: dict[str, list] = {name: [] for name in SCHEMA.names}
     for source in range(sources):
-        for index in [*range(samples), -1]:
+        for index in [*range(samples + beams), -1]:
             length = int(rng.integers(1, 6))
             log_probs = None if index == -1 else -rng.random(length, np.float32)
             reward = float(np.float32(rng.random()))
             row = [
                 1000 * seed + source,
                 index,
-                "reference" if index == -1 else "sample",
+                "reference" if index == -1 else "sample" if index < samples else "beam",
                 f"Zwei Männer\u2028 {source}",
                 "" if source == 1 else f"two men {source} {index}",
                 rng.integers(2, 32_000, length).astype(np.int32),
                 log_probs,
-                None if log_probs is None else log_probs * np.float32(1.25),
+                None if log_probs is None or index >= samples else log_probs * np.float32(1.25),
                 "length" if index == 0 else "eos",
                 reward * 10 - 5,
                 reward,
@@ -84,13 +84,14 @@ def test_rows_come_back_as_written(dataset):
 
 def test_scalar_columns_come_as_numpy(dataset):
     expected = all_rows()
-    names = [*SCALARS, "is_reference", "is_truncated", "is_flagged", "length", "flags", "origin"]
+    names = [*SCALARS, "is_reference", "is_sample", "is_truncated", "is_flagged", "length", "flags", "origin"]
     columns = dataset.columns(names)
     assert list(columns) == names and dataset.rows == 36
     for name in SCALARS:
         assert columns[name].dtype == SCHEMA.field(name).type.to_pandas_dtype()
         np.testing.assert_array_equal(columns[name], np.array(expected[name], columns[name].dtype))
     assert columns["is_reference"].tolist() == [i == -1 for i in expected["sample_index"]]
+    assert columns["is_sample"].tolist() == [i >= 0 for i in expected["sample_index"]]
     assert columns["is_truncated"].tolist() == [f == "length" for f in expected["finish"]]
     assert columns["is_flagged"].tolist() == [f != "" for f in expected["flags"]]
     assert columns["length"].tolist() == [len(t) for t in expected["tokens"]]
@@ -120,6 +121,32 @@ def test_the_manifest_counts_and_describes(dataset):
     assert len(manifest["reward"]["all"]["quantiles"]) == 19
     assert set(manifest["packages"]) == {"rest", "jax", "numpy", "pyarrow"}
     assert store.Manifest.from_json(manifest) == dataset.manifest
+
+
+def test_what_beam_search_found_is_told_apart_from_samples(tmp_path):
+    columns = made(0, 4, beams=2)
+    write_shard(tmp_path, 0, 1, columns)
+    manifest = write_manifest(tmp_path, settings={}, identities={}, seed=0, scale=SCALE)
+    found = ScoredDataset.open(tmp_path)
+    rows = [row for batch in found.batches(["origin", "log_probs", "behaviour_log_probs"]) for row in batch.to_pylist()]
+    assert [row["origin"] for row in rows] == columns["origin"]
+    assert [row["behaviour_log_probs"] is None for row in rows] == [row["origin"] != "sample" for row in rows]
+    assert [row["log_probs"] is None for row in rows] == [row["origin"] == "reference" for row in rows]
+    kinds = found.columns(["is_sample", "is_reference"])
+    assert kinds["is_sample"].sum() == 12 and kinds["is_reference"].sum() == 4 and len(rows) == 24
+    assert {part: of["rows"] for part, of in manifest.reward.items()} == {
+        "all": 24, "samples": 12, "references": 4, "beam": 8
+    }  # fmt: skip
+    of_beam = [reward for reward, origin in zip(columns["reward"], columns["origin"], strict=True) if origin == "beam"]
+    assert manifest.reward["beam"]["mean"] == pytest.approx(np.mean(of_beam))
+
+
+def test_a_dataset_of_before_beam_search_still_opens(dataset):
+    path = dataset.folder / "manifest.json"
+    old = json.loads(path.read_text()) | {"schema_version": 1}
+    path.write_text(json.dumps(old))
+    assert ScoredDataset.open(dataset.folder).columns(["is_sample"])["is_sample"].sum() == 27
+    assert "beam" not in old["reward"]
 
 
 def test_the_same_columns_give_the_same_bytes_in_whatever_form(tmp_path):
@@ -204,7 +231,7 @@ def test_a_manifest_of_another_kind_is_refused(dataset):
     for content, message in [
         ("{", "manifest.json is damaged"),
         ("[]", "has schema_version None"),
-        (json.dumps(good | {"schema_version": 99}), "has schema_version 99, and this version reads 1"),
+        (json.dumps(good | {"schema_version": 99}), "has schema_version 99, and this version reads 1 to 2"),
         (json.dumps({"schema_version": 1}), "is not that of a scored dataset"),
     ]:
         path.write_text(content)
@@ -237,8 +264,8 @@ def test_a_reward_that_is_no_reward_is_named(tmp_path, column, row, value, messa
     "column, row, value, message",
     [
         ("finish", 1, "stop", "row 1 breaks the rule: finish is eos or length"),
-        ("log_probs", 0, None, "row 0 breaks the rule: log_probs is null for references, one a token"),
-        ("log_probs", 3, [0.5], "row 3 breaks the rule: log_probs is null for references"),
+        ("log_probs", 0, None, "row 0 breaks the rule: log_probs is null where origin is reference, elsewhere one"),
+        ("log_probs", 3, [0.5], "row 3 breaks the rule: log_probs is null where origin is reference"),
         ("sample_index", 0, -1, "row 0 breaks the rule: sample_index is -1 exactly for references"),
         ("hypothesis", 2, None, "row 2 breaks the rule: hypothesis is never null"),
     ],

@@ -113,6 +113,19 @@ def test_no_reference_is_empty_even_if_every_word_is_dropped():
     assert all(len(text.split()) == 1 for text in language.corrupt(SOURCES, 1.0, seed=0))
 
 
+def test_literal_translators_know_the_first_sense_only():
+    careful = dataclasses.replace(LANGUAGE, noise=Noise(perfect=1.0, literal=1.0))
+    sources, references = careful.sentences("train")
+    second = {form for entries in KINDS.values() for e in entries for sense in e.senses[1:] for form in sense.forms}
+    clean = careful.clean(sources)
+    meant = [bool(second & set(text.split())) for text in clean]
+    assert 0.1 < np.mean(meant) < 0.9 and not any(second & set(text.split()) for text in references)
+    assert [text != right for text, right in zip(references, clean, strict=True)] == meant  # and nothing else errs
+    half = dataclasses.replace(careful, noise=Noise(perfect=1.0, literal=0.5))
+    wrong = [text != right for text, right in zip(half.sentences("train")[1], clean, strict=True)]
+    assert 0.35 < np.sum(wrong) / np.sum(meant) < 0.65
+
+
 # The grammar
 
 
@@ -343,6 +356,7 @@ def test_impossible_settings_are_refused(settings, problem):
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
+        ({"literal": -0.1}, "noise.literal must be between 0 and 1, but is -0.1"),
         ({"worst": 1.5}, "noise.worst must be between 0 and 1, but is 1.5"),
         ({"drop": -1.0}, "noise.drop must be a number not below 0, but is -1.0"),
         ({"swap": float("nan")}, "noise.swap must be a number not below 0, but is nan"),

@@ -57,6 +57,7 @@ K = np.arange(ROWS)
         ("reward > 0.5 and flags = ''", (K / 64 > 0.5) & (K % 3 != 0)),
         ("reward>=0.5 AND NOT (flags<>'')", (K / 64 >= 0.5) & (K % 3 != 0)),
         ("0.25 < reward <= 0.5", (K / 64 > 0.25) & (K / 64 <= 0.5)),
+        ("is_sample and reward > 0.5", (K / 64 > 0.5) & (K % 6 != 5)),
         ("sample_index in (0, 2) or is_reference", np.isin(K % 6, [0, 2, 5])),
         ("source_id not in (0, 1) and not is_truncated", (K // 6 > 1) & (K % 6 != 0)),
         ("gold > reward", np.linspace(1, 0, ROWS, dtype=np.float32) > (K / 64).astype(np.float32)),

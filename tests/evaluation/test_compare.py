@@ -42,8 +42,8 @@ BC = policy(0, 0, 0.3, seed=0)
     ("new", "fell"),
     [
         (policy(0.2, 0.2, 0.1), []),  # everything better
-        (policy(0.2, -0.2, 0.3), ["gold"]),
-        (policy(0.2, -0.2, 0.7), ["gold", "bleu", "chrf", "ter"]),
+        (policy(0.2, -0.2, 0.3), ["gold", "gold_greedy"]),
+        (policy(0.2, -0.2, 0.7), ["gold", "gold_greedy", "bleu", "chrf", "ter"]),
         (policy(-0.2, -0.2, 0.7), []),  # a worse policy, but not one that exploits its reward
         (BC, []),
     ],
@@ -51,7 +51,26 @@ BC = policy(0, 0, 0.3, seed=0)
 def test_the_alarm(new: Evaluated, fell: list[str]) -> None:
     result = paired_tests(new, BC, seed=0)
     assert result["fell"] == fell and bool(result["rows"]) == bool(fell)
-    assert set(result["tests"]) == {"reward", "gold", "bleu", "chrf", "ter"}
+    assert set(result["tests"]) == {"reward", "gold", "reward_greedy", "gold_greedy", "bleu", "chrf", "ter"}
+
+
+def test_beam_outputs_are_compared_where_both_sides_kept_them() -> None:
+    new, worse = policy(0.2, 0.2, 0.1), policy(0.2, -0.2, 0.7)
+    sides = replace(new, beam=worse.greedy), replace(BC, beam=BC.greedy)
+    result = paired_tests(*sides, seed=0)
+    found = result["tests"]
+    assert found.keys() - paired_tests(new, BC, seed=0)["tests"].keys() == {
+        *("reward_beam", "gold_beam", "bleu_beam", "chrf_beam")
+    }
+    assert found["bleu"]["lo"] > 0 > found["bleu_beam"]["hi"] and found["gold_beam"]["hi"] < 0 < found["gold"]["lo"]
+    assert result["fell"] == ["gold_beam", "bleu_beam", "chrf_beam"]  # a reward that rises with it is no evidence
+
+
+def test_without_rewards_there_is_no_alarm() -> None:
+    bare = [replace(side, samples=replace(side.samples, scores={"gold": side.samples.scores["gold"]}))
+            for side in (policy(0.2, -0.2, 0.7), BC)]  # fmt: skip
+    result = paired_tests(*bare, seed=0)
+    assert result["fell"] == [] and "reward" not in result["tests"] and result["tests"]["gold"]["hi"] < 0
 
 
 def test_further_references_are_kept_with_the_outputs_and_used(tmp_path: Path) -> None:

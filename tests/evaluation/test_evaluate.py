@@ -1,14 +1,16 @@
 """What a policy is worth: the means are those of what it says, and the KL divergence that of two plain networks."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from rest.errors import UserError
-from rest.evaluation.evaluate import EvaluationSettings, divergences, evaluate, mean_reward
+from rest.evaluation.evaluate import EvaluationSettings, divergences, evaluate
+from rest.evaluation.outputs import chooser_of, rewards_of
 from rest.folder import seed_for
 from rest.learning.mesh import MachineSettings
 from rest.policy.beam import BeamSettings, translate
@@ -19,7 +21,7 @@ from rest.statistics.text_metrics import copy_rate, self_bleu
 SAMPLING = SamplingSettings(temperature=0.8, max_target_tokens=12)
 BEAM = BeamSettings(2, max_target_tokens=12)
 MACHINE = MachineSettings(rows=24, beam_rows=24)
-SETTINGS = EvaluationSettings(samples_per_source=2, dev_samples_per_source=2, shown=3)
+SETTINGS = EvaluationSettings(samples_per_source=2, shown=3)
 
 
 def words(sources, hypotheses, references):
@@ -59,35 +61,56 @@ def drawn_of(policy, split, n=2, settings=SAMPLING, purpose="sample dev"):
     return sample(policy, split.sources, split.ids, n, settings, seed=seed_for(0, purpose), machine=MACHINE)
 
 
-def mean_of(split, settings=SETTINGS, reward=REWARD, seed=0):
-    return mean_reward(split, reward, settings, SAMPLING, seed, MACHINE)
-
-
-def test_mean_reward_is_that_of_the_samples_and_the_same_at_every_call(lively, policy, dev):
-    score = mean_of(dev)
-    by_hand = np.mean([len(text.split()) / 24 for texts in drawn_of(lively, dev).texts for text in texts])
-    assert score(lively) == {"score": pytest.approx(by_hand, rel=1e-6)}
-    assert score(lively) == score(lively)
-    assert score(policy) != score(lively)
-    assert mean_of(dev, seed=1)(lively) != score(lively)
-
-
-def test_mean_reward_can_look_at_the_first_sources_only(lively, dev):
-    some = mean_of(dev, replace(SETTINGS, dev_sources=5))
-    assert some(lively) == mean_of(dev.take(slice(0, 5)))(lively)
-
-
-def test_a_reward_gets_the_source_and_reference_of_each_hypothesis(lively, dev):
+def test_a_reward_gets_the_source_and_reference_of_each_hypothesis(dev):
     seen = []
 
     def watch(sources, hypotheses, references):
         seen.append((sources, references))
         return np.zeros(len(hypotheses))
 
-    mean_of(dev, reward=Reward(watch))(lively)
+    rewards_of(Reward(watch), dev, [["a", "b"]] * len(dev))
     [(sources, references)] = seen
     assert sources == [x for x in dev.sources for _ in range(2)]
     assert references == [y for y in dev.references for _ in range(2)]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The share of its source's samples, itself left out, that a hypothesis has its first letter in common with."""
+
+    compares: ClassVar[bool] = True
+
+    def __call__(self, sources, hypotheses, references, groups):
+        ids, peers, first = groups.ids, groups.peers, np.array([y[:1] for y in hypotheses])
+        others = (ids[:, None] == ids) & peers[None] & ~np.eye(len(ids), dtype=bool)
+        return ((others & (first[:, None] == first)).sum(1) / others.sum(1)).astype(np.float32)
+
+
+def test_a_reward_that_compares_sees_the_samples_of_a_source_and_no_other_output(dev):
+    split, reward = dev.take([0, 1]), Reward(Shared())
+    samples = [["a", "a", "b", "c"], ["d", "d", "d", "d"]]
+    found = rewards_of(reward, split, samples)
+    np.testing.assert_allclose(found, [[1 / 3, 1 / 3, 0, 0], [1, 1, 1, 1]], atol=1e-6)
+    # outputs that are no samples are compared with all four, and are nobody's peers
+    np.testing.assert_allclose(rewards_of(reward, split, [["a"], ["a"]], samples), [[0.5], [0]], atol=1e-6)
+    few = [row[:3] for row in samples]
+    assert rewards_of(reward, split, few) is None and rewards_of(reward, split, [["a"], ["a"]], few) is None
+    chosen = chooser_of(reward, 2)(split.sources * 4, [y for row in samples for y in row], None)
+    np.testing.assert_array_equal(chosen, found.ravel())
+
+
+def test_without_enough_samples_to_compare_there_is_no_reward(evaluated, dev):
+    found = evaluated(split=dev, settings=SETTINGS, gold=gold, reward=Reward(Shared()))
+    assert found.metrics["reward_samples"] == 2 and "reward_gold_spearman" not in found.metrics
+    for name in ("reward", "reward_greedy", "reward_beam"):
+        assert found.metrics[f"{name}_mean"] is None and found.metrics[f"{name}_ci95"] is None
+    assert found.metrics["gold_mean"] is not None and {"reward", "gold"} & set(found.samples.scores) == {"gold"}
+    assert all(row["reward"] is None for row in found.shown)
+    four = evaluated(split=dev, settings=replace(SETTINGS, samples_per_source=4), gold=gold, reward=Reward(Shared()))
+    assert four.metrics["reward_samples"] == 4
+    by_hand = [np.mean([y[:1] == z[:1] for z in row]) for row, [y] in
+               zip(four.samples.texts, four.greedy.texts, strict=True)]  # fmt: skip
+    assert four.metrics["reward_greedy_mean"] == pytest.approx(np.mean(by_hand), abs=1e-6)
 
 
 def test_the_metrics_are_those_of_the_outputs(evaluation, lively, dev):
@@ -100,10 +123,14 @@ def test_the_metrics_are_those_of_the_outputs(evaluation, lively, dev):
     reference_words = sum(len(y.split()) for y in dev.references)
     assert metrics["length_ratio"] == pytest.approx(sum(len(y.split()) for y in greedy) / reference_words)
     assert 1 <= metrics["distinct_per_source"] <= 2
-    for name in ("reward", "reward_greedy", "gold", "gold_greedy"):
+    assert metrics["gold_beam_mean"] == pytest.approx(np.mean([0.5 * (len(y) % 2) for y in beam]))
+    assert metrics["reward_samples"] == 2 and evaluation.beam.texts == [[y] for y in beam]
+    for name in ("reward", "reward_greedy", "reward_beam", "gold", "gold_greedy"):
         low, high = metrics[f"{name}_ci95"]
         assert low <= metrics[f"{name}_mean"] <= high and low < high
-    assert {"bleu", "bleu_signature", "bleu_beam", "chrf", "chrf_signature", "chrf_beam"} < set(metrics)
+    assert {"bleu", "bleu_signature", "bleu_beam", "chrf", "chrf_signature", "chrf_beam", "bleu_beam_ci95"} < set(
+        metrics
+    )
 
 
 def test_further_references_and_the_tokenizer_of_bleu_are_used(evaluation, evaluated, lively, dev):
@@ -114,6 +141,17 @@ def test_further_references_and_the_tokenizer_of_bleu_are_used(evaluation, evalu
     assert evaluation.metrics["bleu"] < 50 and found["bleu"] == pytest.approx(100) and found["ter"] == 0
     assert "nrefs:2|" in found["bleu_signature"] and "tok:char|" in found["bleu_signature"]
     assert found["reward_mean"] == evaluation.metrics["reward_mean"]
+
+
+def test_tokenized_text_is_scored_as_people_write_it_too(evaluation, evaluated, lively, dev):
+    greedy = translate(lively, dev.sources, replace(BEAM, beams=1), MACHINE)
+    references = [f"{y} ." for y in greedy]
+    settings = replace(SETTINGS, bleu_tokenizer="none", detokenizer=lambda text: text.removesuffix(" ."))
+    found = evaluated(split=replace(dev, references=references), settings=settings, gold=gold).metrics
+    assert found["bleu"] < 100 and "tok:none" in found["bleu_signature"]
+    assert found["bleu_detokenized"] == pytest.approx(100) == found["chrf_detokenized"]
+    assert "tok:13a" in found["bleu_detokenized_signature"] and found["bleu_beam_detokenized"] <= 100 + 1e-6
+    assert not any(name.endswith("_detokenized") for name in evaluation.metrics)
 
 
 def test_a_separate_judge_scores_the_samples(evaluation, evaluated, lively, dev):
@@ -158,6 +196,8 @@ def test_gold_and_references_are_reported_only_where_there_are_any(evaluation, e
         "reward_greedy_mean",
         "reward_greedy_ci95",
         "reward_beam_mean",
+        "reward_beam_ci95",
+        "reward_samples",
         "distinct_per_source",
         "distinct_1",
         "distinct_2",
@@ -166,7 +206,9 @@ def test_gold_and_references_are_reported_only_where_there_are_any(evaluation, e
         "empty_rate",
         "repeated_trigrams",
         "entropy",
+        "entropy_ci95",
         "kl_to_bc",
+        "kl_to_bc_ci95",
     }
     assert set(found.metrics) == expected
     assert found.metrics == {name: evaluation.metrics[name] for name in expected}
@@ -219,7 +261,11 @@ def test_draws_longer_than_a_row_are_refused_by_the_settings_to_change(policy, d
 def test_entropy_and_divergences_come_from_the_same_draws(lively, policy, dev, batch):
     anchors = {"bc": policy, "previous": lively, "none": None}
     found = divergences(lively, anchors, dev, SAMPLING, batch, 0, MACHINE)
-    assert set(found) == {"entropy", "kl_to_bc", "kl_to_previous"}
+    names = {"entropy", "kl_to_bc", "kl_to_previous"}
+    assert set(found) == names | {f"{name}_ci95" for name in names}
+    for name in names:
+        low, high = found[f"{name}_ci95"]
+        assert low <= found[name] <= high
     assert found["kl_to_previous"] == pytest.approx(0, abs=1e-4)
     assert found["kl_to_bc"] == kl(lively, policy, dev, batch)
     drawn = drawn_of(lively, dev, 1, replace(SAMPLING, temperature=1.0), "kl")
@@ -234,3 +280,12 @@ def test_the_outputs_behind_the_numbers_are_kept(evaluation, dev):
     assert metrics["self_bleu"] == self_bleu(samples.texts)
     assert metrics["copy_rate"] == copy_rate(dev.sources, [row[0] for row in greedy.texts])
     assert {"ter", "ter_signature", "entropy", "empty_rate", "distinct_2"} <= set(metrics)
+
+
+def test_wrong_settings_are_refused():
+    with pytest.raises(UserError, match=r"evaluation.ceiling_samples must be at least 0, not -1"):
+        EvaluationSettings(ceiling_samples=-1)
+    with pytest.raises(UserError, match=r"evaluation.bc_temperatures: 0.0 is not above 0"):
+        EvaluationSettings(bc_temperatures=(0.5, 0.0))
+    controls = EvaluationSettings(bc_temperatures=(0.1,), ceiling_samples=2)
+    assert controls.of_every_policy == EvaluationSettings().of_every_policy != EvaluationSettings(2).of_every_policy

@@ -50,6 +50,12 @@ def sheet(tmp_path: Path) -> Path:
     return tmp_path / "sheet.csv"
 
 
+def test_outputs_without_rewards_are_refused(tmp_path: Path) -> None:
+    bare = {name: Outputs(SPLIT, of.texts, {}) for name, of in POLICIES.items()}
+    with pytest.raises(UserError, match="the outputs have no rewards"):
+        export_sheet(bare, "bc", SOURCES, 0, tmp_path / "sheet.csv", tmp_path / "key.json")
+
+
 def test_a_sheet_is_blind(sheet: Path) -> None:
     with sheet.open(encoding="utf-8-sig", newline="") as file:
         head, *rows = csv.reader(file)

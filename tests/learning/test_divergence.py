@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rest.errors import UserError
-from rest.learning.divergence import K1, K2, K3, AdaptiveCoefficient, FixedCoefficient, exact
+from rest.learning.divergence import K1, K2, K3, AdaptiveCoefficient, FixedCoefficient, InLoss, InReward, exact
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "rl_losses.json").read_text())
 LOG_RATIOS = jnp.asarray(GOLDEN["inputs"]["log_probs"]) - jnp.asarray(GOLDEN["inputs"]["anchor_log_probs"])
@@ -73,3 +73,9 @@ def test_a_fixed_coefficient_stays():
 def test_a_target_of_nothing_is_refused():
     with pytest.raises(UserError, match=r"target 0\.0"):
         AdaptiveCoefficient(target=0.0)
+
+
+def test_what_has_no_gradient_cannot_be_in_the_loss():
+    assert InReward().estimator == K1() and InLoss().estimator == K3()
+    with pytest.raises(UserError, match="K1 has no gradient"):
+        InLoss(K1())

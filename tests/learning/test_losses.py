@@ -30,7 +30,8 @@ MASK = SEGMENTS > 0
 
 
 def nll(log_probs, means, segments, smoothing=0.1):
-    return NLL(smoothing)(Tokens(log_probs, means, Segments(segments)), {})
+    tokens = Tokens(log_probs, means, Segments(segments))
+    return tokens.smoothed(NLL()(tokens, {}), smoothing)
 
 
 def test_negative_log_likelihood_sums_over_the_real_tokens():
@@ -107,7 +108,10 @@ def tokens(columns=None, token_columns=None, log_probs=LABELS):
     return Tokens(log_probs, SPREAD, Segments(ROWS), columns or {}, token_columns or {})
 
 
-RL = {"value": VALUE, "anchor_log_probs": ANCHOR, "bc_log_probs": BC}
+MU = BC.at[1].set(0.0)  # what drew the tokens of the first row; the second is a human pair, which nothing drew
+SAMPLED = jnp.asarray([[1.0, 1.0], [0.0, 0.0]])
+DRAWN = {"reward": REWARD, "sampled": SAMPLED}
+RL = {"value": VALUE, "anchor_log_probs": ANCHOR, "bc_log_probs": BC, "behaviour_log_probs": MU}
 
 
 def test_columns_reach_the_tokens_of_their_sequence():
@@ -119,26 +123,34 @@ def test_columns_reach_the_tokens_of_their_sequence():
     assert (np.asarray(tokens().segments.later(VALUE, 7, end=-1.0))[REAL] == -1).all()
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_reward_weighted_with_rewards_of_one_is_the_plain_loss_to_the_bit(smoothing):
-    plain = NLL(smoothing)(tokens(), {})
-    weighted = RewardWeighted(smoothing)(tokens({"reward": jnp.ones((2, 2))}), {})
-    even = AdvantageWeighted(label_smoothing=smoothing)(tokens({"advantage": jnp.zeros((2, 2))}), {})
+def test_label_smoothing_adds_the_same_to_every_loss():
+    both = tokens({"reward": REWARD, "group": jnp.zeros((2, 2))}, RL)
+    even = -float(np.asarray(both.mean_log_probs)[REAL].mean())
+    for loss in (NLL(), RewardWeighted(), GOLD(), CPO()):
+        plain = loss(both, {})
+        smoothed = both.smoothed(plain, 0.2)
+        assert float(smoothed.weight) == float(plain.weight) and smoothed.metrics == plain.metrics
+        mean = float(plain.sum) / float(plain.weight)
+        assert float(smoothed.sum) / float(plain.weight) == pytest.approx(0.8 * mean + 0.2 * even, rel=1e-5)
+
+
+def test_reward_weighted_with_rewards_of_one_is_the_plain_loss_to_the_bit():
+    plain = NLL()(tokens(), {})
+    weighted = RewardWeighted()(tokens({"reward": jnp.ones((2, 2))}), {})
+    even = AdvantageWeighted()(tokens({"advantage": jnp.zeros((2, 2))}), {})
     assert float(plain.sum) == float(weighted.sum) == float(even.sum)
     assert float(plain.weight) == float(weighted.weight) == float(even.weight) == 9
 
 
 def test_reward_weighted_by_hand():
-    loss = RewardWeighted(0.0)(tokens({"reward": REWARD}), {})
+    loss = RewardWeighted()(tokens({"reward": REWARD}), {})
     wanted = -(1.0 * np.log(0.5 * 0.1 * 0.8) + 0.25 * np.log(0.9 * 0.3) + 0.75 * np.log(0.6 * 0.7 * 0.2 * 0.4))
     assert float(loss.sum) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_advantage_weights_are_exponential_and_bounded():
     advantage = jnp.asarray([[0.2, -0.1], [0.9, 0.0]])
-    loss = AdvantageWeighted(temperature=0.1, max_weight=20.0, label_smoothing=0.0)(
-        tokens({"advantage": advantage}), {}
-    )
+    loss = AdvantageWeighted(temperature=0.1, max_weight=20.0)(tokens({"advantage": advantage}), {})
     wanted = -(
         np.exp(2) * np.log(0.5 * 0.1 * 0.8) + np.exp(-1) * np.log(0.9 * 0.3) + 20 * np.log(0.6 * 0.7 * 0.2 * 0.4)
     )
@@ -160,7 +172,7 @@ def test_gold_without_any_weight_is_the_plain_loss():
 
 
 def test_gold_by_hand():
-    loss = GOLD(steps=1, discount=0.5, label_smoothing=0.0)(tokens(None, RL), {})
+    loss = GOLD(steps=1, discount=0.5)(tokens(None, RL), {})
     weights = [0.5, 0.2, 0.8, 0.9, 0.3, 0.6, 0.7, 0.2, 0.4]  # at least 0.2
     rewards = [0.4, 0.1, 0.9, 0.7, 0.2, 0.6, 0.5, 0.1, 0.3]  # at least 0.1
     following = [0.1, 0.9, 1.0, 0.2, 1.0, 0.5, 0.1, 0.3, 1.0]  # 1 past the end
@@ -170,7 +182,7 @@ def test_gold_by_hand():
 
 
 def test_gold_with_log_probabilities_takes_them_over_a_baseline():
-    settings = GOLD(steps=1, reward="log-probability", baseline=-2.0, least_weight=1.0, label_smoothing=0.0)
+    settings = GOLD(steps=1, reward="log-probability", baseline=-2.0, least_weight=1.0)
     returns = settings(tokens(None, RL), {}).metrics["returns"]
     reward = np.maximum(np.log([0.4, 0.05, 0.9, 0.7, 0.2, 0.6, 0.5, 0.01, 0.3]) + 2, 0.1)
     following = np.array([reward[1], reward[2], 2.0, reward[4], 2.0, reward[6], reward[7], reward[8], 2.0])
@@ -178,7 +190,7 @@ def test_gold_with_log_probabilities_takes_them_over_a_baseline():
 
 
 def test_the_weights_of_gold_have_no_gradient():
-    loss = GOLD(label_smoothing=0.0)
+    loss = GOLD()
     gradient = jax.grad(lambda x: loss(tokens(None, RL, x), {}).sum)(LABELS)
     result = loss(tokens(None, RL), {})
     scaled = jax.grad(lambda s: loss(tokens(None, RL, LABELS * s), {}).sum)(jnp.float32(1.0))
@@ -211,8 +223,8 @@ def test_vmpo_is_its_published_definition():
 
 
 def test_v_trace_by_hand():
-    """Only the third token is less likely than under BC, 8/9 as likely; what precedes it hears so much less of it."""
-    given = tokens({"reward": REWARD}, RL)
+    """Only the third token is less likely than when it was drawn, 8/9 as likely; what precedes hears so much less."""
+    given = tokens(DRAWN, RL)
     wanted = ADVANTAGES.copy()
     wanted[:3] = 35 / 72, 17 / 72, 1 / 9  # 0.875 + 1/9 is what the second and the first token look forward to
     np.testing.assert_allclose(np.asarray(VTrace()(given))[REAL], wanted, atol=1e-6)
@@ -220,14 +232,29 @@ def test_v_trace_by_hand():
     np.testing.assert_allclose(np.asarray(VTrace(steps=1)(given))[REAL][:3], [0.375, 17 / 72, 1 / 9], atol=1e-6)
 
 
-def test_v_trace_changes_nothing_as_long_as_the_policy_is_bc():
-    given = tokens({"reward": REWARD}, RL, BC)
+def test_v_trace_with_stored_log_probabilities_is_a_plain_loop():
+    """From the last token back, in float64; of a human pair every ratio is 1, whatever stands in its column."""
+    mu = jnp.asarray(np.random.default_rng(3).uniform(-3, 0, LABELS.shape), jnp.float32)
+    settings = VTrace(clip_rho=1.2, clip_c=0.9)
+    found = np.asarray(settings(tokens(DRAWN, RL | {"behaviour_log_probs": mu})))
+    for row, start, end, reward, sampled in ((0, 0, 3, 1.0, True), (0, 3, 5, 0.25, True), (1, 0, 4, 0.75, False)):
+        above, after = 0.0, 0.0  # v - V and V of the next token
+        for t in reversed(range(start, end)):
+            ratio = np.exp(float(LABELS[row, t]) - float(mu[row, t])) if sampled else 1.0
+            rho, c, value = min(1.2, ratio), min(0.9, ratio), float(VALUE[row, t])
+            paid = reward if t == end - 1 else 0.0
+            assert found[row, t] == pytest.approx(rho * (paid + after + above - value), abs=1e-5)
+            above, after = rho * (paid + after - value) + c * above, value
+
+
+def test_v_trace_changes_nothing_as_long_as_the_policy_is_what_drew():
+    given = tokens({**DRAWN, "sampled": jnp.ones((2, 2))}, RL | {"behaviour_log_probs": BC}, BC)
     np.testing.assert_allclose(np.asarray(VTrace()(given))[REAL], ADVANTAGES, atol=1e-6)
     plain, corrected = VMPO(), VMPO(correction=VTrace())
-    assert corrected.needs == (*plain.needs, "bc_log_probs")
+    assert corrected.needs == (*plain.needs, "sampled", "behaviour_log_probs")
     values = [float(loss(given, dual_variables_of(loss)).sum) for loss in (plain, corrected)]
     assert values[0] == pytest.approx(values[1], rel=1e-6)
-    moved = [float(loss(tokens({"reward": REWARD}, RL), dual_variables_of(loss)).sum) for loss in (plain, corrected)]
+    moved = [float(loss(tokens(DRAWN, RL), dual_variables_of(loss)).sum) for loss in (plain, corrected)]
     assert moved[0] != pytest.approx(moved[1], rel=1e-6)
 
 
@@ -291,6 +318,8 @@ def test_the_anchor_weighs_less_as_training_goes_on(progress, weight):
 
 def test_what_a_loss_needs_is_what_it_and_its_part_need():
     assert Anchored().needs == ("reward", "value", "anchor_log_probs", "bc_log_probs", "progress")
+    bvmpo = Anchored(VMPO(correction=VTrace()))
+    assert set(bvmpo.needs) == {*Anchored().needs, "sampled", "behaviour_log_probs"}
     assert Anchored(CPO()).candidates == 2 and Anchored().dual_variables() == VMPO().dual_variables()
     assert NLL().needs == () and NLL().candidates == 1
 
@@ -300,7 +329,7 @@ def test_what_a_loss_needs_is_what_it_and_its_part_need():
     [RewardWeighted(), AdvantageWeighted(), OfflineActorCritic(), GOLD(), VMPO(), Anchored(VMPO(correction=VTrace()))],
 )
 def test_padding_gives_neither_loss_nor_gradient(loss):
-    columns = {"reward": REWARD, "advantage": REWARD - 0.5, "progress": jnp.zeros((2, 2))}
+    columns = {**DRAWN, "advantage": REWARD - 0.5, "progress": jnp.zeros((2, 2))}
 
     def total(log_probs):
         return loss(tokens(columns, RL, log_probs), dual_variables_of(loss)).sum

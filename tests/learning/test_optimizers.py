@@ -12,8 +12,9 @@ import pytest
 from flax import nnx
 
 from rest.data.batches import Batch, BatchSettings, Examples
+from rest.errors import UserError
 from rest.learning.losses import Loss
-from rest.learning.optimizers import Adafactor, Adam, Schedule
+from rest.learning.optimizers import Adafactor, Adam, InTurn, Schedule, Stretch
 from rest.learning.train import Trained, TrainSettings, shuffled, train
 from rest.model.network import Network
 
@@ -24,6 +25,20 @@ def test_the_schedule_by_hand():
     assert [Schedule(1.0, 4)(step) for step in steps] == [0.25, 0.5, 1, 1, 1]
     assert [Schedule(1.0, 4, "inverse_sqrt")(step) for step in steps] == [0.25, 0.5, 1, 0.5, 0.25]
     assert [Schedule(2.0, 0, "inverse_sqrt")(step) for step in (1, 4, 16)] == [2, 1, 0.5]
+    assert [Schedule(1.0, 2, "linear", 10)(step) for step in (1, 2, 6, 10, 11)] == [0.5, 1, 0.5, 0, 0]
+
+
+@pytest.mark.parametrize(("decay", "zero_at"), [("linear", 0), ("linear", 4), ("constant", 9)])
+def test_a_linear_decay_needs_an_end_after_warm_up(decay, zero_at):
+    with pytest.raises(UserError, match=rf"schedule: zero_at {zero_at} is for decay 'linear'.*decay is '{decay}'"):
+        Schedule(1.0, 4, decay, zero_at)
+
+
+def test_stretches_follow_each_other_and_each_begins_anew():
+    first, second = Schedule(1.0, 2), Schedule(4.0, 2, "inverse_sqrt")
+    rates = InTurn((Stretch(3, first), Stretch(0, first), Stretch(2, second, 0.5)))
+    assert [rates(step) for step in range(1, 6)] == [0.5, 1, 1, 1, 2]
+    assert rates(11) == second(8) * 0.5 == 1  # the last goes on
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rest.data.segments import Segments
-from rest.learning.returns import gae, group_advantages, leave_one_out, v_trace, whiten
+from rest.learning.returns import GAE, Group, LeaveOneOut, gae, group_advantages, leave_one_out, v_trace, whiten
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "rl_losses.json").read_text())
 EXPECTED = GOLDEN["expected"]
@@ -46,6 +45,27 @@ def test_group_advantages_are_those_of_the_peers():
     same(group_advantages(GROUPS), EXPECTED["grpo(ddof1,eps1e-6)"])
 
 
+@pytest.mark.parametrize(("advantage", "name"), [(LeaveOneOut(), "rloo"), (Group(), "grpo(ddof1,eps1e-6)")])
+def test_all_tokens_of_a_hypothesis_have_the_advantage_of_what_it_is_paid_in_all(advantage, name):
+    """The groups' rewards, spread over tokens in whatever way; nothing is whitened after."""
+    random = np.random.default_rng(0)
+    lengths = random.integers(1, 6, 8)
+    mask = np.arange(5) < lengths[:, None]
+    parts = np.where(mask, random.standard_normal((8, 5)), 0)
+    parts[:, 0] += np.ravel(GROUPS) - parts.sum(1)
+    found = advantage(jnp.asarray(parts, jnp.float32), jnp.ones((8, 5)), jnp.asarray(mask), 4)
+    same(found.advantages, np.where(mask, np.ravel(EXPECTED[name])[:, None], 0))
+    assert advantage.of_sequences and advantage.whitening is None and not np.asarray(found.returns).any()
+
+
+def test_gae_may_scale_the_rewards_first():
+    plain, scaled = (GAE(whiten_rewards=on)(REWARDS, VALUES, MASK, 1) for on in (False, True))
+    same(plain.advantages, EXPECTED["gae_raw_g1_l.95"]["adv"])
+    white = jnp.asarray(EXPECTED["trl_masked_whiten_noshift(rewards)"])
+    same(scaled.advantages, gae(white, VALUES, MASK, 1.0, 0.95).advantages)
+    assert GAE().whitening == "bessel" and not GAE().of_sequences
+
+
 @st.composite
 def rollouts(draw):
     """Numbers of each token, the mask and the lengths, 1 up to the width; of few shapes, which are compiled for."""
@@ -58,7 +78,6 @@ def rollouts(draw):
 
 DISCOUNTS = st.sampled_from([0.0, 0.7, 1.0])
 LAMBDAS = st.sampled_from([0.0, 0.5, 1.0])
-compiled_gae = jax.jit(gae, static_argnums=(3, 4))
 
 
 @given(rollouts(), DISCOUNTS, LAMBDAS)
@@ -71,7 +90,7 @@ def test_gae_by_scan_is_a_plain_loop_and_reads_no_padding(rollout, discount, lam
             after = values[row, t + 1] if t + 1 < length else 0.0
             later = rewards[row, t] + discount * after - values[row, t] + discount * lambda_ * later
             wanted[row, t] = later
-    ours = compiled_gae(*map(jnp.asarray, (rewards, values, mask)), discount, lambda_)
+    ours = gae(*map(jnp.asarray, (rewards, values, mask)), discount, lambda_)
     same(ours.advantages, wanted)
     same(ours.returns, wanted + np.where(mask, values, 0))
     if lambda_ == 1:  # the sum of what is still to come, whatever the values say

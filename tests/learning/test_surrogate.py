@@ -11,7 +11,7 @@ import pytest
 from rest.data.segments import Segments
 from rest.errors import UserError
 from rest.learning.returns import gae, whiten
-from rest.learning.surrogate import ClippedSurrogate, ClippedValue
+from rest.learning.surrogate import ClippedSurrogate, ClippedValue, Reinforce
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "rl_losses.json").read_text())
 INPUTS, EXPECTED = GOLDEN["inputs"], GOLDEN["expected"]
@@ -60,6 +60,20 @@ def test_sequences_that_share_a_row_weigh_the_same_as_apart():
     assert mean(packed) == pytest.approx(mean(apart), abs=1e-6)
 
 
+def test_reinforce_is_the_advantage_times_the_log_probability_of_whole_sequences():
+    """Rows of 5 and 3 tokens, paid .6 and -.2 above the others: the loss is the mean of the two."""
+    advantages = jnp.asarray([[0.6] * 5, [-0.2] * 3 + [9.0] * 2])
+    loss = policy_loss(Reinforce(), advantages=advantages, entropies=jnp.asarray([[1.0] * 5, [2.0] * 5]))
+    # log π(y) are -1.2 - .7 - 2.3 - .1 - .5 = -4.8 and -.9 - 1.5 - .3 = -2.7
+    assert mean(loss) == mean(loss, "policy_loss") == pytest.approx((0.6 * 4.8 - 0.2 * 2.7) / 2, rel=1e-5)
+    assert float(loss.weight) == 2 and mean(loss, "entropy") == pytest.approx(1.5)
+    slope = jax.grad(lambda x: policy_loss(Reinforce(), x, advantages).sum)(LOG_PROBS)
+    np.testing.assert_allclose(slope, np.where(MASK, -np.asarray(advantages), 0), rtol=1e-6)
+    # at the policy that drew, the clipped ratio of tokens has the same direction, whichever way it is divided
+    clipped = jax.grad(lambda x: policy_loss(ClippedSurrogate(), x, advantages).sum)(OLD)
+    np.testing.assert_allclose(clipped, slope, rtol=1e-5)
+
+
 def test_a_ratio_outside_the_clip_has_no_gradient_where_it_would_go_further():
     far = jnp.log(jnp.asarray([[1.5, 0.5, 1.5, 0.5, 1.0], [1.0, 1.0, 1.0, 1.0, 1.0]])) + OLD
     advantages = jnp.asarray([[1.0, -1.0, -1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
@@ -95,6 +109,18 @@ def test_masked_tokens_give_neither_loss_nor_gradient():
     assert mean(policy_loss(ClippedSurrogate(), wild)) == pytest.approx(mean(policy_loss(ClippedSurrogate())))
     slope = jax.grad(lambda x: policy_loss(ClippedSurrogate(), x).sum)(wild)
     assert bool(jnp.isfinite(slope).all()) and not slope[1, 3:].any()
+    assert mean(policy_loss(Reinforce(), wild)) == pytest.approx(mean(policy_loss(Reinforce())))
+
+
+def test_what_tokens_count_is_nothing_on_padding_and_one_a_token_or_a_sequence():
+    for surrogate, counted, divisor in (
+        (ClippedSurrogate(), [1] * 8, 8),
+        (ClippedSurrogate(average="sequences"), [1 / 5] * 5 + [1 / 3] * 3, 2),
+        (Reinforce(), [1] * 8, 2),
+    ):
+        weights, weight = surrogate.weights(SEGMENTS, SEQUENCES)
+        np.testing.assert_allclose(np.asarray(weights)[np.asarray(MASK)], counted, rtol=1e-6)
+        assert float(weight) == divisor and not np.asarray(weights)[~np.asarray(MASK)].any()
 
 
 def test_limits_that_make_no_sense_are_refused():

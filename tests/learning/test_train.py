@@ -160,9 +160,9 @@ def test_the_parameters_it_starts_from_are_left_alone(tmp_path):
     assert start.values == {"slope": 0, "offset": 0}
 
 
-@pytest.mark.parametrize(("at", "average"), [(1, 1), (2, 1), (4, 3)])
-def test_killed_and_resumed_is_as_if_nothing_had_happened(at, average, tmp_path):
-    settings = replace(QUICK, average=average)
+@pytest.mark.parametrize(("at", "average", "ema"), [(1, 1, 0.0), (2, 1, 0.0), (4, 3, 0.0), (3, 1, 0.5)])
+def test_killed_and_resumed_is_as_if_nothing_had_happened(at, average, ema, tmp_path):
+    settings = replace(QUICK, average=average, ema=ema)
     wanted = run(tmp_path / "undisturbed", settings, objective=Fit(noise=0.5))
     with pytest.raises(RuntimeError, match="killed"):
         run(tmp_path / "killed", settings, objective=Fit(noise=0.5), evaluate=interrupted(at))
@@ -291,6 +291,22 @@ def test_the_average_of_the_last_steps_is_kept_only_if_it_is_better(target, slop
     assert trained.best.values["slope"] == pytest.approx(slope, abs=1e-5)
     assert trained.best_step == best_step
     assert trained.score == pytest.approx(-abs(slope - target), abs=1e-5)
+
+
+def test_a_moving_average_is_what_is_evaluated_and_kept(tmp_path):
+    # the slopes after steps 0 to 3 are 0, 1, 2, 3; with a decay of 0.5 their averages are 0, 0.5, 1.25, 2.125
+    seen = []
+
+    def evaluate(line: Line) -> dict[str, float]:
+        seen.append(line.values["slope"])
+        return {"score": seen[-1]}
+
+    settings = TrainSettings(max_steps=3, evaluate_every=1, ema=0.5, schedule=Schedule(1.0))
+    trained = run(tmp_path, settings, objective=Push(), evaluate=evaluate)
+    assert seen == pytest.approx([0, 0.5, 1.25, 2.125], abs=1e-5)
+    assert trained.best.values["slope"] == seen[-1]
+    with pytest.raises(UserError, match=r"ema must be at least 0 and below 1, not 1\.0"):
+        TrainSettings(ema=1.0)
 
 
 def test_every_update_takes_its_rate_from_the_schedule(tmp_path):

@@ -27,14 +27,19 @@ T5 = dataclasses.replace(
     positions="relative",
     relative_buckets=8,
     relative_distance=6,
+    relative_each_layer=True,
     scale_embedding=False,
     scale_attention=False,
     scale_output=True,
     tied_output=False,
     zero_start=False,
 )
-VARIANTS = [SMALL, PRE_NORM, T5]
-variants = pytest.mark.parametrize("settings", VARIANTS, ids=["Marian", "pre-norm", "T5"])
+M2M100 = dataclasses.replace(
+    SMALL, norm_first=True, positions="fairseq", output_bias=False, encoder_vocabulary=VOCABULARY + 10, zero_start=False
+)
+MBART = dataclasses.replace(SMALL, norm_first=True, positions="learned", max_positions=20, embedding_norm=True)
+VARIANTS = {"Marian": SMALL, "T5": T5, "M2M100, two vocabularies": M2M100, "mBART": MBART}
+variants = pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
 
 
 @functools.cache
@@ -285,6 +290,9 @@ def test_sinusoids_by_hand():
         [math.sin(50), math.sin(0.5), math.cos(50), math.cos(0.5)],
     ]
     np.testing.assert_allclose(sinusoids(positions, 4)[0], wanted, atol=1e-5)
+    wanted[1][1], wanted[1][3] = math.sin(1e-4), math.cos(1e-4)  # the last rate is 1/10000
+    wanted[2][1], wanted[2][3] = math.sin(5e-3), math.cos(5e-3)
+    np.testing.assert_allclose(sinusoids(positions, 4, reached=True)[0], wanted, atol=1e-5)
 
 
 @variants
@@ -298,19 +306,22 @@ def test_the_number_of_parameters_follows_from_the_settings(settings):
     encoder = settings.encoder_layers * (attention + feed_forward + 2 * norm)
     decoder = settings.decoder_layers * (2 * attention + feed_forward + 3 * norm)
     # 70 ids and what fills up the second block of 64; the output's bias or its own weights
-    embedding = 128 * width * (1 if settings.tied_output else 2) + (128 if settings.biases else 0)
-    last_norms = 2 * norm if settings.norm_first else 0
-    relative = 2 * settings.relative_buckets * settings.heads if settings.positions == "relative" else 0
+    tables = 1 + (not settings.tied_output) + (settings.encoder_vocabulary is not None)
+    embedding = 128 * width * tables + (128 if settings.biases and settings.output_bias else 0)
+    norms = 2 * norm * (settings.norm_first + settings.embedding_norm)
+    layers = settings.encoder_layers + settings.decoder_layers
+    relative = settings.relative_buckets * settings.heads * layers if settings.positions == "relative" else 0
+    learned = 2 * (settings.max_positions + 2) * width if settings.positions == "learned" else 0
     leaves = jax.tree.leaves(nnx.state(network(settings)))
-    assert sum(leaf.size for leaf in leaves) == embedding + encoder + decoder + last_norms + relative
+    assert sum(leaf.size for leaf in leaves) == embedding + encoder + decoder + norms + relative + learned
 
 
 def test_padding_starts_the_decoder_as_nothing_or_as_it_is_embedded():
     for start, same in ((True, True), (False, False)):
         net = nnx.clone(network(dataclasses.replace(SMALL, zero_start=start)))
-        before = net.embed(jnp.full((1, 1), PAD), jnp.zeros((1, 1), int), None)
+        before = net.decoder_input(jnp.full((1, 1), PAD), net.embedding, jnp.zeros((1, 1), int), None)
         net.embedding[...] = net.embedding[...].at[PAD].add(1.0)
-        after = net.embed(jnp.full((1, 1), PAD), jnp.zeros((1, 1), int), None)
+        after = net.decoder_input(jnp.full((1, 1), PAD), net.embedding, jnp.zeros((1, 1), int), None)
         assert (np.asarray(before) == np.asarray(after)).all() == same
 
 

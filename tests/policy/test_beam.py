@@ -1,13 +1,16 @@
 """Beam search against exhaustive search over a small language, and greedy decoding against its definition."""
 
+from dataclasses import replace
 from itertools import product
 
+import jax
 import numpy as np
 import pytest
 
+from rest.errors import UserError
 from rest.learning.mesh import MachineSettings
 from rest.model.layers import BLOCKED
-from rest.policy.beam import BeamSettings, longest, translate
+from rest.policy.beam import BeamSettings, longest, n_best, translate
 from rest.policy.sampler import SamplingSettings
 
 LONGEST = 4
@@ -111,6 +114,61 @@ def test_a_wide_beam_finds_the_best_of_all_hypotheses(three_words, sources, exha
     settings = BeamSettings(128, penalty, max_target_tokens=LONGEST)
     texts = translate(policy, sources[:4], settings, MachineSettings(beam_rows=512))
     assert [tokens_of(policy, ids, text, LONGEST) for text in texts] == winners(exhaustive, penalty)
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1.5])
+def test_the_n_best_of_a_wide_beam_are_all_hypotheses_in_order(three_words, sources, exhaustive, penalty):
+    policy, ids = three_words
+    # 40 hypotheses end within four tokens and 81 are cut there: 121 in all, and so many beams prune none
+    settings = BeamSettings(121, penalty, max_target_tokens=LONGEST)
+    found = n_best(policy, sources[:4], settings, machine=MachineSettings(beam_rows=242))
+    for tokens, finished, known in zip(found.tokens, found.finished, exhaustive, strict=True):
+        assert finished.tolist() == [True] * 40 + [False] * 81
+        wanted = sorted(known, key=lambda entry: -entry[1] / len(entry[0]) ** penalty)
+        assert [y.tolist() for y in tokens[:40]] == [y for y, _ in wanted]
+        assert {tuple(y) for y in tokens[40:]} == set(product(ids, repeat=LONGEST))
+
+
+def test_more_beams_than_there_are_hypotheses_are_refused(lively, sources):
+    policy, _ = spoken(lively, 1, 0.0)
+    settings = BeamSettings(5, 1.5, max_target_tokens=LONGEST)  # four hypotheses end, and one is cut
+    found = n_best(policy, sources[:2], settings)
+    assert found.finished.tolist() == [[True] * 4 + [False]] * 2
+    with pytest.raises(UserError, match="beams 6: some source has fewer hypotheses"):
+        n_best(policy, sources[:2], replace(settings, beams=6))
+
+
+def test_the_n_best_begin_with_the_best_and_have_the_log_probabilities_of_their_tokens(
+    many_words, sources, teacher_forced
+):
+    policy, _ = many_words
+    told = []
+    settings, machine = settings_of(4), MachineSettings(beam_rows=40)
+    found = n_best(policy, sources, settings, machine=machine, ended=told.append)
+    assert [texts[0] for texts in found.texts] == translate(policy, sources, settings, machine)
+    assert sum(told) == 4 * len(sources) and found.finished.any() and not found.finished.all()
+    assert {mu for of_source in found.behaviour_log_probs for mu in of_source} == {None}
+    for i, (source, hypotheses) in enumerate(zip(sources, found.tokens, strict=True)):
+        assert len({tuple(y) for y in hypotheses}) == 4
+        sums = [values.sum() for values in found.log_probs[i]]
+        ends = int(found.finished[i].sum())
+        assert found.finished[i].tolist() == [True] * ends + [False] * (4 - ends)
+        assert sums[:ends] == sorted(sums[:ends], reverse=True) and sums[ends:] == sorted(sums[ends:], reverse=True)
+        for tokens, values, ended in zip(hypotheses, found.log_probs[i], found.finished[i], strict=True):
+            assert (tokens[-1] == policy.tokenizer.eos_id) == ended and len(tokens) <= 8
+            assert ended or len(tokens) == 8
+            forced = log_probs(teacher_forced(policy, source, tokens.tolist()))[np.arange(len(tokens)), tokens]
+            np.testing.assert_allclose(values, forced, atol=1e-4)
+
+
+def test_the_n_best_do_not_depend_on_batches_order_or_device(many_words, sources):
+    policy, _ = many_words
+    together = n_best(policy, sources, settings_of(4), machine=MachineSettings(beam_rows=40))
+    device = jax.local_devices()[0]
+    apart = n_best(policy, sources[::-1], settings_of(4), machine=MachineSettings(beam_rows=8), device=device)
+    assert apart.texts == together.texts[::-1]
+    for ours, theirs in zip(together.log_probs, apart.log_probs[::-1], strict=True):
+        np.testing.assert_allclose(np.concatenate(ours), np.concatenate(theirs), atol=1e-4)
 
 
 def test_the_length_penalty_changes_which_hypothesis_wins(exhaustive):

@@ -98,7 +98,7 @@ def test_an_update_never_holds_the_logits_of_a_whole_batch():
     )
     state = jax.eval_shape(Adam()().init, parameters)
     rate, key = jax.ShapeDtypeStruct((), np.float32), jax.eval_shape(lambda: jax.random.key(0))
-    objective = PolicyObjective(NLL(0.1))
+    objective = PolicyObjective(NLL(), 0.1)
     lowered = update.lower(objective, Adam(), Trainable(), empty, parameters, {}, state, batch, rate, key)
     used = lowered.compile().memory_analysis().temp_size_in_bytes
     assert used < rows * tokens * vocabulary * 4

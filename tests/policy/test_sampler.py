@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from rest.errors import UserError
 from rest.learning.mesh import MachineSettings
 from rest.model.layers import BLOCKED
 from rest.policy.beam import BeamSettings, translate
-from rest.policy.sampler import SamplingSettings, sample
+from rest.policy.sampler import Hypotheses, SamplingSettings, sample
 from rest.policy.slots import SamplingDistribution, draw_tokens
 
 SETTINGS = SamplingSettings(temperature=0.8, max_target_tokens=12)
@@ -26,9 +27,9 @@ def split(corpus, policy):
     return corpus.train.take(short[:6])
 
 
-def draws(policy, split, settings=SETTINGS, seed=3, grow_step=1, rows=12):
-    machine = MachineSettings(rows=rows)
-    return sample(policy, split.sources, split.ids, SAMPLES, settings, seed=seed, grow_step=grow_step, machine=machine)
+def draws(policy, split, settings=SETTINGS, seed=3, grow_step=1, rows=12, samples=SAMPLES, first_index=0):
+    where = {"grow_step": grow_step, "first_index": first_index, "machine": MachineSettings(rows=rows)}
+    return sample(policy, split.sources, split.ids, samples, settings, seed=seed, **where)
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,7 @@ def distribution(logits: np.ndarray, settings: SamplingSettings) -> np.ndarray:
     """Log-probabilities [V] of what is sampled from, by sorting and cutting the list of tokens."""
     cold = logits / settings.temperature
     ranked = np.argsort(-cold)
+    ranked = ranked[: max(1, int((np.exp(log_softmax(cold)) >= settings.epsilon).sum()))]
     if settings.top_k:
         ranked = ranked[: settings.top_k]
     probabilities = np.exp(log_softmax(cold[ranked]))
@@ -65,9 +67,10 @@ def distribution(logits: np.ndarray, settings: SamplingSettings) -> np.ndarray:
         SETTINGS,
         replace(SETTINGS, top_k=5),
         replace(SETTINGS, top_p=0.7),
-        replace(SETTINGS, temperature=1.3, top_k=40, top_p=0.9),
+        replace(SETTINGS, epsilon=0.02),
+        replace(SETTINGS, temperature=1.3, top_k=40, top_p=0.9, epsilon=0.001),
     ],
-    ids=["whole", "top_k", "top_p", "both"],
+    ids=["whole", "top_k", "top_p", "epsilon", "all"],
 )
 def test_both_log_probabilities_are_those_of_a_teacher_forced_pass(lively, split, teacher_forced, settings):
     found = draws(lively, split, settings)
@@ -132,6 +135,22 @@ def test_another_seed_grow_step_or_source_id_draws_others(lively, split, drawn):
     assert not (np.array_equal(first, second) and np.array_equal(second, third))
 
 
+def test_samples_from_a_further_index_on_are_those_that_more_samples_would_have_been(lively, split, drawn):
+    first, rest = draws(lively, split, samples=1), draws(lively, split, samples=2, first_index=1)
+    assert same_tokens(Hypotheses.beside([first, rest]).tokens, drawn.tokens)
+    assert not same_tokens(draws(lively, split, samples=1, first_index=3).tokens, first.tokens)
+
+
+def test_hypotheses_of_several_distributions_stand_beside_each_other(lively, split, drawn):
+    hot = draws(lively, split, replace(SETTINGS, temperature=2.0), samples=2, first_index=3)
+    both = Hypotheses.beside([drawn, hot])
+    assert both.texts == [a + b for a, b in zip(drawn.texts, hot.texts, strict=True)]
+    np.testing.assert_array_equal(both.finished, np.concatenate([drawn.finished, hot.finished], axis=1))
+    for whole, a, b in zip(both.behaviour_log_probs, drawn.behaviour_log_probs, hot.behaviour_log_probs, strict=True):
+        np.testing.assert_array_equal(np.concatenate(whole), np.concatenate([*a, *b]))
+    assert both.decoder_steps == drawn.decoder_steps + hot.decoder_steps
+
+
 def test_tokens_end_in_eos_exactly_when_finished_and_are_never_too_long(lively, split, drawn):
     eos, pad = lively.tokenizer.eos_id, lively.tokenizer.pad_id
     assert drawn.finished.any() and not drawn.finished.all()
@@ -183,11 +202,10 @@ def test_the_likeliest_token_alone_is_greedy_decoding(lively, split):
 jitted = jax.jit(draw_tokens)
 
 
-def one_row(logits: np.ndarray, uniform: np.ndarray, temperature=1.0, top_k=0, top_p=1.0):
+def one_row(logits: np.ndarray, uniform: np.ndarray, temperature=1.0, top_k=0, top_p=1.0, epsilon=0.0):
     rows = np.broadcast_to(np.asarray(logits, np.float32), (len(uniform), len(logits)))
-    drawn = jitted(
-        jnp.asarray(rows), jnp.asarray(uniform, jnp.float32), SamplingDistribution(temperature, top_k, top_p)
-    )
+    wanted = SamplingDistribution(temperature, top_k, top_p, epsilon)
+    drawn = jitted(jnp.asarray(rows), jnp.asarray(uniform, jnp.float32), wanted)
     return [np.asarray(part) for part in drawn]
 
 
@@ -210,16 +228,45 @@ def test_frequencies_of_drawn_tokens_follow_the_tempered_softmax():
     assert stats.chisquare(counts[reachable], expected, sum_check=False).pvalue > 0.01
 
 
-def test_frequencies_of_drawn_tokens_follow_the_truncated_distribution():
+@pytest.mark.parametrize(
+    "cut",
+    [{"top_k": 12, "top_p": 0.8}, {"temperature": 0.7, "epsilon": 0.02}, {"top_k": 9, "top_p": 0.9, "epsilon": 0.02}],
+)
+def test_frequencies_of_drawn_tokens_follow_the_truncated_distribution(cut):
     logits, rows = uneven_logits(), 20_000
-    settings = SamplingSettings(temperature=1.0, top_k=12, top_p=0.8)
-    tokens, _, behaviour = one_row(logits, np.random.default_rng(2).random(rows), 1.0, 12, 0.8)
+    settings = SamplingSettings(**{"temperature": 1.0, **cut})
+    tokens, _, behaviour = one_row(logits, np.random.default_rng(2).random(rows), **cut)
     wanted = distribution(logits, settings)
     counts = np.bincount(tokens, minlength=128)
     assert set(np.flatnonzero(counts)) == set(np.flatnonzero(np.isfinite(wanted)))
     kept = np.isfinite(wanted)
     assert stats.chisquare(counts[kept], rows * np.exp(wanted[kept]), sum_check=False).pvalue > 0.01
     np.testing.assert_allclose(behaviour, wanted[tokens], atol=1e-5)
+
+
+@pytest.mark.parametrize("epsilon", [1e-4, 0.01, 0.03])
+def test_no_token_below_epsilon_is_drawn_and_the_others_share_its_probability(epsilon):
+    logits = uneven_logits()
+    uniform = (np.arange(4000) + 0.5) / 4000  # all there is to draw, evenly
+    tokens, log_probs, behaviour = one_row(logits, uniform, 0.8, epsilon=epsilon)
+    probabilities = np.exp(log_softmax(logits / 0.8))
+    likely = probabilities >= epsilon
+    assert set(tokens) == set(np.flatnonzero(likely)) and len(set(tokens)) > 1
+    np.testing.assert_allclose(np.exp(behaviour), (probabilities / probabilities[likely].sum())[tokens], rtol=1e-4)
+    np.testing.assert_allclose(log_probs, log_softmax(logits)[tokens], atol=1e-5)
+
+
+def test_where_every_token_is_below_epsilon_the_likeliest_stays():
+    logits = uneven_logits()
+    tokens, _, behaviour = one_row(logits, np.linspace(0, 0.999, 50), epsilon=0.9)
+    assert set(tokens) == {logits.argmax()}
+    np.testing.assert_allclose(behaviour, 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("epsilon", [-0.1, 1.0])
+def test_an_epsilon_that_is_no_probability_is_refused(epsilon):
+    with pytest.raises(UserError, match=f"epsilon must be at least 0 and below 1, not {epsilon}"):
+        SamplingSettings(epsilon=epsilon)
 
 
 @pytest.mark.parametrize("mass", [(0, 127), (3, 60), (64, 127), (65, 100), (63, 64), (77, 77)])

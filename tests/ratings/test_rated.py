@@ -35,11 +35,26 @@ def test_the_best_of_a_source_is_its_first_with_the_highest_rating():
     assert rated(ratings=np.full(4, 0.5, np.float32)).best(np.arange(4)).tolist() == [0, 2, 3]
 
 
+def test_a_good_translation_is_the_reference_where_it_is_known():
+    references = ["x", "x", "y", "z"]
+    rows = np.array([1, 2])
+    assert rated().honest(rows) == (["a b c d", "e f g"], ["one four", "five six seven"])
+    assert rated(references=references).honest(rows) == (["a b c d", "e f g"], ["x", "y"])
+    known = rated(references=references, human=np.array([True, False, False, False]))
+    assert (known + known).references == references * 2 and (known + rated()).references is None
+    assert (rated() + known).is_reference.tolist() == [False] * 4 + [True] + [False] * 3
+
+
 def test_what_is_kept_is_read_again_by_anything(tmp_path):
     path = tmp_path / "ratings.parquet"
-    (rated() + rated(grow=np.full(4, 2))).save(path)
-    assert pq.read_table(path).column_names == ["source", "hypothesis", "rating", "source_id", "grow"]
+    known = {"references": list("xxyz"), "human": np.array([False, False, True, False])}
+    rated(**known).save(path)
     found = Rated.load(path)
+    assert found.references == ["x", "x", "y", "z"] and found.is_reference.tolist() == [False, False, True, False]
+    (rated() + rated(grow=np.full(4, 2))).save(path)
+    assert pq.read_table(path).column_names == ["source", "hypothesis", "rating", "source_id", "grow", "is_reference"]
+    found = Rated.load(path)
+    assert found.references is None and not found.is_reference.any()
     assert found.sources == SOURCES * 2 and found.steps.tolist() == [1] * 4 + [2] * 4
     np.testing.assert_array_equal(found.ratings, np.tile(rated().ratings, 2))
     path.write_bytes(b"PAR1 and no more")
@@ -57,6 +72,9 @@ def test_negatives_are_the_share_that_was_asked_for(share, seed):
     assert set(found.sources) <= {"a b c d", "e f g"} and set(found.groups.tolist()) <= {3, 5}
     assert found.ratings.min(initial=1) >= np.float32(0.5) and found.ratings.max(initial=0) < np.float32(0.9)
     assert not set(zip(found.sources, found.hypotheses, strict=True)) & set(zip(SOURCES, HYPOTHESES, strict=True))
+    of = dict(zip(SOURCES, "xxyz", strict=True))
+    known = negatives(rated(references=list("xxyz")), rows, share, seed)
+    assert known.references == [of[source] for source in found.sources]
 
 
 def test_a_negative_loses_the_part_of_its_penalty():

@@ -15,7 +15,13 @@ def store(run: Path, new: str, old: str, fell: list[str]) -> None:
     rows = [row | {"reward": [0.5, 0.75], "gold": [0.5, 0.25]}] if fell else []
     folder = run / "evaluation" / f"{new}-against-{old}"
     folder.mkdir(parents=True)
-    result = {"tests": {"reward": test, "chrf": test}, "fell": fell, "rows": rows, "new": new, "old": old}
+    result = {
+        "tests": {"reward": test, "chrf": test, "chrf_beam": test},
+        "fell": fell,
+        "rows": rows,
+        "new": new,
+        "old": old,
+    }
     (folder / "stage.json").write_text(json.dumps({"settings": {}, "result": result}))
 
 
@@ -25,12 +31,13 @@ def test_an_alarm_is_said_and_shown(tmp_path: Path) -> None:
     found = section(tmp_path)
     assert found is not None
     warning, explained = found.sentences
+    assert "Reward and gold are those of samples" in explained
     assert warning.startswith("Warning: G1 I10 against BC: the reward rose while gold and chrF got worse")
     assert "randomisation" in explained
     head, first, second = found.tables[0]
-    assert head == ["policy", "against", "reward", "chrF", "alarm"]
+    assert head == ["policy", "against", "chrF", "chrF, beam", "reward", "alarm"]
     assert first[0] == "G1 I2" and first[-1] == "" and second[-1] == "reward up, gold, chrF worse"
-    assert first[2] == "+0.0500 [+0.0100 to +0.0900] p = 0.020 / <0.001"
+    assert first[4] == "+0.0500 [+0.0100 to +0.0900] p = 0.020 / <0.001"
     assert found.tables[1][1] == ["x", "y", "y y y", "0.5 → 0.75", "0.5 → 0.25"]
 
 
@@ -42,10 +49,19 @@ def test_without_an_alarm_there_is_no_warning(tmp_path: Path) -> None:
 
 
 def test_only_the_last_control_is_shown(tmp_path: Path) -> None:
-    for control in ("bc_continued-80", "bc_continued-200"):
+    for control in ("bc_continued-80", "bc_continued-80-last", "bc_continued-200", "bc_continued-200-last"):
         store(tmp_path, control, "bc", [])
         store(tmp_path, "improve-1-1", control, [])
     assert [(one["new"], one["old"]) for one in read(tmp_path)] == [
         ("bc_continued-200", "bc"),
+        ("bc_continued-200-last", "bc"),
         ("improve-1-1", "bc_continued-200"),
+        ("improve-1-1", "bc_continued-200-last"),
     ]
+
+
+def test_those_by_the_newest_reward_are_shown(tmp_path: Path) -> None:
+    store(tmp_path, "improve-1-1", "bc", [])
+    (tmp_path / "evaluation").rename(tmp_path / "evaluation-2")
+    store(tmp_path, "improve-1-2", "bc", [])
+    assert [one["new"] for one in read(tmp_path)] == ["improve-1-1"]

@@ -64,7 +64,7 @@ def test_reward_steps_names_every_policy_and_step() -> None:
 def test_held_out_steps_draws_only_what_was_measured() -> None:
     figure = plots.held_out_steps(rows())
     assert figure is not None
-    assert [axes.get_title(loc="left") for axes in figure.axes] == ["BLEU, test"]
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["BLEU, greedy, test"]
     assert plots.held_out_steps([row("rest", 1, 1, reward_mean=0.5, gold_mean=None)]) is None
 
 
@@ -133,3 +133,18 @@ def test_svg_is_well_formed_escaped_and_self_contained() -> None:
 def test_the_same_figure_gives_the_same_bytes() -> None:
     once, twice = (plots.svg(plots.reward_steps(rows()), "a", "b") for _ in range(2))
     assert once == twice
+
+
+def test_reward_is_drawn_against_variety_with_bc_at_lower_temperatures() -> None:
+    named = [
+        each | {"metrics": each["metrics"] | {"distinct_per_source": 3.0 - k / 4}} for k, each in enumerate(rows())
+    ]
+    named.append(row("bc", 0, 0, reward_mean=0.73, distinct_per_source=2.0) | {"temperature": 0.5})
+    for each in named[:-1]:
+        each["metrics"]["kl_to_bc"] = 1.0
+    figure = plots.reward_against(named)
+    assert figure is not None
+    varied, far = figure.axes
+    assert varied.get_xlabel() == "distinct per source" and far.get_xlabel() == "KL to BC (nats)"
+    shown = [{text.get_text() for text in axes.texts} for axes in (varied, far)]
+    assert "BC, T = 0.5" in shown[0] and "BC, T = 0.5" not in " ".join(shown[1])

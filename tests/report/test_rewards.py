@@ -61,15 +61,25 @@ def test_a_refreshed_reward_is_shown_beside_the_first():
         "newest": {"spearman_ratings": 0.3},
     }
     warning = "said twice: scores above the honest translation in 35% of 20 cases"
-    fits = {1: FIT, 2: {**FIT, "negatives": 30, "fresh": fresh, "attacks": [ATTACK], "attack_warnings": [warning]}}
+    fits = {
+        1: FIT,
+        2: {
+            **FIT,
+            "chosen_by": "WithinSources",
+            "negatives": 30,
+            "fresh": fresh,
+            "attacks": [ATTACK],
+            "attack_warnings": [warning],
+        },
+    }
     row = {"policy": "bc", "grow": 0, "improve": 0, "split": "test", "metrics": {"reward_gold_spearman": 0.7}}
     agreement, later, trusted, attacks = (lines for _, lines in reward_tables(fits, [row], "test"))
     assert agreement[0] == [
-        "reward of", "ratings", "negatives", "held out", "Pearson, ratings", "Spearman, gold",
+        "reward of", "ratings", "negatives", "held out", "Pearson, ratings", "Spearman, gold", "chosen by",
     ]  # fmt: skip
     assert agreement[1:] == [
-        ["G1", "1,500", "", "200", "0.500", "0.610"],
-        ["G2", "1,500", "30", "200", "0.500", "0.610"],
+        ["G1", "1,500", "", "200", "0.500", "0.610", ""],
+        ["G2", "1,500", "30", "200", "0.500", "0.610", "WithinSources"],
     ]
     assert later[1:] == [["G2", "40", "first", "0.100", "0.200"], ["G2", "40", "newest", "0.300", ""]]
     assert trusted == [["policy", "reward"], ["BC", "0.700"]]

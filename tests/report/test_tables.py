@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import math
 from typing import Any
@@ -15,7 +14,7 @@ from rich.console import Console
 
 from rest.errors import UserError
 from rest.report import tables
-from rest.report.tables import COLUMNS, label, markdown, number, of_split, relation, verdict
+from rest.report.tables import BY_KEY, COLUMNS, label, markdown, number, of_split, relation, whole
 
 SIGNATURE = "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0"
 
@@ -47,12 +46,20 @@ def test_labels() -> None:
     assert label({"policy": "bc", "decode": "best_of_n", "n": 8}) == "BC, best of 8"
     assert label({"policy": "rest", "grow": 2, "improve": 1, "decode": "mbr", "n": 4}) == "G2 I1, MBR of 4"
     assert label({"policy": "my_own", "decode": "beam"}) == "my own, beam"
+    assert label({"policy": "bc", "decode": "sample", "temperature": 0.5}) == "BC, T = 0.5"
+    assert label({"policy": "bc_continued_last", "decode": "sample"}) == "BC continued, last"
 
 
 def test_rows_come_in_the_order_of_the_algorithm() -> None:
     rows = [row("reference", 0.9), row("other", 0.1), row("ppo", 0.5), row("rest", 0.6, 2, 1), *run()]
+    rows += [row("bc", 0.7) | {"temperature": 0.5}, row("bc_continued_last", 0.7), row("bc", 0.7) | {"decode": "mbr"}]
     names = [label(r) for r in of_split(rows, "test")]
-    assert names == ["BC", "BC continued", "G1 I1", "G1 I2", "G2 I1", "PPO", "other", "Reference"]
+    assert names == [
+        *("BC", "BC, T = 0.5", "BC, MBR of 8", "BC continued", "BC continued, last"),
+        *("G1 I1", "G1 I2", "G2 I1", "PPO", "other", "Reference"),
+    ]
+    assert [label(r) for r in whole(of_split(rows, "test"))] == [n for n in names if n.isascii() and "T =" not in n
+                                                                  and "MBR" not in n]  # fmt: skip
 
 
 def test_markdown_drops_what_no_row_has_and_keeps_what_one_has() -> None:
@@ -60,16 +67,27 @@ def test_markdown_drops_what_no_row_has_and_keeps_what_one_has() -> None:
     rows[0]["metrics"]["kl_to_bc"] = 2.5
     rows[1]["metrics"]["gold_mean"] = None
     lines = markdown(rows).splitlines()
-    assert lines[0] == "| policy | reward (samples) | BLEU | KL to BC (nats) | steps | samples drawn | wall s |"
-    assert lines[2] == "| BC | 0.700 [0.690–0.710] | 30.0 [29.0–31.0] |  | 500 | 0 | 12 |"
-    assert lines[5].startswith("| G1 I2 | 0.800 [0.790–0.810] | 30.0 [29.0–31.0] | 2.5 | 500 | 1,000 |")
+    assert lines[0] == "| policy | BLEU, greedy | reward (samples) | KL to BC (nats) | steps | samples drawn | wall s |"
+    assert lines[2] == "| BC | 30.0 [29.0–31.0] | 0.700 [0.690–0.710] |  | 500 | 0 | 12 |"
+    assert lines[5].startswith("| G1 I2 | 30.0 [29.0–31.0] | 0.800 [0.790–0.810] | 2.5 | 500 | 1,000 |")
     assert sum(SIGNATURE.replace("|", r"\|") in line for line in lines) == 1
 
 
 def test_another_signature_gets_its_own_footnote() -> None:
     rows = run()
     rows[0]["metrics"]["bleu_signature"] = SIGNATURE.replace("13a", "zh")
-    assert len(tables.signatures(rows)) == 2
+    assert len(tables.notes(rows)) == 2
+
+
+def test_what_chose_on_dev_is_a_footnote() -> None:
+    rows = run()
+    rows[0] |= {"chosen_by": "chrF of greedy outputs"}
+    rows[1] |= {"chosen_by": "chrF of greedy outputs", "last_is_chosen": True}
+    rows[3] |= {"chosen_by": "loss of the references"}
+    said = (
+        "Chosen on dev by loss of the references: BC; chrF of greedy outputs: BC continued (which is its last), G1 I2"
+    )
+    assert tables.notes(of_split(rows, "test"))[0] == said and f"- {said}" in markdown(rows)
 
 
 def test_console_fits_and_shows_the_same_numbers() -> None:
@@ -84,8 +102,8 @@ def test_console_fits_and_shows_the_same_numbers() -> None:
     out = io.StringIO()
     Console(file=out, width=112).print(tables.console(rows, "test"))
     text = out.getvalue()
-    assert "…" not in text
-    for part in ("G1 I1", "0.700", ".250–.750", "33.3", "32.1–34.5", "123,456", "16.0M", "98,765"):
+    assert "…" not in text and max(len(line.rstrip()) for line in text.splitlines()) <= 110
+    for part in ("G1 I1", "0.700", ".250–.750", "33.3", "32.1–34.5", "123,456", "16.0M"):
         assert part in text
 
 
@@ -108,87 +126,14 @@ def test_markdown_text_is_literal(text: str) -> None:
     [(0.80, "above"), (0.60, "below"), (0.705, "overlap"), (0.72, "overlap"), (0.70, "equal")],
 )
 def test_relation_by_intervals(value: float, stands: str) -> None:
-    assert relation(row("rest", value, 1, 1), row("bc", 0.70), COLUMNS[0]) == stands
+    assert relation(row("rest", value, 1, 1), row("bc", 0.70), BY_KEY["reward_mean"]) == stands
 
 
 def test_relation_without_numbers_or_intervals() -> None:
     bare, none = row("bc", 0.7, reward_ci95=None), row("bc", math.nan)
-    assert relation(row("rest", 0.8, 1, 1), bare, COLUMNS[0]) == "unknown"
-    assert relation(row("rest", 0.8, 1, 1), none, COLUMNS[0]) is None
+    assert relation(row("rest", 0.8, 1, 1), bare, BY_KEY["reward_mean"]) == "unknown"
+    assert relation(row("rest", 0.8, 1, 1), none, BY_KEY["reward_mean"]) is None
     assert number(none, "reward_mean") is None
-
-
-def test_verdict_above_both() -> None:
-    first, second, *rest = verdict(run())
-    assert first == (
-        "Reward on test: G1 I2 at 0.800 [0.790–0.810] lies above BC (0.700 [0.690–0.710]) "
-        "and BC continued (0.710 [0.700–0.720])."
-    )
-    assert second.startswith("BLEU on test: G1 I2 at 30.0 [29.0–31.0] is equal to BC (30.0")
-    assert rest == []
-
-
-@pytest.mark.parametrize(
-    ("last", "words"),
-    [
-        (0.60, "lies below BC (0.700 [0.690–0.710]) and BC continued"),
-        (0.715, "cannot be told apart by its interval from BC (0.700 [0.690–0.710]) and BC continued"),
-        (
-            0.725,
-            "lies above BC (0.700 [0.690–0.710]) and cannot be told apart by its interval from BC continued",
-        ),
-        (
-            0.70,
-            "is equal to BC (0.700 [0.690–0.710]) and cannot be told apart by its interval from BC continued",
-        ),
-    ],
-)
-def test_verdict_is_honest_when_rest_does_not_win(last: float, words: str) -> None:
-    assert words in verdict(run(last=last))[0]
-
-
-def test_verdict_says_when_the_last_step_is_not_the_best() -> None:
-    assert verdict(run(last=0.72))[-1] == "The highest reward is G1 I1's (0.750 [0.740–0.760]), not the last step's."
-
-
-def test_verdict_warns_when_reward_rises_and_quality_falls() -> None:
-    rows = run()
-    rows[0]["metrics"] |= {**bleu(20), "gold_mean": 0.4, "gold_ci95": [0.39, 0.41]}
-    rows[3]["metrics"] |= {"gold_mean": 0.6, "gold_ci95": [0.59, 0.61]}
-    said = verdict(rows)
-    assert "Caution: against BC the reward rose while gold and BLEU fell, a sign that" in said[-2]
-    assert "Caution: against BC continued the reward rose while BLEU fell" in said[-1]
-
-
-def test_verdict_without_intervals_claims_no_win() -> None:
-    rows = copy.deepcopy(run())
-    for each in rows:
-        each["metrics"].pop("reward_ci95")
-    assert "is, without an interval to go by, higher than BC (0.700) and BC continued (0.710)" in verdict(rows)[0]
-
-
-def test_verdict_names_missing_controls() -> None:
-    rows = [r for r in run() if r["policy"] != "bc_continued"]
-    assert any("BC continued was not evaluated" in line for line in verdict(rows))
-    rows = [row("bc", 0.7), row("bc_continued", 0.7), row("rest", 0.8, 1, 1)]
-    assert verdict(rows)[-1] == "Caution: no metric but the reward itself was evaluated."
-
-
-def test_verdict_without_rest_or_baselines() -> None:
-    assert "No ReST policy" in verdict([row("bc", 0.7)])[0]
-    assert "No ReST policy" in verdict([row("bc", 0.7), row("rest", 0.9, 1, 0)])[0]  # only the side branch
-    assert "Neither BC nor BC continued" in verdict([row("rest", 0.7, 1, 1)])[0]
-    assert "share no metric" in verdict([row("bc", math.nan), row("rest", 0.7, 1, 1)])[0]
-
-
-def test_the_last_policy_is_the_last_improve_of_the_last_grow() -> None:
-    rows = [
-        *run(),
-        row("rest", 0.9, 2, 0),
-        row("rest", 0.85, 2, 1),
-        row("rest", 0.99, 2, 1) | {"decode": "mbr"},
-    ]
-    assert verdict(rows)[0].startswith("Reward on test: G2 I1 at 0.850")
 
 
 def test_improve_lines() -> None:

@@ -8,9 +8,21 @@ from typing import Any
 
 import pytest
 
-from rest import LearnedReward, Policy, TransformerSettings, TranslationModel, UserError, load_experiment
-from rest.folder import read_json
+from rest import (
+    DevLoss,
+    LearnedReward,
+    MetricOfGreedy,
+    Policy,
+    RewardOfSamples,
+    TransformerSettings,
+    TranslationModel,
+    UserError,
+    load_experiment,
+)
+from rest.folder import StageName, read_json
 from rest.runs import Run
+from rest.stages.bc import BCContinued
+from rest.stages.inputs import Inputs
 
 TINY = str(Path(__file__).parent.parent / "tiny.py")
 
@@ -24,6 +36,56 @@ def test_the_control_trains_for_as_many_steps_as_all_improves(finished: Path) ->
     control = stage(finished, f"bc_continued-{steps}")
     assert control["result"]["gradient_steps"] == steps
     assert control["settings"]["policy"] == Policy.load(finished / "bc" / "policy").identity
+
+
+def test_the_control_has_the_rates_of_all_improves_and_their_averaging(finished: Path) -> None:
+    tiny = load_experiment(TINY)
+    inputs, settings = Inputs(tiny, finished), replace(tiny.improve, learning_rate_factor=0.25, grow_rate_factor=0.5)
+    training = replace(tiny.improve.train, average=3, rate_factor=2.0)
+    inputs = replace(inputs, experiment=replace(tiny, improve=replace(settings, train=training)))
+    improve, run = inputs.experiment.improve, Run(tiny, finished)
+    ways = ((1, 1, 20), (1, 2, 10), (2, 1, 20))
+    way = tuple((StageName("improve", g, i), steps) for g, i, steps in ways)
+    rates = BCContinued(run.bc(), run.reward(), 60, way).training(inputs)
+    each = [improve.training(g, i) for g, i, _ in ways]
+    wanted = [t.schedule(k) * t.rate_factor for t, (_, _, n) in zip(each, ways, strict=True) for k in range(1, n + 1)]
+    found = [rates.schedule(step) * rates.rate_factor for step in range(1, 61)]
+    assert found[:50] == wanted and found[50:] == [wanted[-1]] * 10
+    assert (rates.average, rates.ema, rates.max_steps, rates.patience) == (3, improve.train.ema, 60, 61)
+    alone = BCContinued(run.bc(), run.reward(), 60).training(inputs)  # beside PPO there is no Improve to follow
+    assert [alone.schedule(step) * alone.rate_factor for step in (1, 60)] == [
+        each[0].schedule(step) * each[0].rate_factor for step in (1, 60)
+    ]
+
+
+def test_a_control_that_no_reward_chooses_is_the_same_beside_every_reward(finished: Path) -> None:
+    tiny = load_experiment(TINY)
+    run = Run(tiny, finished)
+    bc, reward = run.bc(), run.reward()
+    other = replace(reward, scale=(-9.0, 9.0))
+
+    def decided(choose: Any) -> list[dict[str, Any]]:
+        inputs = Inputs(replace(tiny, choose=choose), finished)
+        return [BCContinued(bc, by, 40).settings(inputs) for by in (reward, other)]
+
+    for choose, same in ((MetricOfGreedy(), True), (DevLoss(), True), (RewardOfSamples(2), False)):
+        one, another = decided(choose)
+        assert (one == another) == same
+
+
+def test_the_last_policy_of_the_control_is_kept_and_evaluated_where_it_is_another(finished: Path) -> None:
+    control, last = StageName("bc_continued", steps=40), StageName("bc_continued_last", steps=40)
+    result = stage(finished, control.folder)["result"]
+    assert result["chosen_by"] == "mean reward of 2 samples a source" and stage(finished, "bc")["result"]["chosen_by"]
+    best = max(result["dev_reward"], key=lambda entry: (entry[1], entry[0]))
+    assert result["best_step"] == best[0]
+    same = result["last_is_chosen"]
+    assert same == (best[0] == 40)  # without averaging
+    assert (finished / last.policy).exists() == (finished / "evaluation" / last.folder).exists() == (not same)
+    policies = [row["policy"] for row in read_json(finished / "summary.json")]
+    assert ("bc_continued_last" in policies) == (not same)
+    if not same:
+        assert Policy.load(finished / last.policy).identity != Policy.load(finished / control.policy).identity
 
 
 def test_a_reward_may_start_from_a_smaller_translation_model_of_its_own(finished: Path, tmp_path: Path) -> None:

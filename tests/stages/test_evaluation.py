@@ -21,9 +21,10 @@ def stage(run: Path, name: str) -> dict[str, Any]:
 def test_what_a_run_evaluates_is_kept_and_compared(finished: Path) -> None:
     folder = finished / "evaluation"
     found = {path.name for path in folder.glob("*-against-*")}
-    control = next(path.name for path in folder.glob("bc_continued-*") if "-against-" not in path.name)
+    controls = [path.name for path in folder.glob("bc_continued-*") if "-against-" not in path.name]
     assert found >= {"improve-1-1-against-bc", "improve-1-2-against-bc", "improve-1-2-against-improve-1-1"}
-    assert found >= {f"improve-1-2-against-{control}", f"{control}-against-bc"}
+    for control in controls:
+        assert found >= {f"improve-1-2-against-{control}", f"{control}-against-bc"}
     result = stage(folder, "improve-1-2-against-improve-1-1")["result"]
     new, old = (Outputs.read(folder / f"improve-1-{i}" / "samples.parquet") for i in (2, 1))
     gained = new.scores["reward"].mean() - old.scores["reward"].mean()
@@ -31,6 +32,11 @@ def test_what_a_run_evaluates_is_kept_and_compared(finished: Path) -> None:
     metrics = stage(folder, "improve-1-2")["result"]["metrics"]
     assert metrics["kl_to_previous"] != metrics["kl_to_bc"] and metrics["entropy"] > 0
     report = (finished / "report.md").read_text()
+    assert {"gold_greedy", "bleu_beam", "chrf_beam", "gold_beam", "reward_beam"} < set(result["tests"])
+    beam = [Outputs.read(folder / f"improve-1-{i}" / "beam.parquet") for i in (2, 1)]
+    gained = beam[0].scores["gold"].mean() - beam[1].scores["gold"].mean()
+    assert result["tests"]["gold_beam"]["difference"] == pytest.approx(gained, abs=1e-6)
+    assert "Chosen on dev by loss of the references: BC; mean reward of 2 samples a source: BC continued" in report
     assert "## Paired comparisons" in report and "## The text itself" in report
 
 

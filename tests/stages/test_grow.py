@@ -1,6 +1,7 @@
 """Grow as a stage of a run: what decides its rows, and what does not."""
 
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rest import MachineSettings, SamplingOverrides, ScoredDataset, UserError, load_experiment, open_dataset
+from rest import (
+    FurtherSamples,
+    MachineSettings,
+    Reward,
+    SamplingOverrides,
+    ScoredDataset,
+    UserError,
+    load_experiment,
+    open_dataset,
+)
 from rest.folder import StageName
 from rest.runs import Run
 
@@ -70,7 +80,41 @@ def test_another_temperature_asks_for_other_samples_and_not_for_another_reward(f
         run.grow(1, run.policy(BC), reward)
 
 
+def test_more_candidates_ask_for_other_rows_and_a_length_penalty_only_where_there_are_beams(finished: Path) -> None:
+    further = (FurtherSamples(2, SamplingOverrides(epsilon=0.02)),)
+    run = Run(replace(TINY, grow=replace(TINY.grow, further=further, beams=2)), finished)
+    policy, reward = run.policy(BC), run.reward()
+    with pytest.raises(
+        UserError, match=r"grow\.further was \[\], .*grow\.beams was 0, is now 2.*length_penalty was null"
+    ):
+        run.grow(1, policy, reward)
+    long = replace(TINY, evaluation=replace(TINY.evaluation, beam=replace(TINY.evaluation.beam, length_penalty=0.5)))
+    assert Run(long, finished).grow(1, policy, reward).identity == open_dataset(finished / "grow-1").identity
+
+
 def test_what_a_stage_says_again_is_the_same(finished: Path) -> None:
     said = replace(TINY, grow=replace(TINY.grow, sampling=SamplingOverrides(temperature=0.8, max_target_tokens=32)))
     run = Run(said, finished)
     assert run.grow(1, run.policy(BC), run.reward()).identity == open_dataset(finished / "grow-1").identity
+
+
+def test_another_reward_in_a_study_scores_the_same_draws_anew(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def words(sources: list[str], hypotheses: list[str]) -> np.ndarray:
+        return np.array([min(12, len(y.split())) for y in hypotheses], np.float32)
+
+    def letters(sources: list[str], hypotheses: list[str]) -> np.ndarray:
+        return np.array([min(90, len(y)) for y in hypotheses], np.float32)
+
+    made = {}
+    for name, reward in {"words": Reward(words, (0.0, 12.0)), "letters": Reward(letters, (0.0, 90.0))}.items():
+        e = replace(TINY, reward=reward, grow=replace(TINY.grow, sources=20, beams=2))
+        run = Run(e, copied(finished, tmp_path / name, "bc"), tmp_path / "stages")
+        made[name] = run.grow(1, run.policy(BC), reward)
+        monkeypatch.setattr(sys.modules["rest.grow"], "sample", None)  # the second draws nothing
+    same = ("source_id", "sample_index", "origin", "hypothesis", "tokens", "finish", "log_probs", "behaviour_log_probs")
+    assert rows(made["words"], *same) == rows(made["letters"], *same)
+    scores = [of.columns(["raw_score"])["raw_score"] for of in made.values()]
+    np.testing.assert_array_equal(scores[1], [min(90, len(y)) for y in rows(made["letters"], "hypothesis")[0]])
+    assert (scores[0] != scores[1]).any()

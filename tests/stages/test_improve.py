@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from rest import Policy, open_dataset
+from rest import ImproveSettings, PerSourceTop, Policy, open_dataset
 from rest.__main__ import main
 from rest.folder import read_json
+from rest.improve import select
 
 TINY = str(Path(__file__).parent.parent / "tiny.py")
 
@@ -19,17 +20,35 @@ def stage(run: Path, name: str) -> dict[str, Any]:
 
 
 def test_improve_goes_on_from_the_policy_before_and_the_side_branch_does_not_count(finished: Path) -> None:
-    names = ("bc", "improve-1-1", "improve-1-2", "improve-1-0")
-    bc, first, *others = (Policy.load(finished / name / "policy").identity for name in names)
-    assert len({bc, first, *others}) == 4
+    names = ("bc", "improve-1-1", "improve-1-2")
+    bc, first, second = (Policy.load(finished / name / "policy").identity for name in names)
+    assert len({bc, first, second}) == 3
     started = [stage(finished, name)["settings"]["policy"] for name in ("improve-1-0", "improve-1-1", "improve-1-2")]
     assert started == [bc, bc, first]
+
+
+def test_the_best_different_texts_of_each_source_pass_in_every_shard(finished: Path) -> None:
+    dataset = open_dataset(finished / "grow-1")
+    assert len(dataset.manifest.shards) > 1
+    names = ["source_id", "hypothesis", "reward", "is_reference"]
+    stored = dataset.columns(["source_id", "reward", "is_reference"])
+    texts = [text for table in dataset.batches(["hypothesis"]) for text in table["hypothesis"].to_pylist()]
+    rows = zip(*(stored[name].tolist() if name in stored else texts for name in names), strict=True)
+    best: dict[int, dict[str, float]] = {}
+    for source, text, reward, human in rows:
+        if not human:
+            best.setdefault(source, {})[text] = reward
+    chosen = select(dataset, ImproveSettings(rule=PerSourceTop((2, 1)), human_pairs="never"), 1)
+    for source, rewards in best.items():
+        kept = stored["reward"][chosen.mask & (stored["source_id"] == source)]
+        assert sorted(kept.tolist(), reverse=True) == sorted(rewards.values(), reverse=True)[:2]
 
 
 def test_thresholds_rise_and_learning_rates_fall(finished: Path) -> None:
     first, second = (stage(finished, f"improve-1-{i}")["result"] for i in (1, 2))
     assert first["threshold"] < second["threshold"] and first["rows_kept"] > second["rows_kept"]
-    assert second["learning_rate"] == first["learning_rate"] / 2
+    assert second["learning_rate"] == pytest.approx(0.7 * first["learning_rate"])
+    assert first["chosen_by"] == second["chosen_by"] == "mean reward of 2 samples a source"
     rewards = open_dataset(finished / "grow-1").columns(["reward"])["reward"]
     for result in (first, second):
         kept = rewards > result["threshold"]

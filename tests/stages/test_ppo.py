@@ -30,7 +30,8 @@ def test_ppo_stands_beside_the_others_and_its_sources_are_recorded(finished, tmp
     assert result["sources"]["ratings and ppo"] == 0 and result["sources"]["bc and ppo"] == result["sources"]["ppo"]
     assert result["gradient_steps"] > 0
     rows = {row["policy"]: row for row in read_json(tmp_path / "summary.json")}
-    assert list(rows) == ["bc", "bc_continued", "ppo"]
+    assert [policy for policy in rows if policy != "bc_continued_last"] == ["bc", "bc_continued", "ppo"]
+    assert rows["ppo"]["chosen_by"] == result["chosen_by"] == "mean reward of 2 samples a source"
     assert rows["ppo"]["gradient_steps"] == rows["bc_continued"]["gradient_steps"] == 60 + result["gradient_steps"]
     assert rows["ppo"]["samples_drawn"] == 4 * 32
     assert not (tmp_path / "ppo" / "checkpoints").exists()

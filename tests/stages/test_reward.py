@@ -12,6 +12,7 @@ import pytest
 from rest import (
     DirectAssessments,
     LearnedReward,
+    MetricRater,
     Rated,
     Refresh,
     RewardSettings,
@@ -82,6 +83,21 @@ def test_what_samples_are_drawn_from_decides_the_reward_but_for_their_temperatur
             run_with(**{name: value}).reward()
 
 
+def test_a_rater_that_compares_with_references_should_not_rate_them(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = load_experiment(TINY)
+    few = replace(
+        tiny.reward, rater=MetricRater(), sources=20, attacked=0, train=replace(tiny.reward.train, max_steps=0)
+    )
+    for rate_references in (False, True):
+        out = tmp_path / str(rate_references)
+        shutil.copytree(finished / "bc", out / "bc")
+        Run(replace(tiny, reward=replace(few, rate_references=rate_references)), out).reward()
+        warned = "reward: warning: the rater compares with references" in capsys.readouterr().err
+        assert warned == rate_references
+
+
 # Refreshing: what is rated again, which reward is used where, and that nothing else changes
 
 
@@ -108,6 +124,7 @@ def killed(*arguments: Any) -> None:
 
 def test_ratings_of_the_latest_policy_join_those_before(run: Run) -> None:
     rated = Rated.load(run.out / "reward-2" / "ratings.parquet")
+    assert rated.references is not None and rated.is_reference.sum() == 60
     assert Counter(rated.steps.tolist()) == {1: 180, 2: 80}  # 60 sources × (2 samples + 1 human pair); 40 × 2
     first, later = (set(rated.groups[rated.steps == g].tolist()) for g in (1, 2))
     assert later < first == set(run.inputs.parts.rated.ids.tolist()) and len(later) == 40

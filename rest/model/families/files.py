@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -10,14 +11,29 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors import SafetensorError, safe_open
 
 from rest.errors import UserError
 from rest.folder import read_json
+from rest.model.families.torch_files import read_torch
 from rest.model.network import Network
 
 ACTIVATIONS = {"relu": "relu", "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh"}
+
+SAFETENSORS_TYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(jnp.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+
+GIT_LFS = b"version https://git-lfs"
 
 Place = tuple[Any, ...]  # where a parameter stands in our tree
 
@@ -30,7 +46,11 @@ class Config:
 
     @classmethod
     def read(cls, path: Path) -> Config:
-        return cls(path, read_json(path))
+        """UserError for settings of a model that comes with code of its own: that is never run."""
+        config = cls(path, read_json(path))
+        if config.get("auto_map"):
+            config.refuse("auto_map", "the model is defined by code that comes with it, which is never run")
+        return config
 
     def get(self, name: str, default: Any = None) -> Any:
         value = self.fields.get(name)
@@ -61,31 +81,69 @@ class Config:
         return ACTIVATIONS[theirs]
 
 
-def read_tensors(folder: Path, model_class: str) -> dict[str, np.ndarray]:
-    """Every tensor of a folder, float32, from one file or from several with an index.
+def read_tensors(folder: Path) -> dict[str, np.ndarray]:
+    """Every tensor of a folder, from one file or from several with an index; safetensors are preferred.
 
-    `model_class` is the class of transformers that converts a folder that has none.
+    Each is in the type that it has in its file, and a view of it: the file is mapped into memory, not read.
     """
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if whole.is_file():
-        files = [whole]
-    elif index.is_file():
-        files = [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
-    elif (folder / "pytorch_model.bin").is_file():
-        raise UserError(
-            f"{folder}: has pytorch_model.bin only, which is not read without PyTorch; where PyTorch is installed, "
-            f"`from transformers import {model_class} as M; M.from_pretrained({str(folder)!r})"
-            f".save_pretrained({str(folder)!r})` writes model.safetensors beside it"
-        )
-    else:
-        raise UserError(f"{whole}: no such file")
-    tensors: dict[str, np.ndarray] = {}
-    for file in files:
-        try:
-            tensors |= load_file(file)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file}: not a safetensors file that can be read ({error})") from error
-    return {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+    for name, read in READERS.items():
+        if (folder / name).is_file():
+            return _read(folder / name, read)
+        if (folder / f"{name}.index.json").is_file():
+            return _read_shards(folder / f"{name}.index.json", read)
+    raise UserError(
+        f"{folder / 'model.safetensors'}: no such file, nor is there pytorch_model.bin, nor one of them in several "
+        f"files with {' or '.join(f'{name}.index.json' for name in READERS)}"
+    )
+
+
+def _read_shards(index: Path, read: Callable[[Path], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+        raise UserError(f"{index}: has no weight_map that names the file of each tensor")
+    shards: dict[str, dict[str, np.ndarray]] = {}
+    for name, file in sorted(places.items(), key=lambda place: place[1]):
+        if file not in shards:
+            if Path(file).name != file:
+                raise UserError(f"{index}: {file!r}, where it says {name} is, is no file of its folder")
+            if not (index.parent / file).is_file():
+                raise UserError(f"{index.parent / file}: no such file, and {index.name} says that {name} is in it")
+            shards[file] = _read(index.parent / file, read)
+        if name not in shards[file]:
+            raise UserError(f"{index.parent / file}: has no tensor {name}, which {index.name} says is in it")
+    return {name: shards[file][name] for name, file in places.items()}
+
+
+def _read(path: Path, read: Callable[[Path], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    with open(path, "rb") as file:
+        if file.read(len(GIT_LFS)) == GIT_LFS:
+            raise UserError(f"{path}: only says where the weights are, as Git leaves it; `git lfs pull` fetches them")
+    return read(path)
+
+
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """Every tensor by its name, in its own type: views of the file, which is mapped into memory."""
+    try:
+        with safe_open(path, "np"):  # which checks the header, that its tensors lie side by side, and the file's size
+            pass
+        with open(path, "rb") as opened:
+            file = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a safetensors file that can be read ({error})") from error
+    start = 8 + int.from_bytes(file[:8], "little")
+    header = json.loads(file[8:start])
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, tensor in header.items():
+        if tensor["dtype"] not in SAFETENSORS_TYPES:
+            raise UserError(f"{path}: tensor {name} is of type {tensor['dtype']}, which is not read")
+        begin, end = tensor["data_offsets"]
+        numbers = np.frombuffer(file, np.uint8)[start + begin : start + end]
+        tensors[name] = numbers.view(SAFETENSORS_TYPES[tensor["dtype"]]).reshape(tensor["shape"])
+    return tensors
+
+
+READERS = {"model.safetensors": read_safetensors, "pytorch_model.bin": read_torch}
 
 
 def fill(
@@ -95,7 +153,7 @@ def fill(
     name_of: Callable[[Place], str],
     adapt: Callable[[Place, np.ndarray, tuple[int, ...]], np.ndarray] | None = None,
 ) -> tuple[Network, dict[str, np.ndarray]]:
-    """A network that has only shapes with the tensors of these names, and the tensors that are left.
+    """A network that has only shapes with the tensors of these names, as float32, and the tensors that are left.
 
     A kernel is theirs transposed; `adapt` may change an array before its shape is compared.
     """
@@ -107,7 +165,10 @@ def fill(
         if name not in left:
             raise UserError(f"{folder}: the weights have no tensor {name}, which config.json asks for")
         given = left.pop(name)
-        ours = given.T if place[-1] == "kernel" else given
+        if not jnp.issubdtype(given.dtype, jnp.floating):
+            raise UserError(f"{folder}: tensor {name} is of {given.dtype}: whole numbers, such as quantised weights")
+        # the only float32 copy, of one tensor at a time; it is never the file's own memory, which may change
+        ours = np.array(given.T if place[-1] == "kernel" else given, np.float32, order="C")
         if adapt is not None:
             ours = adapt(place, ours, wanted.shape)
         if ours.shape != wanted.shape:

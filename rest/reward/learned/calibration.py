@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from scipy.optimize import isotonic_regression
@@ -65,3 +66,31 @@ class Isotonic:
         if len(knots) < 2:
             raise UserError("calibration: the held-out ratings do not rise with the reward's scores")
         return Calibration(tuple(map(float, knots)), tuple(map(float, levels)))
+
+
+@dataclass(frozen=True)
+class Quantile:
+    """A reward is the share of the held-out samples whose scores lie below: 0.9 is exceeded by a tenth of them.
+
+    The paper's thresholds, 0.7 to 0.99, then let shares of rows pass, whatever the scale of the scores. Human pairs
+    that are rated are left out, since nearly all rows of Grow are samples. A score beyond all of theirs gets 0 or 1.
+    """
+
+    knots: int = 200
+    """So many quantiles, evenly apart, are joined by lines."""
+
+    of_samples: ClassVar[bool] = True  # `fit` gives no scores of human pairs
+
+    def __post_init__(self) -> None:
+        if self.knots < 2:
+            raise UserError(f"calibration.knots must be at least 2, not {self.knots}")
+
+    def fit(self, scores: np.ndarray, ratings: np.ndarray) -> Calibration:
+        """The ratings are not looked at. UserError where all scores are equal."""
+        shares = np.linspace(0, 1, self.knots)
+        levels, which = np.unique(np.quantile(scores.astype(np.float64), shares), return_inverse=True)
+        if len(levels) < 2:
+            raise UserError(f"calibration: all {len(scores)} held-out scores are {levels[0]:g}")
+        # scores that many samples have get the middle of their shares
+        rewards = np.bincount(which, shares) / np.bincount(which)
+        return Calibration(tuple(levels.tolist()), (0.0, *rewards[1:-1].tolist(), 1.0))

@@ -24,11 +24,12 @@ from rest.policy.policy import Policy
 from rest.policy.sampler import SamplingSettings, sample
 from rest.ratings.rated import Rated
 from rest.ratings.record import mix, split
-from rest.reward.attacks import attack, negatives
+from rest.reward.attacks import ENOUGH, attack, negatives
+from rest.reward.learned.choice import AcrossSources, Choice, WithinAndAcross, WithinSources, can_rank
 from rest.reward.learned.encoder import Encoder, HuggingFaceEncoder
 from rest.reward.learned.network import LearnedReward, RewardObjective
 from rest.reward.learned.settings import Refresh, RewardSettings, TranslationModel
-from rest.reward.reward import Calibration, RewardFunction
+from rest.reward.reward import Calibration, RewardFunction, name_of
 from rest.statistics.correlation import pearson, ranked_right, spearman
 
 
@@ -64,12 +65,18 @@ def rate(
     seed: int,
     machine: MachineSettings | None = None,
 ) -> Rated:
-    """Sample from the policy at the temperature of ratings, and have the samples (and human pairs) rated."""
+    """Sample from the policy at the temperatures of ratings, and have the samples (and human pairs) rated.
+
+    A sample is a function of (seed, temperature, source, its number among those of the temperature).
+    """
+    drawn: list[list[str]] = [[] for _ in text.sources]
+    for temperature, count in settings.samples_at.items():
+        at, own = dataclasses.replace(sampling, temperature=temperature), seed_for(seed, f"rate at {temperature}")
+        found = sample(policy, text.sources, text.ids, count, at, seed=own, machine=machine)
+        drawn = [before + new for before, new in zip(drawn, found.texts, strict=True)]
     n = settings.samples_per_source
-    at = dataclasses.replace(sampling, temperature=settings.temperature)
-    drawn = sample(policy, text.sources, text.ids, n, at, seed=seed_for(seed, "rate"), machine=machine)
     sources = [x for x in text.sources for _ in range(n)]
-    hypotheses = [y for texts in drawn.texts for y in texts]
+    hypotheses = [y for texts in drawn for y in texts]
     groups = np.repeat(text.ids, n)
     references = None if text.references is None else [x for x in text.references for _ in range(n)]
     if settings.rate_references and text.references is not None:
@@ -78,7 +85,8 @@ def rate(
         groups = np.concatenate([groups, text.ids])
         references = (references or []) + text.references
     ratings = settings.rater.rate(sources, hypotheses, references, gold, seed_for(seed, "raters"))
-    return Rated(sources, hypotheses, np.asarray(ratings, np.float32), groups)
+    human = np.arange(len(sources)) >= n * len(text)
+    return Rated(sources, hypotheses, np.asarray(ratings, np.float32), groups, references=references, human=human)
 
 
 def rate_again(
@@ -100,7 +108,7 @@ def rate_again(
         settings,
         rater=settings.rater if refresh.rater is None else refresh.rater,
         samples_per_source=refresh.samples_per_source,
-        temperature=refresh.temperature,
+        temperatures=(refresh.temperature,),
         rate_references=False,
     )
     rated = rate(policy, text.take(chosen), gold, asked, sampling, seed_for(seed, "refresh", g), machine)
@@ -128,7 +136,7 @@ def fit(
     gold: Gold | None = None,
     before: Mapping[str, RewardFunction] | None = None,
 ) -> Fitted:
-    """Learn the ratings, stopping at the best agreement with those of sources held out.
+    """Learn the ratings, stopping at the best agreement (`settings.choose`) with those of sources held out.
 
     The network starts from the policy, or as `settings.start` says; a `TranslationModel` is to be given as the policy.
     The calibration is fitted to these ratings too. `gold` is only looked at to report the agreement with it. `before`
@@ -147,6 +155,7 @@ def fit(
     batches, _ = shuffled(training, batch, pad_id=start.tokenizer.pad_id, seed=seed_for(seed, "reward batches"))
     rows = rated.parts[1]
     ratings, groups = rated.ratings[rows], rated.groups[rows]
+    choice = _choice(settings.choose, ratings, groups)
 
     def agreement(reward: LearnedReward) -> dict[str, float]:
         predicted = reward.predict(held_out).mean(1)
@@ -155,7 +164,7 @@ def fit(
             "ranked_right": ranked_right(predicted, ratings, groups),
             "rmse": float(np.sqrt(np.mean(np.square(predicted - ratings)))),
         }
-        return {"score": numbers["pearson" if settings.loss.regression else "ranked_right"], **numbers}
+        return {"score": choice(predicted, ratings, groups), **numbers}
 
     trained = train(
         reward,
@@ -170,10 +179,11 @@ def fit(
     )
     reward = trained.best
     predicted = reward.joined(reward.predict(held_out))
-    calibration = settings.calibration.fit(predicted, ratings)
+    scaled = ~rated.is_reference[rows] if getattr(settings.calibration, "of_samples", False) else slice(None)
+    calibration = settings.calibration.fit(predicted[scaled], ratings[scaled])
     report: dict[str, Any] = {"rated": of_people, "held_out": len(rows), **_agreement(predicted, rated, rows, gold)}
     report |= {"range": list(calibration.ends), "steps": trained.steps, "best_step": trained.best_step}
-    report |= {"stopped": trained.stopped}
+    report |= {"stopped": trained.stopped, "chosen_by": name_of(choice)}
     if settings.negatives:
         report["negatives"] = len(rated.ratings) - of_people
     shown = {k: f"{v:.3f}" if isinstance(v, float) else v for k, v in report.items() if k != "range"}
@@ -183,7 +193,7 @@ def fit(
         if len(fresh):
             report["fresh"] = _compared({**before, "newest": reward}, rated, fresh, gold)
     if settings.attacked:
-        report |= _attacked(reward, rated, rated.best(rows)[: settings.attacked], settings, seed)
+        report |= _attacked(reward, rated, rows, settings, seed)
     return Fitted(reward, calibration, report)
 
 
@@ -203,6 +213,14 @@ def _agreement(predicted: np.ndarray, rated: Rated, rows: np.ndarray, gold: Gold
     return found
 
 
+def _choice(choose: Choice, ratings: np.ndarray, groups: np.ndarray) -> Choice:
+    """What tells the best checkpoint: as set, or Pearson's correlation where there is no pair to rank."""
+    if not isinstance(choose, WithinSources | WithinAndAcross) or can_rank(ratings, groups):
+        return choose
+    say("reward: no held-out source has two rows of different ratings: Pearson's correlation chooses the checkpoint")
+    return AcrossSources()
+
+
 def _held_out(rated: Rated, share: float, seed: int) -> Bool[np.ndarray, " n"]:
     """What decides when to stop: the rows that the ratings name, or those of a share of the sources."""
     sources, dev = np.unique(rated.groups), rated.held_out
@@ -219,14 +237,9 @@ def _examples(reward: LearnedReward, rated: Rated, *, ranked: bool) -> tuple[Exa
     examples = reward.examples(rated.sources, rated.hypotheses)
     group = np.unique(rated.groups, return_inverse=True)[1]  # small numbers, which float32 holds
     columns = {"rating": rated.ratings, "group": group.astype(np.float32), **examples.columns}
-
-    def those(rows: np.ndarray) -> Examples:
-        sources, targets = [examples.sources[r] for r in rows], [examples.targets[r] for r in rows]
-        own = {name: values[rows] for name, values in columns.items()}
-        return Examples(sources, targets, own, group[rows] if ranked else None)
-
+    examples = dataclasses.replace(examples, columns=columns, groups=group if ranked else None)
     learned, held_out = rated.parts
-    return those(learned), those(held_out)
+    return examples.take(learned), examples.take(held_out)
 
 
 def _texts(rated: Rated, rows: np.ndarray) -> tuple[list[str], list[str]]:
@@ -270,14 +283,15 @@ def _compared(
 def _attacked(
     reward: RewardFunction, rated: Rated, rows: np.ndarray, settings: RewardSettings, seed: int
 ) -> dict[str, Any]:
-    """How often corrupted translations score above those of the rows, and which of the attacks to be warned of."""
-    if len(rows) < 2:
+    """How often corrupted translations score above good ones of the rows' sources, and which attacks to warn of."""
+    sources, honest = (texts[: settings.attacked] for texts in rated.honest(rows))
+    if len(sources) < 2:
         return {}
-    results = attack(reward, *_texts(rated, rows), seed_for(seed, "attacks"), shown=1)
+    results = attack(reward, sources, honest, seed_for(seed, "attacks"), shown=1)
     warnings = [
         f"{r.attack}: scores above the honest translation in {r.higher:.0%} of {r.cases} cases"
         for r in results
-        if r.higher > settings.attack_warning
+        if r.cases >= ENOUGH and r.higher > settings.attack_warning
     ]
     for line in warnings:
         say(f"reward: warning: {line}")

@@ -3,10 +3,10 @@
 The network is the policy's own with a linear head in addition, started from the behavioural-cloning policy, as
 InstructGPT starts its reward model from the supervised one (Ouyang et al. 2022): the encoder reads the source, the
 decoder reads the hypothesis beside it, and the head reads the mean of the decoder's states and how likely the network
-finds the hypothesis. It may start from a published encoder instead, which reads both in one row (encoder.py). The head
-may also be given how likely a policy finds the hypothesis that does not change, and the lengths of both texts. It is
-first fitted alone by ridge regression, then everything is trained together (linear probing, then fine-tuning: Kumar et
-al. 2022), so that training starts from a reward that is useful already.
+finds the hypothesis. It may start from a published encoder instead (encoder.py, reading.py). The head may also be
+given how likely a policy finds the hypothesis that does not change, and the lengths of both texts. It is first fitted
+alone by ridge regression, then everything is trained together (linear probing, then fine-tuning: Kumar et al. 2022), so
+that training starts from a reward that is useful already.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from rest.data.batches import Batch, BatchSettings, Examples
-from rest.data.tokenizer import Tokenizer, load_tokenizer, source_ids, target_ids
+from rest.data.tokenizer import load_tokenizer
 from rest.errors import UserError
 from rest.folder import read_json, write_json
 from rest.learning.apply import per_sequence
@@ -35,14 +35,24 @@ from rest.model.families.xlmr import XLMR, XLMRSettings
 from rest.model.layers import Linear, TransformerSettings
 from rest.model.network import Network
 from rest.model.transformer import Transformer
-from rest.policy.policy import Policy, hidden_states, transformer
-from rest.reward.learned.encoder import Encoder
+from rest.policy.policy import Policy
+from rest.reward.learned.encoder import Encoder, View
+from rest.reward.learned.reading import (
+    ReadBeside,
+    Reader,
+    ReadJointly,
+    beside,
+    encoded,
+    mixture,
+    reader,
+    reader_of,
+    width,
+)
 from rest.reward.reward import Calibration
 from rest.reward.trivial import PolicyLogProb
 from rest.statistics.words import count_words
 
 SEEN = "seen.npy"  # hashes of the sources that a saved reward was trained on
-LIKELIHOODS = 3  # mean log p, mean p and lowest log p of a hypothesis' tokens
 WIDER = 4  # times the target positions of a row, where hypotheses share their source's
 LIKELIHOOD = "likelihood"  # the folder of the policy whose likelihood the heads of a saved reward read
 GIVEN = ("given_log_prob", "given_source_length", "given_target_length")  # columns for the head, where there are any
@@ -57,20 +67,25 @@ class RewardShape:
     """Several are an ensemble."""
     given: int = 0
     """Columns that the heads read beside what the body finds."""
+    view: View = View()
+    """How an encoder's states are read."""
 
 
 class RewardNetwork(nnx.Module):
     """A body that reads packed pairs, with linear heads beside its output layer."""
 
     def __init__(self, shape: RewardShape, body: Transformer | XLMR, *, rngs: nnx.Rngs) -> None:
-        self.body = body
-        read = shape.body.width + (LIKELIHOODS if isinstance(body, Transformer) else 0)
-        self.head = Linear(read + shape.given, shape.heads, rngs=rngs)
+        self.body, self.view = body, shape.view
+        self.mixture = mixture(shape.body, shape.view) if isinstance(shape.body, XLMRSettings) else None
+        self.head = Linear(width(shape.body, shape.view) + shape.given, shape.heads, rngs=rngs)
 
     def features(self, batch: Batch, key: Array | None) -> Float[Array, "B Q F"]:
         """What the heads read of each packed pair: what the body found, then the columns that are given."""
         body = self.body
-        found = _beside(body, batch, key) if isinstance(body, Transformer) else _joint(body, batch, key)
+        if isinstance(body, Transformer):
+            found = beside(body, batch, key)
+        else:
+            found = encoded(body, self.mixture, self.view, batch, key)
         given = [batch.columns[name][..., None] for name in GIVEN if name in batch.columns]
         return jnp.concatenate([found, *given], axis=-1)
 
@@ -79,73 +94,12 @@ class RewardNetwork(nnx.Module):
         return self.head(self.features(batch, key))
 
 
-def _beside(body: Transformer, batch: Batch, key: Array | None) -> Float[Array, "B Q F"]:
-    """The decoder reads the hypothesis beside the encoded source: its mean state, and the likelihoods."""
-    states, segments, pairs = hidden_states(body, batch, key), batch.targets, batch.sequences
-    log_probs = body.scores(states, batch.target).log_probs
-    columns = jnp.concatenate(
-        [states.astype(jnp.float32), log_probs[..., None], jnp.exp(log_probs)[..., None]], axis=-1
-    )
-    return jnp.concatenate([segments.means(columns, pairs), segments.lowest(log_probs, pairs)[..., None]], axis=-1)
-
-
-def _joint(body: XLMR, batch: Batch, key: Array | None) -> Float[Array, "B Q F"]:
-    """The encoder reads hypothesis and source in one row, which is the batch's target: its mean state."""
-    states = body.packed(batch.target, batch.target_positions, batch.target_mask(causal=False), key)[-1]
-    return batch.targets.means(states.astype(jnp.float32), batch.sequences)
-
-
 def _features(network: RewardNetwork, batch: Batch) -> Float[Array, "B Q F"]:
     return network.features(batch, None)
 
 
 def _predict(network: RewardNetwork, batch: Batch) -> Float[Array, "B Q K"]:
     return network(batch, None)
-
-
-# How the two kinds of body read texts
-
-
-@dataclass(frozen=True)
-class ReadBeside:
-    """Source and hypothesis apart, as a policy reads them."""
-
-    tokenizer: Tokenizer
-    settings: TransformerSettings
-
-    def body(self, rngs: nnx.Rngs) -> Transformer:
-        return transformer(self.settings, self.tokenizer, rngs)
-
-    def examples(self, sources: Sequence[str], hypotheses: Sequence[str], batch: BatchSettings) -> Examples:
-        """Cut to what a row of a batch holds."""
-        x, y = source_ids(self.tokenizer, sources), target_ids(self.tokenizer, hypotheses)
-        return Examples([ids[: batch.source_tokens] for ids in x], [ids[: batch.target_tokens] for ids in y])
-
-
-@dataclass(frozen=True)
-class ReadJointly:
-    """`<s> hypothesis </s></s> source </s>`, as XLM-R was given two texts; the row is the batch's target."""
-
-    tokenizer: Tokenizer
-    settings: XLMRSettings
-
-    def body(self, rngs: nnx.Rngs) -> XLMR:
-        return XLMR(self.settings, rngs=rngs)
-
-    def examples(self, sources: Sequence[str], hypotheses: Sequence[str], batch: BatchSettings) -> Examples:
-        """Cut to what a row of a batch holds and the table of positions has; the end of the source goes first."""
-        bos, eos = self.settings.bos_id, self.tokenizer.eos_id
-        longest = min(batch.target_tokens, self.settings.max_tokens)
-        sides = (self.tokenizer.encode(texts) for texts in (hypotheses, sources))
-        joined = ([bos, *y[: longest - 3], eos, eos, *x, eos] for y, x in zip(*sides, strict=True))
-        rows = [np.asarray(row[:longest], np.int32) for row in joined]
-        return Examples([row[:0] for row in rows], rows)
-
-
-def _reader(start: Policy | Encoder) -> ReadBeside | ReadJointly:
-    if isinstance(start, Encoder):
-        return ReadJointly(start.tokenizer, start.settings)
-    return ReadBeside(start.tokenizer, start.settings)
 
 
 @dataclass(frozen=True)
@@ -216,7 +170,7 @@ class LearnedReward:
     """A trained reward network; a reward function that needs no references."""
 
     network: Network
-    reader: ReadBeside | ReadJointly
+    reader: Reader
     batch: BatchSettings
     caution: float = 0.0
     """A score is the mean of the heads less this many standard deviations of them."""
@@ -228,11 +182,12 @@ class LearnedReward:
         cls, start: Policy | Encoder, batch: BatchSettings, heads: int = 1, likelihood: Policy | None = None
     ) -> LearnedReward:
         """The network of the start with heads that are still to be fitted, which may read a policy's likelihood too."""
-        shape = RewardShape(start.settings, heads, 0 if likelihood is None else len(GIVEN))
+        read_as = reader_of(start)
+        shape = RewardShape(start.settings, heads, 0 if likelihood is None else len(GIVEN), read_as.view)
         rngs = nnx.Rngs(jax.random.key(0))
         network = start.network.inside(shape, lambda body: RewardNetwork(shape, body, rngs=rngs))
         read = None if likelihood is None else PolicyLogProb(likelihood, batch)
-        return cls(network, _reader(start), batch, likelihood=read)
+        return cls(network, read_as, batch, likelihood=read)
 
     def with_network(self, network: Network) -> LearnedReward:
         return dataclasses.replace(self, network=network)
@@ -240,6 +195,13 @@ class LearnedReward:
     @property
     def heads(self) -> int:
         return self.network.settings.heads
+
+    @property
+    def body(self) -> Network | None:
+        """The transformer that reads source and hypothesis apart; None where an encoder does."""
+        if not isinstance(self.reader, ReadBeside):
+            return None
+        return Network.of(self.network.settings.body, self.network.module.body)
 
     def probe(self, examples: Examples, ridge: float) -> LearnedReward:
         """Fit the heads alone to the column `rating` by ridge regression of the standardised features."""
@@ -262,6 +224,8 @@ class LearnedReward:
         """Hash of the parameters, the tokenizers, the networks' settings, the caution and where texts are cut."""
         cut = self.batch.source_tokens, self.batch.target_tokens
         known: tuple[Any, ...] = (self.reader.tokenizer.identity, self.reader.settings, cut, self.caution)
+        if self.reader.view != View():
+            known += (self.reader.view,)
         if self.likelihood is not None:
             known += (self.likelihood.policy.identity,)
         return self.network.identity(repr(known))
@@ -281,8 +245,11 @@ class LearnedReward:
         return self._of(_predict, examples) if len(examples) else np.zeros((0, self.heads), np.float32)
 
     def members(self, sources: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:
-        """Raw scores of the heads, float32 [n, K]."""
-        return self.predict(self.shared(self.examples(sources, hypotheses), sources))
+        """Raw scores of the heads, float32 [n, K]; a pair that comes again is read once."""
+        pairs = list(zip(sources, hypotheses, strict=True))
+        place = {pair: k for k, pair in enumerate(dict.fromkeys(pairs))}
+        x, y = [source for source, _ in place], [hypothesis for _, hypothesis in place]
+        return self.predict(self.shared(self.examples(x, y), x))[[place[pair] for pair in pairs]]
 
     def shared(self, examples: Examples, sources: Sequence[str]) -> Examples:
         """The same pairs, where the hypotheses of one source are to share its encoding."""
@@ -317,7 +284,8 @@ class LearnedReward:
         if self.likelihood is not None:
             self.likelihood.policy.save(folder / LIKELIHOOD)
         record: dict[str, Any] = {"body": type(self.reader.settings).__name__, "settings": vars(self.reader.settings)}
-        record |= {"heads": self.heads, "caution": self.caution, "batch": vars(self.batch)}
+        record |= {"view": self.reader.view.record(), "heads": self.heads, "caution": self.caution}
+        record |= {"batch": vars(self.batch)}
         write_json(folder / "reward.json", record | {"calibration": vars(calibration)})
 
     @classmethod
@@ -326,15 +294,12 @@ class LearnedReward:
         if not (folder / "reward.json").exists():
             raise UserError(f"{folder}: no learned reward there (it has no reward.json)")
         record, tokenizer = read_json(folder / "reward.json"), load_tokenizer(folder / "tokenizer")
-        reader: ReadBeside | ReadJointly
-        if record["body"] == XLMRSettings.__name__:
-            reader = ReadJointly(tokenizer, XLMRSettings(**record["settings"]))
-        else:
-            reader = ReadBeside(tokenizer, TransformerSettings(**record["settings"]))
+        body = XLMRSettings if record["body"] == XLMRSettings.__name__ else TransformerSettings
+        read_as = reader(tokenizer, body(**record["settings"]), View.of(record["view"]))
         batch, likelihood = BatchSettings(**record["batch"]), None
         if (folder / LIKELIHOOD).exists():
             likelihood = PolicyLogProb(Policy.load(folder / LIKELIHOOD), batch)
-        shape = RewardShape(reader.settings, record["heads"], 0 if likelihood is None else len(GIVEN))
-        network = Network.load(folder, shape, lambda rngs: RewardNetwork(shape, reader.body(rngs), rngs=rngs))
+        shape = RewardShape(read_as.settings, record["heads"], 0 if likelihood is None else len(GIVEN), read_as.view)
+        network = Network.load(folder, shape, lambda rngs: RewardNetwork(shape, read_as.body(rngs), rngs=rngs))
         calibration = Calibration(*map(tuple, record["calibration"].values()))
-        return cls(network, reader, batch, record["caution"], likelihood), calibration
+        return cls(network, read_as, batch, record["caution"], likelihood), calibration

@@ -16,6 +16,7 @@ from rest.model.layers import TransformerSettings
 from rest.ratings.record import SplitSettings
 from rest.reward.guards import Guards
 from rest.reward.learned.calibration import MinMax
+from rest.reward.learned.choice import WithinSources
 from rest.reward.learned.network import RatingLoss
 
 
@@ -71,9 +72,12 @@ class RewardSettings:
     samples_per_source: int = 4
     """Samples of the behavioural-cloning policy that are rated."""
     rate_references: bool = True
-    """Rate the human pairs of these sources too (not with a rater that compares with them)."""
-    temperature: float = 1.0
-    """Of the rated samples; warmer than Grow, so that the reward has seen bad translations."""
+    """Rate the human pairs of these sources too. Not with a rater that compares with them, to which each is perfect:
+    but a reward that has seen none scores them too low, and too few of those that compete pass; with such a rater
+    better keep them always or never (`improve.human_pairs`)."""
+    temperatures: tuple[float, ...] = (0.8, 1.0)
+    """The samples of a source are dealt evenly to these: Grow's, about whose samples the reward is asked, and a warmer
+    one, so that it has seen bad translations too."""
     dev_share: float = 0.15
     """Share of the rated sources that decides when to stop."""
     start: Any = None  # TranslationModel, TransformerSettings, HuggingFaceModel or HuggingFaceEncoder
@@ -86,20 +90,24 @@ class RewardSettings:
     """Penalty of the regression that the head starts from, relative to the number of ratings."""
     loss: RatingLoss = field(default_factory=RatingLoss)
     """Regression of the ratings, ranking of the hypotheses of a source, or both."""
+    choose: Any = field(default_factory=WithinSources)  # a Choice
+    """Which checkpoint is kept, by held-out ratings: the best WithinSources (for rules per source), AcrossSources (for
+    one threshold for all), WithinAndAcross, or by a function of yours."""
     heads: int = 1
     """Several are an ensemble, whose spread tells what they are unsure of."""
     caution: float = 0.0
     """The reward is the mean of the heads less this many standard deviations of them."""
     calibration: Any = field(default_factory=MinMax)  # fit(scores, ratings) -> Calibration
-    """What maps scores to [0, 1], fitted on the held-out ratings: MinMax, Affine or Isotonic."""
+    """What maps scores to [0, 1], fitted on the held-out ratings: MinMax, Affine, Isotonic or Quantile."""
     guards: Guards | None = None
     """The reward of what they flag is 0."""
     negatives: float = 0.0
     """Share of the training rows that are translations corrupted on purpose, with the ratings they deserve; 0: none."""
     attacked: int = 300
-    """After training, corrupt the best rated translation of so many held-out sources at most; 0: none."""
+    """After training, corrupt the references of so many held-out sources at most (the best rated translations where it
+    is learned from files); 0: none."""
     attack_warning: float = 0.2
-    """Warn of an attack that raises the score of more than this share of the translations."""
+    """Warn of an attack that raises the score of more than this share of the translations, if they are 20 or more."""
     batch: BatchOverrides = field(default_factory=BatchOverrides)
     """Batches of another shape than the experiment's."""
     train: TrainSettings = field(
@@ -111,6 +119,14 @@ class RewardSettings:
     def __post_init__(self) -> None:
         if (self.rater is None) == (not self.ratings):
             raise UserError("reward: name either a rater, who rates samples, or files of ratings")
+        distinct = len({*self.temperatures})
+        if not self.temperatures or min(self.temperatures) <= 0 or distinct < len(self.temperatures):
+            raise UserError(f"reward: temperatures {self.temperatures} must be different numbers above 0")
+        if self.samples_per_source < distinct:
+            raise UserError(
+                f"reward: samples_per_source {self.samples_per_source} cannot be dealt to "
+                f"{distinct} temperatures {self.temperatures}"
+            )
         if self.heads < 1 or self.caution < 0:
             raise UserError(f"reward: heads {self.heads} must be at least 1, and caution {self.caution} not below 0")
         if not 0 <= self.negatives < 1:
@@ -120,6 +136,12 @@ class RewardSettings:
                 f"reward: attacked {self.attacked} must not be below 0, and attack_warning {self.attack_warning} "
                 "must be a share from 0 to 1"
             )
+
+    @property
+    def samples_at(self) -> dict[float, int]:
+        """How many samples of each source are drawn at each temperature."""
+        each, more = divmod(self.samples_per_source, len(self.temperatures))
+        return {temperature: each + (k < more) for k, temperature in enumerate(self.temperatures)}
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ class CometKiwi:
         head = read_head(self.folder)
         settings = encoder, head, self.max_tokens
         empty = Network.shaped(settings, lambda rngs: CometKiwiNetwork(encoder, head, rngs=rngs))
-        tensors = read_tensors(self.folder, "AutoModel")
+        tensors = read_tensors(self.folder)
         network, left = fill(self.folder, empty, tensors, partial(_tensor_name, encoder))
         for name in left:
             if name not in DROPOUT and name.removeprefix(ENCODER) not in UNUSED:

@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rest.errors import UserError
 from rest.model.families.files import Config
+from rest.model.families.hub import model_folder, tokenizer_folder
 from rest.model.families.huggingface import HuggingFaceModel
 from rest.model.layers import TransformerSettings
 from rest.model.network import Network
@@ -57,7 +58,7 @@ class MetricXNetwork(nnx.Module):
         """The negated error of each input."""
         rows, length = ids.shape
         encoded = self.body.encode(ids, jnp.arange(length)[None], mask[:, None])
-        start, here = jnp.full((rows, 1), self.body.pad_id), jnp.zeros((rows, 1), jnp.int32)
+        start, here = jnp.full((rows, 1), self.body.prompt[0]), jnp.zeros((rows, 1), jnp.int32)
         states = self.body.decode(start, here, jnp.ones((rows, 1, 1), bool), encoded, mask[:, None])
         hidden, _ = self.body.output_layer(states[:, 0])
         error = hidden.astype(jnp.float32) @ self.head[...]
@@ -66,12 +67,12 @@ class MetricXNetwork(nnx.Module):
 
 @dataclass(frozen=True)
 class MetricX:
-    """A published MetricX, from a folder; a reward function, float32 [n] in [-25, 0]."""
+    """A published MetricX, from a folder or the Hugging Face hub; a reward function, float32 [n] in [-25, 0]."""
 
-    folder: Path
-    """config.json and model.safetensors, such as those of google/metricx-24-hybrid-large-v2p6."""
-    tokenizer: Path | None = None
-    """The files of its mT5 tokenizer, such as those of google/mt5-xl; None: the same folder."""
+    folder: Path | str
+    """Where config.json and the weights are; or a name on the hub, such as google/metricx-24-hybrid-large-v2p6."""
+    tokenizer: Path | str | None = None
+    """The same for the files of its mT5 tokenizer, such as google/mt5-xl; None: where the weights are."""
     form: InputForm = METRICX_24_QE
     batch_tokens: int = 8192
     """Positions that are scored at once, padding included."""
@@ -79,6 +80,8 @@ class MetricX:
     """Of activations and matrix products; the published scores are of float32."""
     score_id: int = 250089
     """The id whose logit is the error: <extra_id_10> of mT5."""
+    revision: str = "main"
+    """Of the weights on the hub: branch, tag or commit."""
 
     scale: ClassVar[tuple[float, float]] = (-WORST, 0.0)
 
@@ -89,18 +92,20 @@ class MetricX:
     @cached_property
     def scorer(self) -> Scorer:
         """The network, read on first use."""
-        config = Config.read(self.folder / "config.json")
+        folder = model_folder(self.folder, self.revision)
+        config = Config.read(folder / "config.json")
         config.demand("model_type", "mt5")
-        texts = self.tokenizer or self.folder
+        texts = folder if self.tokenizer is None else tokenizer_folder(self.tokenizer)
         if not any((texts / name).is_file() for name in ("spiece.model", "tokenizer.json")):
             raise UserError(
                 f"{texts / 'spiece.model'}: no such file, nor is there tokenizer.json; `tokenizer` may name the folder "
                 "of another model that has them, such as google/mt5-xl"
             )
-        body, tokenizer = HuggingFaceModel(self.folder, dtype=self.dtype).read(self.tokenizer)
+        body, tokenizer = HuggingFaceModel(folder, dtype=self.dtype).read(texts)
+        config.demand("decoder_start_token_id", tokenizer.pad_id)  # what the one step of the decoder begins with
         settings: TransformerSettings = body.settings
         if settings.tied_output:
-            raise UserError(f"{self.folder}: the weights have no tensor lm_head.weight of their own, which scores")
+            raise UserError(f"{folder}: the weights have no tensor lm_head.weight of their own, which scores")
         if tokenizer.vocabulary_size <= self.score_id:
             config.refuse(
                 "vocab_size", f"the tokenizer has {tokenizer.vocabulary_size} ids, and {self.score_id} scores"

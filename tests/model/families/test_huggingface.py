@@ -1,5 +1,6 @@
 """Checkpoints of Hugging Face: logits equal to PyTorch's, folders written and read back, and what is refused."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -9,55 +10,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tokenizers
 import transformers
 from flax import nnx
 from safetensors.numpy import load_file, save_file
-from tokenizers import models
 
-from rest.data.tokenizer import HuggingFaceTokenizer, MarianTokenizer, SentencePieceSettings, SentencePieceTokenizer
+from rest.data.tokenizer import MarianTokenizer, Prompt
 from rest.errors import UserError
-from rest.model.families.huggingface import HuggingFaceModel, write_marian
+from rest.model.families.huggingface import HuggingFaceModel, write
 from rest.model.layers import BLOCKED
 from rest.model.positions import distance_buckets
 from rest.model.transformer import Transformer
 from rest.policy.policy import Policy
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "huggingface"
-NAMES = ["marian", "marian_gelu", "t5", "t5_1_1", "mt5"]
+NAMES = ["marian", "marian_gelu", "marian_two", "t5", "t5_1_1", "mt5", "umt5", "madlad", "m2m100", "mbart"]
 VOCABULARY = 70
-
-
-def spm(seed: int) -> SentencePieceTokenizer:
-    """Pieces of a made-up language, another one for each seed."""
-    random = np.random.default_rng(seed)
-    words = ["".join(random.choice(list("abcdefgh"), random.integers(2, 6))) for _ in range(40)]
-    return SentencePieceSettings(40).train([[" ".join(random.choice(words, 6)) for _ in range(200)]], 0)
-
-
-def marian_tokenizer() -> MarianTokenizer:
-    """Source and target pieces of two languages in 70 ids, EOS first and padding last."""
-    source, target = spm(1), spm(2)
-    shared = dict.fromkeys(["</s>", "<unk>", ">>xyz<<", *source.pieces[3:], *target.pieces[3:]])
-    pieces = [*list(shared)[: VOCABULARY - 1], *(f"piece{i}" for i in range(VOCABULARY - 1 - len(shared))), "<pad>"]
-    return MarianTokenizer((source.models[0], target.models[0]), pieces)
-
-
-def t5_tokenizer() -> HuggingFaceTokenizer:
-    words = ["<pad>", "</s>", "<unk>", *(f"w{i}" for i in range(VOCABULARY - 3))]
-    backend = tokenizers.Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    return HuggingFaceTokenizer(transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **names))
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> dict[str, Path]:
-    """The golden checkpoints, each with a tokenizer. Not to be written to."""
-    root = tmp_path_factory.mktemp("huggingface")
-    for name in NAMES:
-        shutil.copytree(GOLDEN / name, root / name)
-        (marian_tokenizer() if name.startswith("marian") else t5_tokenizer()).save(root / name)
-    return {name: root / name for name in NAMES}
 
 
 @pytest.fixture
@@ -82,16 +49,20 @@ def forced(net: Transformer, source, mask, target_input) -> jax.Array:
 cross_keys = nnx.jit(lambda net, ids, positions, mask: net.cross_keys(net.encode(ids, positions, mask[:, None])))
 
 
-def inputs(name: str) -> dict[str, np.ndarray]:
-    with np.load(GOLDEN / name / "logits.npz") as arrays:
-        golden = dict(arrays)
-    lengths = golden["lengths"]
-    golden["mask"] = np.arange(golden["source"].shape[1])[None] < lengths[:, :1]
-    golden["real"] = np.arange(golden["target"].shape[1])[None] < lengths[:, 1:]
-    pad = VOCABULARY - 1 if name.startswith("marian") else 0
-    golden["target_input"] = np.insert(golden["target"], 0, pad, 1)[:, :-1]
-    golden["produced"] = np.arange(VOCABULARY) != pad
-    return golden
+@pytest.fixture
+def inputs(golden, published):
+    """A function: the pairs of a golden model with its logits, and the policy."""
+
+    def read(name: str) -> tuple[Policy, dict[str, np.ndarray]]:
+        policy, arrays = Policy.start(published(name)), golden(name)
+        lengths = arrays["lengths"]
+        arrays["mask"] = np.arange(arrays["source"].shape[1])[None] < lengths[:, :1]
+        arrays["real"] = np.arange(arrays["target"].shape[1])[None] < lengths[:, 1:]
+        arrays["target_input"] = np.insert(arrays["target"], 0, policy.tokenizer.prompt.start, 1)[:, :-1]
+        arrays["produced"] = np.arange(VOCABULARY) != policy.tokenizer.pad_id
+        return policy, arrays
+
+    return read
 
 
 def compare(logits: np.ndarray, golden: dict[str, np.ndarray]) -> None:
@@ -103,14 +74,15 @@ def compare(logits: np.ndarray, golden: dict[str, np.ndarray]) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_logits_are_those_of_pytorch(folders, name):
-    policy, golden = Policy.start(HuggingFaceModel(folders[name])), inputs(name)
+def test_logits_are_those_of_pytorch(inputs, name):
+    policy, golden = inputs(name)
     compare(forced(policy.network.module, golden["source"], golden["mask"], golden["target_input"]), golden)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_step_by_step_too(folders, name):
-    net, golden = Policy.start(HuggingFaceModel(folders[name])).network.module, inputs(name)
+def test_step_by_step_too(inputs, name):
+    policy, golden = inputs(name)
+    net = policy.network.module
     source, mask = jnp.asarray(golden["source"]), jnp.asarray(golden["mask"])
     positions = jnp.broadcast_to(jnp.arange(source.shape[1])[None], source.shape)
     cross = cross_keys(net, source, positions, mask)
@@ -140,26 +112,18 @@ def test_buckets_of_relative_positions_are_those_of_pytorch():
 
 
 @pytest.mark.parametrize("name", ["marian", "marian_gelu"])
-def test_a_published_model_is_written_as_it_was_read(folders, name, tmp_path):
+def test_what_is_written_of_the_settings_is_what_was_read(folders, name, tmp_path):
     policy = Policy.start(HuggingFaceModel(folders[name]))
-    write_marian(tmp_path / "out", policy.network, policy.tokenizer)
-    written, golden = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", folders[name]))
-    assert written.keys() == golden.keys()
-    golden["final_logits_bias"][0, -1] = BLOCKED  # padding is never produced
-    for key in golden:
-        np.testing.assert_array_equal(written[key], golden[key], key)
-    again = Policy.start(HuggingFaceModel(tmp_path / "out"))
-    assert again.identity == policy.identity
+    write(tmp_path / "out", policy.network, policy.tokenizer)
     config, wanted = (json.loads((f / "config.json").read_text()) for f in (tmp_path / "out", folders[name]))
-    assert {key: value for key, value in config.items() if wanted.get(key, value) != value} == {
-        "max_position_embeddings": 1024
-    }
+    other = {key: value for key, value in config.items() if wanted.get(key, value) != value}
+    assert other == {"max_position_embeddings": 1024}
 
 
 def test_our_policy_is_written_with_padding_last_and_reads_back_with_the_same_logits(
     lively, corpus, tmp_path, teacher_forced
 ):
-    write_marian(tmp_path / "out", lively.network, lively.tokenizer)
+    write(tmp_path / "out", lively.network, lively.tokenizer)
     again = Policy.start(HuggingFaceModel(tmp_path / "out"))
     size = lively.tokenizer.vocabulary_size
     assert (again.tokenizer.pad_id, again.tokenizer.eos_id) == (size - 1, 0)
@@ -183,11 +147,11 @@ def test_a_policy_of_a_published_model_is_saved_and_loaded(folders, tmp_path):
 # The tokenizer
 
 
-def test_each_side_has_its_own_pieces(folders):
+def test_each_side_has_its_own_pieces(folders, pieces):
     tokenizer = HuggingFaceModel(folders["marian"]).read().tokenizer
     text = "abc fed hag"
     assert tokenizer.encode([text]) != tokenizer.encode_targets([text])
-    for encode, model in zip((tokenizer.encode, tokenizer.encode_targets), (spm(1), spm(2)), strict=True):
+    for encode, model in zip((tokenizer.encode, tokenizer.encode_targets), (pieces(1), pieces(2)), strict=True):
         pieces = [tokenizer.pieces[i] for i in encode([text])[0]]
         assert [piece for piece in pieces if piece != "<unk>"] == [
             model.pieces[i] for i in model.encode([text])[0] if model.pieces[i] in tokenizer.pieces
@@ -211,15 +175,18 @@ def test_ids_and_text_are_those_of_transformers(folders):
     assert ours.decode(rows) == theirs.batch_decode(rows, skip_special_tokens=True)
 
 
-def test_the_identity_of_a_tokenizer_is_its_content():
-    tokenizer = marian_tokenizer()
-    assert tokenizer.identity == marian_tokenizer().identity
+def test_the_identity_of_a_tokenizer_is_its_content(marian, tmp_path):
+    tokenizer = marian
+    tokenizer.save(tmp_path)
+    assert tokenizer.identity == MarianTokenizer.load(tmp_path).identity
     first, second = tokenizer.models
     others = [
         MarianTokenizer((second, first), tokenizer.pieces),
         MarianTokenizer(tokenizer.models, [*tokenizer.pieces[:2], "another", *tokenizer.pieces[3:]]),
+        MarianTokenizer(tokenizer.models, tokenizer.pieces, tokenizer.pieces),
+        tokenizer.prompted(Prompt(tokenizer.pad_id, source=(2,))),
     ]
-    assert len({tokenizer.identity, *(other.identity for other in others)}) == 3
+    assert len({tokenizer.identity, *(other.identity for other in others)}) == 5
 
 
 def test_a_t5_that_newer_transformers_saved_again_has_the_same_settings(folders, tmp_path):
@@ -236,8 +203,10 @@ def test_a_t5_that_newer_transformers_saved_again_has_the_same_settings(folders,
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model_type": "m2m_100"}, 'model_type "m2m_100" cannot be used: what can be read is marian, t5, mt5'),
-        ({"share_encoder_decoder_embeddings": False}, "share_encoder_decoder_embeddings false cannot be used"),
+        (
+            {"model_type": "bart"},
+            'model_type "bart" cannot be used: what can be read is marian, t5, mt5, umt5, m2m_100',
+        ),
         ({"normalize_embedding": True}, "normalize_embedding true cannot be used: it must be false"),
         ({"decoder_vocab_size": 80}, "decoder_vocab_size 80 cannot be used: it must be 70"),
         ({"decoder_attention_heads": 4}, "decoder_attention_heads 4 cannot be used: it must be 2"),
@@ -282,7 +251,7 @@ def test_a_folder_without_what_is_needed_is_refused(copy):
     with pytest.raises(UserError, match=r"model\.safetensors: not a safetensors file that can be read"):
         HuggingFaceModel(copy).read()
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"pytorch_model\.bin only.*save_pretrained"):
+    with pytest.raises(UserError, match=r"pytorch_model\.bin: not weights that PyTorch saved: it begins neither"):
         HuggingFaceModel(copy).read()
     (copy / "pytorch_model.bin").unlink()
     with pytest.raises(UserError, match=r"model\.safetensors: no such file"):
@@ -317,11 +286,15 @@ def test_an_output_layer_that_is_not_the_embedding_is_refused_in_marian(copy):
 
 def test_what_a_marian_folder_cannot_hold_is_not_written(folders, lively, tmp_path):
     t5 = Policy.start(HuggingFaceModel(folders["t5"]))
+    rms = Policy.new(dataclasses.replace(lively.settings, norm="rms", heads=1), lively.tokenizer, 0)
     with pytest.raises(UserError, match=re.escape("model.norm 'rms' is not what a Marian folder can hold")):
-        write_marian(tmp_path / "out", t5.network, t5.tokenizer)
+        write(tmp_path / "out", rms.network, rms.tokenizer)
     with pytest.raises(UserError, match=r"needs SentencePiece models.*HuggingFaceTokenizer"):
-        write_marian(tmp_path / "out", lively.network, t5.tokenizer)
+        write(tmp_path / "out", lively.network, t5.tokenizer)
+    with pytest.raises(UserError, match=r"a T5 folder needs a tokenizer of transformers.*SentencePieceTokenizer"):
+        write(tmp_path / "out", t5.network, lively.tokenizer)
+    assert not (tmp_path / "out").exists()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     with pytest.raises(UserError, match="full: exists already"):
-        write_marian(tmp_path / "full", lively.network, lively.tokenizer)
+        write(tmp_path / "full", lively.network, lively.tokenizer)

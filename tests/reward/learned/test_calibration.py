@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rest.errors import UserError
-from rest.reward.learned.calibration import Affine, Isotonic, MinMax
+from rest.reward.learned.calibration import Affine, Isotonic, MinMax, Quantile
 from rest.reward.reward import Calibration, Reward
 
 
@@ -43,6 +43,49 @@ def test_an_isotonic_line_never_falls(rows):
         return
     at = np.sort(np.concatenate([scores, scores + 1e-3]))
     assert (np.diff(line(at)) >= 0).all() and line(at).min() >= 0 and line(at).max() <= 1
+
+
+def test_quantiles_by_hand():
+    line = Quantile(knots=5).fit(np.array([5.0, 1.0, 2.0, 4.0, 3.0]), np.zeros(5))
+    assert line.scores == (1, 2, 3, 4, 5) and line.rewards == (0, 0.25, 0.5, 0.75, 1)
+    np.testing.assert_allclose(line(np.array([-9.0, 1.5, 4.0, 9.0])), [0, 0.125, 0.75, 1])
+    # half of the scores are 2: they get the middle of their shares
+    tied = Quantile(knots=5).fit(np.array([1.0, 2.0, 2.0, 2.0, 3.0]), np.zeros(5))
+    assert tied.scores == (1, 2, 3) and tied.rewards == (0, 0.5, 1)
+
+
+@given(st.lists(st.floats(-3, 3, width=32), min_size=2, max_size=80, unique=True), st.integers(2, 50))
+def test_the_quantile_q_of_the_scores_becomes_q(scores, knots):
+    scores, shares = np.array(scores, np.float32), np.linspace(0, 1, 33)
+    line = Quantile(knots).fit(scores, np.zeros(len(scores)))
+    found = line(np.quantile(scores.astype(np.float64), shares))
+    assert np.abs(found - shares).max() <= 1 / (knots - 1) + 1e-6
+    assert line.rewards[0] == 0 and line.rewards[-1] == 1 and line.ends == (scores.min(), scores.max())
+
+
+@given(st.lists(st.integers(-5, 5), min_size=2, max_size=80), st.integers(2, 50))
+def test_quantiles_rise_and_can_be_undone_between_their_knots(scores, knots):
+    scores = np.array(scores, np.float32)
+    if np.ptp(scores) == 0:
+        with pytest.raises(UserError, match="held-out scores are"):
+            Quantile(knots).fit(scores, scores)
+        return
+    line = Quantile(knots).fit(scores, np.zeros(len(scores)))
+    assert (np.diff(line.scores) > 0).all() and (np.diff(line.rewards) > 0).all()
+    at = np.linspace(*line.ends, 50).astype(np.float32)
+    np.testing.assert_allclose(np.interp(line(at), line.rewards, line.scores), at, atol=1e-4)
+
+
+def test_the_threshold_of_the_paper_lets_a_share_of_the_samples_pass():
+    scores = np.random.default_rng(0).standard_normal(4000).astype(np.float32) * 5
+    rewards = Quantile().fit(scores, scores)(scores)
+    for tau in (0.7, 0.8, 0.9, 0.95, 0.99):
+        assert (rewards > tau).mean() == pytest.approx(1 - tau, abs=1 / 200)
+
+
+def test_fewer_than_two_knots_are_refused():
+    with pytest.raises(UserError, match=r"calibration\.knots must be at least 2, not 1"):
+        Quantile(1)
 
 
 @pytest.mark.parametrize("kind", [Affine(), Isotonic()])

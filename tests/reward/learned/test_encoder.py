@@ -1,4 +1,4 @@
-"""A reward that starts from XLM-R: what it reads, that scores depend on nothing else, and that it survives saving."""
+"""A reward that starts from a published encoder: what it reads, and that it survives saving."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,44 +9,105 @@ from flax import nnx
 
 from rest.data.batches import BatchSettings
 from rest.errors import UserError
+from rest.learning.depth import ByDepth
 from rest.learning.optimizers import Schedule
 from rest.learning.train import TrainSettings
 from rest.model.families.xlmr import XLMR
 from rest.model.layers import TransformerSettings
-from rest.reward.learned.encoder import HuggingFaceEncoder
+from rest.reward.learned.encoder import (
+    Apart,
+    FirstState,
+    HuggingFaceEncoder,
+    Joint,
+    MeanState,
+    MixedLayers,
+    PooledState,
+)
 from rest.reward.learned.fit import Rated, fit
 from rest.reward.learned.network import LearnedReward
 from rest.reward.learned.settings import RewardSettings
 from rest.reward.reward import Calibration
 
-XLMR_FOLDER = Path(__file__).resolve().parents[2] / "golden" / "rewards" / "xlmr"
+GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "rewards"
+XLMR_FOLDER = GOLDEN / "xlmr"
 TEXTS = (
     ["The cat sat.", "A long sentence about nothing at all.", "Yes", "", "The cat sat."],
     ["Die Katze saß.", "Ein Satz.", "", "Ja", "Die Katze saß."],
 )
 
 
-@pytest.fixture(scope="module")
-def reward():
-    new = LearnedReward.new(HuggingFaceEncoder(XLMR_FOLDER).read(), BatchSettings(192, 96, 96), heads=2)
-    noise = np.random.default_rng(0).normal(size=new.network.parameters["head"]["kernel"].shape)
-    return new.with_network(new.network.with_part("head", {"kernel": noise, "bias": np.zeros(2)}))
+ENCODERS = {
+    "joint": HuggingFaceEncoder(XLMR_FOLDER),
+    "joint, two segments": HuggingFaceEncoder(GOLDEN / "bert", layers=MixedLayers(), pooling=FirstState()),
+    "apart": HuggingFaceEncoder(XLMR_FOLDER, reading=Apart("q: "), layers=MixedLayers()),
+    "apart, pooled": HuggingFaceEncoder(GOLDEN / "bert", reading=Apart(), pooling=PooledState()),
+}
 
 
-def test_the_head_reads_the_mean_state_of_the_joined_row(reward):
-    """Each pair alone, not packed, through the plain network."""
+def a_reward(start: HuggingFaceEncoder) -> LearnedReward:
+    """All that training would change is noise, so that each of it counts."""
+    room = 24 if start.folder == GOLDEN / "bert" else 96  # what the golden BERT has positions for
+    new = LearnedReward.new(start.read(), BatchSettings(2 * room, room, room), heads=2)
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=new.network.parameters["head"]["kernel"].shape)
+    network = new.network.with_part("head", {"kernel": noise, "bias": np.zeros(2)})
+    if "mixture" in network.parameters:
+        count = len(network.parameters["mixture"]["weights"])
+        network = network.with_part("mixture", {"weights": rng.normal(size=count), "gamma": np.full(1, 1.5)})
+    return new.with_network(network)
+
+
+@pytest.fixture(scope="module", params=ENCODERS.values(), ids=ENCODERS.keys())
+def reward(request):
+    return a_reward(request.param)
+
+
+def found_in(reward, rows: list[list[int]], segments: list[list[int]]) -> np.ndarray:
+    """What the plain network finds in each row by itself, not packed: [n, D]."""
+    module, view, out = reward.network.module, reward.reader.view, []
+    for ids, segment in zip(rows, segments, strict=True):
+        given = np.asarray([ids], np.int32), np.arange(len(ids))[None], np.ones((1, 1, len(ids)), bool), None
+        states = np.stack(nnx.jit(XLMR.packed)(module.body, *given, np.asarray([segment], np.int32)))[:, 0]
+        state = states[-1]
+        if isinstance(view.layers, MixedLayers):
+            weights, gamma = np.exp(module.mixture.weights[...]), np.asarray(module.mixture.gamma[...])
+            state = gamma * np.einsum("l,ltd->td", weights / weights.sum(), states)
+        first = np.asarray(state)[0]
+        match view.pooling:
+            case MeanState():
+                out.append(np.asarray(state).mean(0))
+            case PooledState():
+                pooler = module.body.pooler
+                out.append(np.tanh(first @ np.asarray(pooler.kernel[...]) + np.asarray(pooler.bias[...])))
+            case FirstState():
+                out.append(first)
+    return np.stack(out)
+
+
+def test_the_head_reads_what_the_plain_network_finds(reward):
+    """Each pair alone, not packed."""
     reader, module = reward.reader, reward.network.module
-    rows = reader.examples(*TEXTS, reward.batch).targets
-    x, y = (reader.tokenizer.encode([texts[0]])[0] for texts in TEXTS)
-    eos = reader.tokenizer.eos_id
-    assert rows[0].tolist() == [reader.settings.bos_id, *y, eos, eos, *x, eos]
-    ids = np.full((len(rows), 96), reader.settings.pad_id, np.int32)
-    for r, row in enumerate(rows):
-        ids[r, : len(row)] = row
-    mask = np.arange(96) < np.array([[len(row)] for row in rows])
-    states = np.asarray(nnx.jit(XLMR.__call__)(module.body, ids, mask)[-1])
-    means = np.stack([states[r, : len(row)].mean(0) for r, row in enumerate(rows)])
-    np.testing.assert_allclose(reward.members(*TEXTS), means @ module.head.kernel[...], atol=1e-4)
+    settings, eos = reader.settings, reader.tokenizer.eos_id
+    if isinstance(reader.view.reading, Apart):
+        prefix = reader.view.reading.prefix
+        sides = [reader.tokenizer.encode([prefix + text for text in texts]) for texts in TEXTS]
+        rows = [[[settings.bos_id, *ids, eos] for ids in side] for side in sides]
+        s, h = (found_in(reward, side, [[0] * len(row) for row in side]) for side in rows)
+        read = np.concatenate([s, h, np.abs(s - h), s * h], axis=1)
+    else:
+        x, y = (reader.tokenizer.encode(texts) for texts in TEXTS)
+        between = [eos] if settings.two_segments else [eos, eos]
+        rows = [[settings.bos_id, *b, *between, *a, eos] for a, b in zip(x, y, strict=True)]
+        second = [len(a) + 1 for a in x]
+        parts = [[0] * (len(row) - n) + [int(settings.two_segments)] * n for row, n in zip(rows, second, strict=True)]
+        read = found_in(reward, rows, parts)
+    np.testing.assert_allclose(reward.members(*TEXTS), read @ module.head.kernel[...], atol=2e-4)
+
+
+def test_hypotheses_that_share_a_source_score_as_alone(reward):
+    sources = ["The cat sat.", "Yes", "The cat sat.", "Yes", "The cat sat."]
+    alone = [reward([x], [y], None)[0] for x, y in zip(sources, TEXTS[1], strict=True)]
+    np.testing.assert_allclose(reward(sources, TEXTS[1], None), alone, atol=1e-5)
 
 
 def test_scores_do_not_depend_on_batch_size_order_or_padding(reward):
@@ -59,7 +120,9 @@ def test_scores_do_not_depend_on_batch_size_order_or_padding(reward):
     np.testing.assert_allclose(wider(*TEXTS, None), scores, atol=1e-5)
 
 
-def test_a_long_row_loses_the_end_of_the_source_first(reward):
+def test_a_long_row_loses_the_end_of_the_source_first():
+    reward = a_reward(ENCODERS["joint"])
+
     def row(source, hypothesis, longest):
         (target,) = reward.reader.examples([source], [hypothesis], BatchSettings(longest, longest, longest)).targets
         return target.tolist()
@@ -74,6 +137,12 @@ def test_a_saved_encoder_scores_the_same(reward, tmp_path):
     loaded, _ = LearnedReward.load(tmp_path)
     np.testing.assert_array_equal(loaded(*TEXTS, None), reward(*TEXTS, None))
     assert loaded.identity == reward.identity and loaded.heads == 2
+    assert loaded.reader.view == reward.reader.view
+
+
+def test_how_an_encoder_is_read_is_part_of_what_a_reward_is():
+    starts = [replace(ENCODERS["joint"], reading=reading) for reading in (Joint(), Apart(), Apart("query: "))]
+    assert len({LearnedReward.new(start.read(), BatchSettings()).identity for start in starts}) == 3
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +155,8 @@ def rated(corpus):
 
 @pytest.mark.parametrize("likelihood", [False, True])
 def test_a_reward_learns_from_a_published_encoder(policy, rated, tmp_path, likelihood):
-    training = TrainSettings(max_steps=4, evaluate_every=2, schedule=Schedule(1e-3))
+    optimizer = ByDepth(frozen_steps=2)
+    training = TrainSettings(max_steps=4, evaluate_every=2, schedule=Schedule(1e-3), optimizer=optimizer)
     settings = RewardSettings(
         rater=None,
         ratings=(None,),
@@ -95,7 +165,7 @@ def test_a_reward_learns_from_a_published_encoder(policy, rated, tmp_path, likel
         train=training,
     )
     fitted = fit(policy, rated, settings, BatchSettings(192, 96, 96), folder=tmp_path, seed=0)
-    assert fitted.report["pearson_ratings"] > 0.8
+    assert fitted.report["pearson_ratings"] > 0.7
     assert (fitted.reward.likelihood is None) == (not likelihood)
 
 

@@ -168,6 +168,8 @@ def test_heads_differ_because_each_leaves_out_other_groups(ensemble, texts):
     members = ensemble.members(*texts)
     assert members.shape == (len(texts[0]), 4) and members.std(1).min() > 1e-4
     np.testing.assert_allclose(ensemble(*texts, None), members.mean(1), rtol=1e-5)
+    again = ensemble.members(*(side * 3 for side in texts))
+    np.testing.assert_array_equal(again, np.tile(members, (3, 1)))  # read once, so to the last bit
     cautious = replace(ensemble, caution=1.5)
     np.testing.assert_allclose(cautious(*texts, None), members.mean(1) - 1.5 * members.std(1), rtol=1e-4, atol=1e-6)
     assert cautious.identity != ensemble.identity

@@ -1,0 +1,222 @@
+"""What a run showed, in sentences: first what a user ships, by metrics that nothing was trained on, then samples.
+
+A policy that is only sharper, whose samples score higher because they differ less, has learned nothing that a user of
+greedy or beam outputs would see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rest.folder import StageName
+from rest.report import tables
+from rest.report.tables import BY_KEY, Column, Row, cell, label, number, relation
+
+REWARD, GOLD = BY_KEY["reward_mean"], BY_KEY["gold_mean"]
+SHIPPED = {  # way of decoding -> its metrics that nothing was trained on, each by the name of its paired test
+    "greedy": {"bleu": BY_KEY["bleu"], "chrf": BY_KEY["chrf"], "gold_greedy": BY_KEY["gold_greedy_mean"]},
+    "beam": {"bleu_beam": BY_KEY["bleu_beam"], "chrf_beam": BY_KEY["chrf_beam"], "gold_beam": BY_KEY["gold_beam_mean"]},
+}
+SAMPLES = {"reward": REWARD, "first_reward": BY_KEY["first_reward_mean"], "gold": GOLD}
+TRAINED_ON = ("reward", "first_reward")
+STANDS = {
+    "above": "above",
+    "below": "below",
+    "equal": "equal to",
+    "overlap": "not told apart from",
+    "higher": "higher, without an interval to go by, than",
+    "lower": "lower, without an interval to go by, than",
+}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How the last policy stands to a baseline in one metric."""
+
+    metric: str  # the name of its paired test
+    column: Column
+    last: Row
+    base: Row
+    test: dict[str, float] | None  # paired, on the same sources; None where there is none
+
+    @property
+    def stands(self) -> str:
+        """A key of STANDS: by the paired interval, else by whether the two intervals touch."""
+        if self.test is not None:
+            low, high = self.test["lo"], self.test["hi"]
+            if low == high == self.test["difference"] == 0:
+                return "equal"
+            return "above" if low > 0 else "below" if high < 0 else "overlap"
+        stands, (a, b) = relation(self.last, self.base, self.column), self._values
+        if stands == "unknown":
+            return "equal" if a == b else "higher" if a > b else "lower"
+        assert stands is not None  # both have numbers
+        return stands
+
+    @property
+    def words(self) -> str:
+        """ "above BC (+1.2 [+0.5 to +1.9])"; without a paired test "above BC (31.0 [30.1–32.0])"."""
+        if self.stands == "equal":
+            return f"{STANDS['equal']} {label(self.base)}"
+        if self.test is None:
+            beside = written(self.base, self.column)
+        else:
+            by, low, high = (f"{self.test[key]:+.{self.column.digits}f}" for key in ("difference", "lo", "hi"))
+            beside = f"{by} [{low} to {high}]"
+        return f"{STANDS[self.stands]} {label(self.base)} ({beside})"
+
+    @property
+    def _values(self) -> tuple[float, float]:
+        a, b = number(self.last, self.column.key), number(self.base, self.column.key)
+        assert a is not None and b is not None
+        return a, b
+
+
+def verdict(rows: list[Row], split: str = "test", compared: Sequence[dict[str, Any]] = ()) -> list[str]:
+    """What the last ReST policy showed against BC and BC continued: the conclusion, its evidence, then cautions.
+
+    `compared` are the paired comparisons of the test split, as report/comparisons.py reads them.
+    """
+    every, rows = tables.of_split(rows, split), tables.whole(tables.of_split(rows, split))
+    last = tables.last_rest(rows, split)
+    if last is None:
+        return [f"No ReST policy was evaluated on the {split} split, so there is nothing to compare."]
+    baselines = _baselines(rows)
+    if not baselines:
+        return [f"Neither BC nor BC continued was evaluated on the {split} split to compare {label(last)} with."]
+    tests = _tests(last, compared) if split == "test" else {}
+    ways = {way: _differences(metrics, last, baselines, tests) for way, metrics in SHIPPED.items()}
+    of_samples = _differences(SAMPLES, last, baselines, tests)
+    shown = {**ways, "samples": of_samples}
+    if not any(shown.values()):
+        said = [f"{label(last)} and the baselines share no metric on the {split} split."]
+    else:
+        said = [_conclusion(last, baselines, ways, of_samples)]
+        said += [_sentence(way, split, found) for way, found in shown.items() if found]
+    return said + _as_varied(every, last) + _cautions(rows, last, baselines, [d for f in shown.values() for d in f])
+
+
+def _baselines(rows: list[Row]) -> list[Row]:
+    """BC continued, the better of what dev chose and the last, and BC."""
+    controls = [row for row in rows if row["policy"] in ("bc_continued", "bc_continued_last")]
+    known = [column for metrics in SHIPPED.values() for column in metrics.values()]
+    by = next((column for column in known if all(number(row, column.key) is not None for row in controls)), REWARD)
+    better = max(controls, key=lambda row: number(row, by.key) or 0.0, default=None)
+    return ([] if better is None else [better]) + [row for row in rows if row["policy"] == "bc"]
+
+
+def _tests(last: Row, compared: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
+    """The paired tests of the last policy, by the kind of policy that it is compared with."""
+    stage = tables.stage_of(last)
+    found = {}
+    for result in compared:
+        old = StageName.parse(result["old"])
+        if old is not None and stage is not None and result["new"] == stage.folder:
+            found[old.kind] = result["tests"]
+    return found
+
+
+def _differences(
+    metrics: dict[str, Column], last: Row, baselines: list[Row], tests: dict[str, dict[str, dict[str, float]]]
+) -> list[Difference]:
+    """Metric by metric, those to all baselines that have it."""
+    return [
+        Difference(name, column, last, base, tests.get(base["policy"], {}).get(name))
+        for name, column in metrics.items()
+        for base in baselines
+        if number(last, column.key) is not None and number(base, column.key) is not None
+    ]
+
+
+def _names(found: list[Difference], stands: str, of: Callable[[Iterable[bool]], bool]) -> str:
+    """The metrics that stand so to all baselines, or to any: "greedy BLEU, beam chrF"."""
+    by_metric: dict[str, list[bool]] = {}
+    for each in found:
+        name, _, way = each.column.title.partition(", ")
+        by_metric.setdefault(f"{way} {name}", []).append(each.stands == stands)
+    return ", ".join(name for name, so in by_metric.items() if of(so))
+
+
+def _conclusion(
+    last: Row, baselines: list[Row], ways: dict[str, list[Difference]], of_samples: list[Difference]
+) -> str:
+    """One sentence. A gain lies above all baselines, a loss below one of them."""
+    name, others = label(last), " and ".join(map(label, baselines))
+    shipped = [each for found in ways.values() for each in found]
+    outputs = " and ".join(way for way, found in ways.items() if found)
+    if not shipped:
+        return f"No metric but those of samples was evaluated, so whether users of {name} gain is not known."
+    if all(each.stands in ("higher", "lower") for each in shipped):
+        return f"Whether users of {name} gain is not known: the metrics of {outputs} outputs have no intervals."
+    gained, lost = _names(shipped, "above", all), _names(shipped, "below", any)
+    if gained:
+        better = f"{name} is better than {others} in what a user ships: {gained}."
+        return f"Mixed: against {others} {name} gained {gained} and lost {lost}." if lost else better
+    if {each.stands for each in of_samples if each.metric == "reward"} == {"above"}:
+        rest = f"lost {lost}" if lost else f"show no gain on {others} beyond chance"
+        return f"Sharper, not better: only the samples of {name} gained; its {outputs} outputs {rest}."
+    if lost:
+        return f"Worse: against {others} {name} lost {lost}."
+    return f"No gain: the {outputs} outputs of {name} show none on {others} beyond chance."
+
+
+def _sentence(way: str, split: str, found: list[Difference]) -> str:
+    """ "Greedy on test: BLEU 31.0 is above BC continued (...) and not told apart from BC (...); chrF ..."."""
+    clauses: dict[str, list[str]] = {}
+    for each in found:
+        name = each.column.title.removesuffix(" (samples)").partition(", ")[0]
+        clauses.setdefault(f"{name} {cell(each.last, each.column)[0]}", []).append(each.words)
+    joined = "; ".join(f"{value} is {' and '.join(words)}" for value, words in clauses.items())
+    return f"{way.capitalize()} on {split}: {joined}."
+
+
+def _as_varied(rows: list[Row], last: Row) -> list[str]:
+    """The last policy beside BC at the lower temperature where its samples differ about as much."""
+    varied = number(last, "distinct_per_source")
+    of_bc = [row for row in rows if row["policy"] == "bc" and number(row, "distinct_per_source") is not None]
+    of_bc = [
+        row for row in of_bc if (row.get("decode") or "sample") == "sample" and number(row, REWARD.key) is not None
+    ]
+    if varied is None or not of_bc or number(last, REWARD.key) is None:
+        return []
+    nearest = min(of_bc, key=lambda row: abs((number(row, "distinct_per_source") or 0.0) - varied))
+    if nearest.get("temperature") is None:  # it is as varied as BC at the same temperature
+        return []
+    stands = Difference("reward", REWARD, last, nearest, None)
+    return [
+        f"At about equal variety ({number(nearest, 'distinct_per_source'):.1f} distinct samples a source of "
+        f"{label(nearest)}, {varied:.1f} of {label(last)}) the reward {written(last, REWARD)} is {stands.words}."
+    ]
+
+
+def _cautions(rows: list[Row], last: Row, baselines: list[Row], found: list[Difference]) -> list[str]:
+    """What a reader must know before believing the sentences above."""
+    cautions = []
+    for base in baselines:
+        own = [each for each in found if each.base is base]
+        fell = [each.column.title for each in own if each.stands == "below" and each.metric not in TRAINED_ON]
+        if any(each.metric == "reward" and each.stands == "above" for each in own) and fell:
+            cautions.append(
+                f"Caution: against {label(base)} the reward rose while {' and '.join(fell)} fell, "
+                "a sign that the policy exploits the reward."
+            )
+    policies = {row["policy"] for row in rows}
+    if not {"bc_continued", "bc_continued_last"} & policies:
+        cautions.append("Caution: BC continued was not evaluated, so a gain may come from further training alone.")
+    if "bc" not in policies:
+        cautions.append("Caution: BC, the starting policy, was not evaluated.")
+    if all(each.metric in TRAINED_ON for each in found):
+        cautions.append("Caution: no metric but the reward itself was evaluated.")
+    steps = [(value, row) for row in rows if (value := number(row, REWARD.key)) is not None]
+    best = max((step for step in steps if step[1]["policy"] == "rest"), key=lambda step: step[0], default=None)
+    if best and best[0] > (number(last, REWARD.key) or 0.0):
+        cautions.append(f"The highest reward is {label(best[1])}'s ({written(best[1], REWARD)}), not the last step's.")
+    return cautions
+
+
+def written(row: Row, column: Column) -> str:
+    """A number with its interval: "31.0 [30.1–32.0]"."""
+    value, ends = cell(row, column)
+    return f"{value} [{ends}]" if ends else value

@@ -1,0 +1,184 @@
+"""What the sentences say, on made-up rows and paired comparisons: shipped output first, and never more than is so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rest.report.verdict import verdict
+
+Ends = tuple[float, float, float]  # difference, low, high
+UP, SAME, DOWN = (1.0, 0.5, 1.5), (0.1, -0.4, 0.6), (-1.0, -1.5, -0.5)
+
+
+def row(policy: str, reward: float, grow: int = 0, improve: int = 0, **metrics: Any) -> dict[str, Any]:
+    found = {"reward_mean": reward, "reward_ci95": [reward - 0.01, reward + 0.01], **metrics}
+    return {
+        "policy": policy, "grow": grow, "improve": improve, "decode": "sample", "n": 4, "split": "test",
+        "metrics": found, "samples_drawn": 0, "gradient_steps": 0, "wall_s": 1.0,
+    }  # fmt: skip
+
+
+def text(bleu: float, beam: float | None = None) -> dict[str, Any]:
+    found: dict[str, Any] = {"bleu": bleu, "bleu_ci95": [bleu - 1, bleu + 1]}
+    return found if beam is None else {**found, "bleu_beam": beam, "bleu_beam_ci95": [beam - 1, beam + 1]}
+
+
+def run(last: float = 0.80, bleu: float = 30.5, beam: float = 31.5) -> list[dict[str, Any]]:
+    return [
+        row("bc", 0.70, **text(30, 31)),
+        row("bc_continued", 0.71, **text(30, 31)),
+        row("rest", 0.75, 1, 1, **text(30, 31)),
+        row("rest", last, 1, 2, **text(bleu, beam)),
+    ]
+
+
+def against(old: str, new: str = "improve-1-2", **tests: Ends) -> dict[str, Any]:
+    names = ("difference", "lo", "hi")
+    return {"new": new, "old": old, "tests": {key: dict(zip(names, ends, strict=True)) for key, ends in tests.items()}}
+
+
+def both(bleu: Ends, bleu_beam: Ends, reward: Ends = (0.05, 0.04, 0.06)) -> list[dict[str, Any]]:
+    """The same differences to BC and to BC continued."""
+    tests = {"bleu": bleu, "bleu_beam": bleu_beam, "reward": reward}
+    return [against(old, **tests) for old in ("bc", "bc_continued-40")]
+
+
+@pytest.mark.parametrize(
+    ("compared", "said"),
+    [
+        (both(UP, SAME), "G1 I2 is better than BC continued and BC in what a user ships: greedy BLEU."),
+        (both(UP, UP), "G1 I2 is better than BC continued and BC in what a user ships: greedy BLEU, beam BLEU."),
+        (both(UP, DOWN), "Mixed: against BC continued and BC G1 I2 gained greedy BLEU and lost beam BLEU."),
+        (
+            both(SAME, SAME),
+            "Sharper, not better: only the samples of G1 I2 gained; its greedy and beam outputs show no gain on "
+            "BC continued and BC beyond chance.",
+        ),
+        (
+            both(SAME, DOWN),
+            "Sharper, not better: only the samples of G1 I2 gained; its greedy and beam outputs lost beam BLEU.",
+        ),
+        (
+            both(SAME, SAME, (0.0, -0.01, 0.01)),
+            "No gain: the greedy and beam outputs of G1 I2 show none on BC continued and BC beyond chance.",
+        ),
+        (both(DOWN, SAME, (0.0, -0.01, 0.01)), "Worse: against BC continued and BC G1 I2 lost greedy BLEU."),
+        (
+            [both(UP, UP)[0], both(SAME, SAME, (0.0, -0.01, 0.01))[1]],  # BC continued gained as much
+            "No gain: the greedy and beam outputs of G1 I2 show none on BC continued and BC beyond chance.",
+        ),
+    ],
+)
+def test_the_conclusion_is_about_what_a_user_ships(compared: list[dict[str, Any]], said: str) -> None:
+    assert verdict(run(), compared=compared)[0] == said
+
+
+def test_greedy_and_beam_come_before_samples_with_paired_differences() -> None:
+    compared = [
+        against("bc", bleu=UP, bleu_beam=SAME, reward=UP),
+        against("bc_continued-40", bleu=SAME, bleu_beam=DOWN),
+    ]
+    _, greedy, beam, samples, *_ = verdict(run(), compared=compared)
+    assert greedy == (
+        "Greedy on test: BLEU 30.5 is not told apart from BC continued (+0.1 [-0.4 to +0.6]) "
+        "and above BC (+1.0 [+0.5 to +1.5])."
+    )
+    assert beam == (
+        "Beam on test: BLEU 31.5 is below BC continued (-1.0 [-1.5 to -0.5]) and not told apart from BC "
+        "(+0.1 [-0.4 to +0.6])."
+    )
+    assert samples == (  # without a paired test by the two intervals
+        "Samples on test: reward 0.800 is above BC continued (0.710 [0.700–0.720]) and above BC "
+        "(+1.000 [+0.500 to +1.500])."
+    )
+
+
+def test_what_is_the_same_is_equal() -> None:
+    said = verdict(run(), compared=both((0.0, 0.0, 0.0), SAME))
+    assert "BLEU 30.5 is equal to BC continued and equal to BC." in said[1]
+
+
+def test_the_better_of_the_two_controls_counts() -> None:
+    rows = [*run(), row("bc_continued_last", 0.69, **text(32, 33))]
+    compared = [*both(UP, UP), against("bc_continued-40-last", bleu=DOWN, bleu_beam=DOWN, reward=UP)]
+    said = verdict(rows, compared=compared)
+    assert said[0].startswith("Sharper, not better: only the samples of G1 I2 gained")
+    assert said[0].endswith("lost greedy BLEU, beam BLEU.")
+    assert "below BC continued, last (-1.0" in said[1] and "BC continued (" not in said[1]
+    rows[-1]["metrics"] |= text(29, 29)
+    assert verdict(rows, compared=compared)[0].startswith("G1 I2 is better than BC continued and BC")
+
+
+def test_without_paired_tests_two_intervals_decide() -> None:
+    said = verdict(run(bleu=40, beam=31))
+    assert said[0] == "G1 I2 is better than BC continued and BC in what a user ships: greedy BLEU."
+    assert said[1].endswith("BLEU 40.0 is above BC continued (30.0 [29.0–31.0]) and above BC (30.0 [29.0–31.0]).")
+    assert verdict(run(bleu=40), "test", both(SAME, SAME))[0].startswith("Sharper")  # paired ones are better evidence
+
+
+def test_without_intervals_nothing_is_claimed() -> None:
+    rows = run()
+    for each in rows:
+        each["metrics"] = {key: value for key, value in each["metrics"].items() if "ci95" not in key}
+    said = verdict(rows)
+    assert (
+        said[0] == "Whether users of G1 I2 gain is not known: the metrics of greedy and beam outputs have no intervals."
+    )
+    assert "BLEU 30.5 is higher, without an interval to go by, than BC continued (30.0)" in said[1]
+
+
+def test_without_metrics_of_outputs_nothing_is_claimed() -> None:
+    rows = [row("bc", 0.7), row("bc_continued", 0.7), row("rest", 0.8, 1, 1)]
+    said = verdict(rows)
+    assert said[0] == "No metric but those of samples was evaluated, so whether users of G1 I1 gain is not known."
+    assert said[-1] == "Caution: no metric but the reward itself was evaluated."
+    for each in rows:
+        each["metrics"] = {}
+    assert "share no metric" in verdict(rows)[0]
+
+
+def test_a_sharper_policy_is_held_against_bc_at_the_temperature_of_its_variety() -> None:
+    def cooler(temperature: float, reward: float, distinct: float) -> dict[str, Any]:
+        return row("bc", reward, distinct_per_source=distinct) | {"temperature": temperature}
+
+    rows = [*run(), cooler(0.64, 0.74, 3.0), cooler(0.5, 0.81, 2.1)]
+    rows[0]["metrics"]["distinct_per_source"] = 3.6
+    rows[3]["metrics"]["distinct_per_source"] = 2.2
+    [said] = [line for line in verdict(rows, compared=both(SAME, SAME)) if "variety" in line]
+    assert said == (
+        "At about equal variety (2.1 distinct samples a source of BC, T = 0.5, 2.2 of G1 I2) the reward "
+        "0.800 [0.790–0.810] is not told apart from BC, T = 0.5 (0.810 [0.800–0.820])."
+    )
+    rows[3]["metrics"]["distinct_per_source"] = 3.5  # as varied as BC itself
+    assert not [line for line in verdict(rows) if "variety" in line]
+
+
+def test_a_reward_that_rises_while_quality_falls_is_a_caution() -> None:
+    said = verdict(run(), compared=[against("bc", bleu=DOWN, bleu_beam=SAME, reward=UP), *both(SAME, SAME)[1:]])
+    assert [line for line in said if line.startswith("Caution")] == [
+        "Caution: against BC the reward rose while BLEU, greedy fell, a sign that the policy exploits the reward."
+    ]
+
+
+def test_missing_controls_are_named() -> None:
+    rows = [each for each in run() if each["policy"] != "bc_continued"]
+    assert any("BC continued was not evaluated" in line for line in verdict(rows))
+    rows = [each for each in run() if each["policy"] != "bc"]
+    assert any("BC, the starting policy, was not evaluated" in line for line in verdict(rows))
+    assert "Neither BC nor BC continued" in verdict([row("rest", 0.7, 1, 1)])[0]
+
+
+def test_the_last_step_is_meant_and_whether_it_is_the_best_is_said() -> None:
+    assert verdict(run(last=0.72))[-1] == "The highest reward is G1 I1's (0.750 [0.740–0.760]), not the last step's."
+    assert "highest" not in verdict(run(last=0.75))[-1]  # a step that kept its start
+    rows = [
+        *run(),
+        row("rest", 0.9, 2, 0),
+        row("rest", 0.85, 2, 1, **text(30)),
+        row("rest", 0.99, 2, 1) | {"decode": "mbr"},
+    ]
+    assert verdict(rows)[1].startswith("Greedy on test: BLEU 30.0") and "G2 I1" in verdict(rows)[0]
+    assert "No ReST policy" in verdict([row("bc", 0.7)])[0]
+    assert "No ReST policy" in verdict([row("bc", 0.7), row("rest", 0.9, 1, 0)])[0]  # only the side branch
