@@ -277,6 +277,7 @@ def test_a_dataclass_is_described_by_its_name_and_fields():
             "learning_rate": 0.5,
             "warmup_steps": 0,
             "decay": "constant",
+            "zero_at": 0,
         },
     }
 

@@ -37,7 +37,6 @@ from rest.data.corpus import Cleaning, SyntheticCorpus
 from rest.data.synthetic import SyntheticLanguage
 from rest.data.tokenizer import SentencePieceSettings
 from rest.errors import UserError
-from rest.learning.losses import NLL
 from rest.learning.mesh import MachineSettings, data_mesh, divide, on_device, replicate, replicated
 from rest.learning.optimizers import Adam, Schedule
 from rest.learning.train import TrainSettings
@@ -70,7 +69,7 @@ batch = BatchSettings(batch_tokens=384, source_tokens=96, target_tokens=96)
 trained = clone(
     policy,
     corpus.train,
-    NLL(),
+    0.1,
     # An epsilon well above rounding: a gradient that is zero but for its last bits must not move parameters.
     TrainSettings(max_steps=10, evaluate_every=5, schedule=Schedule(1e-2), optimizer=Adam(epsilon=1e-4)),
     batch,
