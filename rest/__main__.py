@@ -1,86 +1,19 @@
 """The `rest` command: finds the subcommand, imports what it needs and nothing else, and says what went wrong."""
 
 import errno
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 
+from rest import processes
 from rest.allocator import keep_freed_memory
+from rest.commands.names import COMMANDS, EXAMPLES, USAGE
 from rest.errors import UserError
 
-USAGE = """\
-rest: offline Reinforced Self-Training
-
-  rest init DIR --source FILE --target FILE     an experiment for your text, with dev and test split off
-  rest run FILE[:variant] --out DIR [flags]     the whole loop; on a half-done folder, what is missing
-  rest bc FILE[:variant] --out DIR              behavioural cloning
-  rest reward train FILE[:variant] --out DIR    rate samples of BC and fit the learned reward
-  rest reward evaluate REWARD mqm --path FILE   how far it agrees with people, beside trivial rewards
-  rest reward attack REWARD mqm --path FILE     how often corrupted translations score above honest ones
-  rest grow FILE[:variant] --out DIR --g 1      sample, score and store one Grow step
-  rest improve FILE[:variant] --out DIR --g 1 --i 1    fine-tune on the rows that pass
-  rest ppo FILE[:variant] --out DIR --ppo.rollouts 200    online RL from BC, for comparison
-  rest evaluate FILE[:variant] --out DIR --policy improve-1-1    reward and metrics on test
-  rest best-of-n FILE[:variant] --out DIR --samples 64    what the best of N samples is worth, for every N
-  rest study FILE[:group] --out DIR --seeds 0 1 2    variants x seeds, what they share made once, one table
-  rest human-eval export DIR --policies improve-1-1 --sheet S --key K    a blind sheet for raters
-  rest human-eval import DIR --sheets S1 S2 --key K      what the filled sheets say
-  rest report DIR                               the table, report.md and report.html of a run; --live 30 follows it
-  rest translate DIR < sources > translations   with the last policy of a run, or a stage's
-  rest export DIR --out FOLDER                  the same policy for Hugging Face `transformers` and CTranslate2
-  rest inspect DIR                              counts, rewards, best and worst rows of a scored dataset
-  rest doctor                                   what of this machine matters to rest, and how to mend it
-
-FILE is a Python file that builds an Experiment, such as experiments/synthetic.py, or a folder that `rest init` made,
-whose run is then in DIR/run. Every setting is a flag: `rest run FILE --help` lists them. REWARD is a run's folder with
-a learned reward, or a Python function as module:function; human ratings are mqm, mlqe-pe, table, votes or rankings.
-"""
-
-COMMANDS = {  # the module in rest/commands/ and the function
-    "init": "init.init",
-    "run": "run.run",
-    "bc": "run.bc",
-    "reward train": "run.reward_train",
-    "reward evaluate": "reward.evaluate_reward",
-    "reward attack": "reward.attack_reward",
-    "grow": "run.grow",
-    "improve": "run.improve",
-    "ppo": "run.ppo",
-    "evaluate": "run.evaluate",
-    "best-of-n": "run.best_of_n",
-    "study": "study.study",
-    "human-eval export": "human.export",
-    "human-eval import": "human.import_",
-    "report": "report.report",
-    "translate": "translate.translate_lines",
-    "export": "export.export",
-    "inspect": "inspect.inspect",
-    "doctor": "doctor.doctor",
-}
-
-EXAMPLES = {  # what every help begins with
-    "init": "rest init mine --source train.de --target train.en",
-    "run": "rest run experiments/synthetic.py --out runs/demo",
-    "bc": "rest bc experiments/synthetic.py --out runs/demo --bc.train.max-steps 500",
-    "reward train": "rest reward train experiments/synthetic.py --out runs/demo",
-    "reward evaluate": "rest reward evaluate runs/demo table --path ratings.tsv",
-    "reward attack": "rest reward attack my_reward.py:quality table --path ratings.tsv",
-    "grow": "rest grow experiments/synthetic.py --out runs/demo --g 1",
-    "improve": "rest improve experiments/synthetic.py --out runs/demo --g 1 --i 2",
-    "ppo": "rest ppo experiments/synthetic.py --out runs/demo --ppo.rollouts 200",
-    "evaluate": "rest evaluate experiments/synthetic.py --out runs/demo --policy improve-1-2 --decode mbr",
-    "best-of-n": "rest best-of-n experiments/synthetic.py --out runs/demo --samples 64",
-    "study": "rest study experiments/multi30k_de_en.py:rewards --out runs/rewards --seeds 0 1 2",
-    "human-eval export": "rest human-eval export runs/demo --policies improve-1-2 --sheet sheet.csv --key key.json",
-    "human-eval import": "rest human-eval import runs/demo --sheets ann.csv ben.csv --key key.json",
-    "report": "rest report runs/demo",
-    "translate": "rest translate runs/demo < sources.txt > translations.txt",
-    "export": "rest export runs/demo --out exported",
-    "inspect": "rest inspect runs/demo/grow-1 --where 'reward > 0.9'",
-    "doctor": "rest doctor",
-}
-
-HELP = ("-h", "--help")
+HELP, DISTRIBUTED = ("-h", "--help"), "--distributed"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -100,25 +33,54 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"rest: no command {command!r}{hint} (`rest --help` lists them)", file=sys.stderr)
         raise SystemExit(2)
     module, function = COMMANDS[command].split(".")
-    if {*HELP} & {*rest}:
+    if {*HELP, "--help-all"} & {*rest}:
         print(f"Example: {EXAMPLES[command]}\n")
-    if module in ("run", "study") and rest[:1] in ([flag] for flag in HELP):  # its flags are those of an experiment
+    if module in ("run", "study", "plan") and {*rest[:1]} & {*HELP, "--help-all"}:  # its flags are an experiment's
         print(USAGE, end="")
         return
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # what a terminal cannot show ends nothing
+            stream.reconfigure(errors="replace")
     try:
-        getattr(import_module(f"rest.commands.{module}"), function)(rest)
+        _run(module, function, rest)
+    except SystemExit as stopped:
+        if processes.several():
+            processes.end(stopped.code if isinstance(stopped.code, int) else processes.MISTAKE, "")
+        raise
+    except Exception:
+        processes.crash()
+
+
+def _run(module: str, function: str, arguments: list[str]) -> None:
+    """One subcommand, in one process or as one of several."""
+    try:
+        if DISTRIBUTED in arguments:
+            if module != "run":
+                raise UserError(f"{DISTRIBUTED}: is for what makes a run; other processes share a study by themselves")
+            processes.join()
+        own = [argument for argument in arguments if argument != DISTRIBUTED]
+        getattr(import_module(f"rest.commands.{module}"), function)(own)
+        sys.stdout.flush()
+        processes.leave()
     except UserError as error:
-        print(f"rest: {error}", file=sys.stderr)
-        raise SystemExit(1) from error
+        processes.end(processes.MISTAKE, f"rest: {error}")
+    except BrokenPipeError:  # whoever read this has gone, as `head` does; nothing more is written
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        processes.end(processes.MISTAKE, "")
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
+        processes.end(processes.MISTAKE, f"rest: {_of_the_system(error)}")
+    except KeyboardInterrupt:
+        processes.end(processes.STOPPED[signal.SIGINT], processes.STOPPED_TEXT)
+
+
+def _of_the_system(error: OSError) -> str:
+    """What the system refused, in one sentence; raised again where it does not say of which file."""
+    if error.errno == errno.ENOSPC:
         where = f" at {error.filename}" if error.filename else ""
-        print(f"rest: the disk is full{where}; once there is room, the same command goes on", file=sys.stderr)
-        raise SystemExit(1) from error
-    except KeyboardInterrupt as error:
-        print("rest: stopped; the same command goes on from here", file=sys.stderr)
-        raise SystemExit(130) from error
+        return f"the disk is full{where}; once there is room, the same command goes on"
+    if not error.filename:
+        raise error
+    return f"{error.filename} cannot be read or written: {error.strerror}"
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rest.experiment import Experiment
-from rest.folder import StageName, stages_in
+from rest.folder import StageName
 from rest.report.page import write_report
 from rest.report.summary import summarise
 from rest.runs import Run, controls
@@ -14,7 +14,6 @@ from rest.runs import Run, controls
 def rest(run: Run) -> None:
     """Grow and Improve, and what they are compared with. Stages that are complete are not made again."""
     e = run.experiment
-    run.inputs.try_reward()
     policy = run.bc()  # π₀
     run.evaluate(StageName("bc"), policy)
     for g in range(1, e.grow_steps + 1):
@@ -29,7 +28,7 @@ def rest(run: Run) -> None:
             policy = run.improve(g, i, policy, dataset, reward)  # 1{R(x, y) > τᵢ}, the best on dev
             run.evaluate(StageName("improve", g, i), policy)
     if run.done.newest > 1:  # policies that were evaluated by an earlier reward
-        for name in [StageName("bc"), *stages_in(run.out, "improve")]:
+        for name in [StageName("bc"), *run.done.complete("improve")]:
             run.evaluate(name, run.policy(name))
     if e.ppo.rollouts:
         run.evaluate(StageName("ppo"), run.ppo())  # online, for comparison

@@ -7,17 +7,18 @@ its rows, `grow-1/columns/<name>/`, named by the network's content: every epoch 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from rest.data.batches import BatchSettings, Examples, Ids
+from rest import processes
+from rest.data.batches import BatchSettings, Examples
+from rest.data.ragged import Ragged
 from rest.data.store import ScoredDataset
 from rest.errors import UserError
 from rest.folder import discard, seed_for
@@ -39,24 +40,23 @@ class Scorers:
 
 def examples_of(table: pa.Table, policy: Policy, batch: BatchSettings) -> Examples:
     """Rows of a dataset as ids: sources are tokenised, hypotheses are the stored tokens."""
-    sources = table["source"].combine_chunks().dictionary_encode()
-    texts = sources.dictionary.to_pylist()
-    encoded = [ids[: batch.source_tokens] for ids in policy.encode_sources(texts)]
-    targets = _lists(table["tokens"])
-    longest = max(map(len, targets))
+    texts, places = _distinct(table["source"])
+    encoded = policy.encode_sources(texts).cut(batch.source_tokens)
+    targets = Ragged.of_column(table["tokens"])
+    longest = targets.lengths.max(initial=0)
     if longest > batch.target_tokens:
         raise UserError(f"batch.target_tokens {batch.target_tokens} is less than a stored hypothesis' {longest} tokens")
-    places = np.asarray(sources.indices, np.int64)
     if batch.share_sources:
         return Examples(encoded, targets, source_of=places)
-    return Examples([encoded[k] for k in places], targets)
+    return Examples(encoded.take(places), targets)
 
 
-def _lists(column: pa.ChunkedArray) -> list[np.ndarray]:
-    """A list column as one array a row; an empty one where it is null."""
-    whole = column.combine_chunks()
-    offsets, values = whole.offsets.to_numpy(), whole.values.to_numpy()
-    return [values[a:b] for a, b in pairwise(offsets)]
+def _distinct(column: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:
+    """The texts of a column, each once, in the order in which they come, and which of them each row has, int32 [n]."""
+    coded = column.dictionary_encode().unify_dictionaries()
+    if not coded.num_chunks:
+        return [], np.zeros(0, np.int32)
+    return coded.chunk(0).dictionary.to_pylist(), np.concatenate([chunk.indices.to_numpy() for chunk in coded.chunks])
 
 
 def learnable(dataset: ScoredDataset, needs: tuple[str, ...]) -> np.ndarray:
@@ -102,27 +102,22 @@ def columns_of(
     drawn = [name for name in ("behaviour_log_probs",) if name in needs]  # stored while the samples were drawn
     kept = dataset.keep(mask, ["source", "tokens", *drawn, *dict.fromkeys(sidecars.values())], cache)
     examples = examples_of(kept, policy, batch)
-    token_columns = {name: _lists(kept[column]) for name, column in sidecars.items()}
-    token_columns |= {name: _or_zeros(_lists(kept[name]), examples.targets) for name in drawn}
+    token_columns = {name: Ragged.of_column(kept[column]) for name, column in sidecars.items()}
+    token_columns |= {name: Ragged.of_column(kept[name]) for name in drawn}  # nothing, which is 0, in human pairs
     numbers: dict[str, Callable[[], np.ndarray]] = {
-        "reward": lambda: stored["reward"],
-        "advantage": lambda: stored["reward"] - baselines(**stored),
+        "reward": lambda: stored["reward"][mask],
+        "advantage": lambda: stored["reward"][mask] - baselines(**stored)[mask],
         # told apart within a row only; whole numbers up to here are exact as float32
-        "group": lambda: stored["source_id"] % 2**24,
-        "progress": lambda: np.zeros(dataset.rows),
-        "sampled": lambda: stored["is_sample"],
+        "group": lambda: stored["source_id"][mask] % 2**24,
+        "progress": lambda: np.zeros(len(kept), np.float32),
+        "sampled": lambda: stored["is_sample"][mask],
     }
     return replace(
         examples,
-        columns={name: of()[mask].astype(np.float32) for name, of in numbers.items() if name in needs},
+        columns={name: of().astype(np.float32, copy=False) for name, of in numbers.items() if name in needs},
         token_columns=token_columns,
         groups=stored["source_id"][mask] if "group" in needs else None,
     )
-
-
-def _or_zeros(rows: list[np.ndarray], targets: Sequence[Ids]) -> list[np.ndarray]:
-    """Numbers of tokens, 0 in rows that have none."""
-    return [row if len(row) else np.zeros(len(ids), np.float32) for row, ids in zip(rows, targets, strict=True)]
 
 
 def column_name(kind: str, identity: str, batch: BatchSettings) -> str:
@@ -132,11 +127,20 @@ def column_name(kind: str, identity: str, batch: BatchSettings) -> str:
 
 def baselines(source_id: np.ndarray, reward: np.ndarray, is_sample: np.ndarray) -> np.ndarray:
     """The mean reward of the samples of each row's source, float32 [n]; of all samples where it has none."""
-    _, group = np.unique(source_id, return_inverse=True)
-    counts = np.bincount(group[is_sample], minlength=group.max(initial=-1) + 1)
-    sums = np.bincount(group[is_sample], reward[is_sample], minlength=len(counts))
+    group, count = _numbered(source_id)
+    counts = np.bincount(group[is_sample], minlength=count)
+    sums = np.bincount(group[is_sample], reward[is_sample], minlength=count)
     overall = sums.sum() / max(1, counts.sum())
-    return np.where(counts > 0, sums / np.maximum(counts, 1), overall)[group].astype(np.float32)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), overall).astype(np.float32)[group]
+
+
+def _numbered(ids: np.ndarray) -> tuple[np.ndarray, int]:
+    """The numbers of ids in the order of their distinct values, [n] in 0..count-1, and the count."""
+    if (ids[1:] >= ids[:-1]).all():  # as a dataset is written: no sort of all rows
+        group: np.ndarray = np.cumsum(np.append(False, ids[1:] != ids[:-1])[: len(ids)], dtype=np.int32)
+        return group, int(group[-1]) + 1 if len(ids) else 0
+    values, group = np.unique(ids, return_inverse=True)
+    return group, len(values)
 
 
 def _write_once(
@@ -149,12 +153,12 @@ def _write_once(
 ) -> None:
     """Computes a column of numbers per token, a shard at a time, unless it is there."""
 
-    def parts() -> Iterator[list[np.ndarray]]:
-        say(f"{dataset.folder.name}: column {name}")
-        for table in dataset.by_shard(["source", "tokens"]):
-            yield of(examples_of(table, policy, batch))
+    def part(shard: int) -> list[np.ndarray]:
+        if not shard:
+            say(f"{dataset.folder.name}: column {name}")
+        return of(examples_of(dataset.shard(shard, ["source", "tokens"]), policy, batch))
 
-    dataset.sidecars.write_once(name, parts, settings | {"batch": vars(batch)})
+    dataset.sidecars.write_once(name, part, settings | {"batch": vars(batch)})
 
 
 def learn_value(
@@ -191,7 +195,8 @@ def learn_value(
         errors = [np.square(v - r) for v, r in zip(value.of(unseen, batch), unseen_rewards, strict=True)]
         return {"score": -float(np.concatenate(errors).mean(dtype=np.float64))}
 
-    batches, _ = shuffled(examples, batch, pad_id=bc.tokenizer.pad_id, seed=seed_for(seed, "value batches"))
+    pad_id, own = bc.tokenizer.pad_id, seed_for(seed, "value batches")
+    batches, _ = shuffled(examples, batch, pad_id=pad_id, seed=own, machine=machine)
     trained = train(
         Value.start(bc, mean=float(rewards.mean())),  # so that only what differs is left to learn
         ValueObjective(),
@@ -203,7 +208,7 @@ def learn_value(
         description="value",
         machine=machine,
     )
-    discard(folder / "kept")
+    processes.first(lambda: discard(folder / "kept"))
     last = np.array([values[-1] for values in trained.best.of(unseen, batch)])
     varies = bool(np.ptp(last) and np.ptp(unseen_rewards))  # a correlation with what does not vary is none
     report = {
@@ -221,8 +226,9 @@ def learn_value(
 def fits_a_row(examples: Examples, batch: BatchSettings) -> np.ndarray:
     """Which groups fit into one row of a batch, so that a loss sees all of their rows together: bool [groups]."""
     assert examples.groups is not None
-    _, group = np.unique(examples.groups, return_inverse=True)
-    fits = np.bincount(group, [len(ids) for ids in examples.targets]) <= batch.target_tokens
+    group, _ = _numbered(examples.groups)
+    sources, targets = examples.lengths
+    fits = np.bincount(group, targets) <= batch.target_tokens
     if examples.source_of is not None:  # one source, which fits
         return fits
-    return fits & (np.bincount(group, [len(ids) for ids in examples.sources]) <= batch.source_tokens)
+    return fits & (np.bincount(group, sources) <= batch.source_tokens)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
@@ -16,10 +17,11 @@ from rest.baselines.settings import PPOSettings
 from rest.data.batches import BatchSettings
 from rest.data.corpus import Cleaning, Corpus
 from rest.data.tokenizer import SentencePieceSettings
-from rest.errors import UserError
+from rest.errors import UserError, check_seed, refuse_below
 from rest.evaluation.chooser import RewardOfSamples
 from rest.evaluation.evaluate import EvaluationSettings
 from rest.grow import GrowSettings
+from rest.identity import remember
 from rest.improve import ImproveSettings
 from rest.learning.mesh import MachineSettings
 from rest.model.families.huggingface import HuggingFaceModel
@@ -27,6 +29,7 @@ from rest.model.layers import TransformerSettings
 from rest.policy.beam import BeamSettings
 from rest.policy.sampler import SamplingSettings
 from rest.reward.learned.settings import Refresh, RewardSettings
+from rest.reward.reward import Reward
 
 
 @runtime_checkable
@@ -72,6 +75,13 @@ class Experiment:
     """How the devices are used. It decides no result: a run goes on with other ones."""
 
     def __post_init__(self) -> None:
+        refuse_infinite("", self)
+        check_seed(self.seed)
+        for reward in (self.reward, self.evaluation.judge):
+            if isinstance(reward, Reward):
+                remember(reward.function)  # which may keep what it has scored
+        refuse_below("", self, {"grow_steps": 0})
+        self._joined()
         if not 0 < self.bc_share <= 1:
             raise UserError(f"bc_share must be above 0 and at most 1, not {self.bc_share}")
         if isinstance(self.model, HuggingFaceModel) and self.tokenizer != SentencePieceSettings():
@@ -84,6 +94,26 @@ class Experiment:
                 raise UserError("refresh: the experiment gives its reward, so there is none to fit again")
             if self.refresh.ratings and not self.reward.ratings:
                 raise UserError("refresh.ratings: the reward has a rater, who rates the new samples too; name no files")
+
+    def _joined(self) -> None:
+        """Join what stages have of their own to what is shared: each refuses what it cannot be, or cannot be with."""
+        batches = {"batch": self.batch, "improve.batch": self.improve_batch}
+        if isinstance(self.reward, RewardSettings):
+            batches["reward.batch"] = self.reward_batch
+        drawn = [("grow.sampling", each) for _, each in self.grow.distributions(self.grow_sampling)]
+        drawn += [("sampling", self.sampling), ("evaluation.sampling", self.evaluation_sampling)]
+        by, longest = max(drawn, key=lambda each: each[1].max_target_tokens)
+        for name, batch in batches.items():
+            if batch.rows % self.machine.micro_batches:
+                raise UserError(
+                    f"machine.micro_batches {self.machine.micro_batches}: a batch has {batch.rows} rows by {name}, "
+                    "which that does not divide"
+                )
+            if longest.max_target_tokens > batch.target_tokens:
+                raise UserError(
+                    f"{by}.max_target_tokens {longest.max_target_tokens} is more than {name}.target_tokens "
+                    f"{batch.target_tokens}: the longest samples would not fit into a row of a batch"
+                )
 
     # What stages use: the shared settings with their own over them
 
@@ -109,6 +139,19 @@ class Experiment:
     @property
     def improve_batch(self) -> BatchSettings:
         return self.improve.batch.of(self.batch)
+
+
+def refuse_infinite(name: str, value: Any) -> None:
+    """UserError that names the first number within settings that is not finite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name} must be a finite number, not {value}")
+    inside: list[tuple[Any, Any]] = []
+    if is_dataclass(value) and not isinstance(value, type):
+        inside = [(field.name, getattr(value, field.name)) for field in fields(value)]
+    elif isinstance(value, dict | list | tuple):
+        inside = list(value.items() if isinstance(value, dict) else enumerate(value))
+    for key, part in inside:
+        refuse_infinite(f"{name}.{key}" if name else str(key), part)
 
 
 def load_experiment(name: str) -> Experiment:

@@ -7,57 +7,25 @@ with other settings is refused, naming them, and a stage that was killed goes on
 
 from __future__ import annotations
 
-import dataclasses
 import errno
-import functools
 import hashlib
-import inspect
 import json
-import math
 import os
 import re
 import shutil
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import filelock
 
+from rest import processes
 from rest.errors import UserError
-
-
-def describe(value: Any) -> Any:
-    """Settings as JSON: a dataclass by its qualified name and fields, a function by name and hash of its source.
-
-    A function is also known by what it has captured, and any other object that can be called by its class and its
-    attributes.
-    """
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"type": f"{type(value).__module__}.{type(value).__qualname__}", **fields}
-    if isinstance(value, dict):
-        return {str(key): describe(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [describe(item) for item in value]
-    if isinstance(value, functools.partial):
-        return {"partial": describe(value.func), "arguments": describe(value.args), **describe(value.keywords)}
-    if callable(value):
-        function = value if hasattr(value, "__qualname__") else type(value)
-        name = f"{function.__module__}:{function.__qualname__}"
-        try:
-            source = hashlib.sha256(inspect.getsource(function).encode()).hexdigest()
-        except (OSError, TypeError) as error:
-            raise UserError(f"{name}: has no Python source to know it by; use a function in a file") from error
-        captured = inspect.getclosurevars(value).nonlocals if inspect.isfunction(value) else {}
-        attributes = captured if function is value else getattr(value, "__dict__", {})
-        return {"function": name, "source_sha256": source, **describe(attributes)}
-    if isinstance(value, Path) or (isinstance(value, float) and not math.isfinite(value)):
-        return str(value)
-    return value
+from rest.identity import describe
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:
@@ -200,13 +168,20 @@ class StageFolder:
         return read_json(self.path / "stage.json")["result"]
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Record the result, with the seconds since it was opened, and give the folder its name."""
+        """Record the result, with the seconds since it was opened, and give the folder its name.
+
+        Process 0 does, for all that make the stage together.
+        """
+        processes.first(lambda: self._finish(result))
+        processes.visible(self.final)
+        self.finished = True
+
+    def _finish(self, result: dict[str, Any]) -> None:
         seconds = time.perf_counter() - self._opened
         for leftover in self.path.glob(".*.writing"):  # of a process that was killed
             leftover.unlink()
         write_json(self.path / "stage.json", {"settings": self.settings, "result": result | {"wall_s": seconds}})
         os.replace(self.path, self.final)
-        self.finished = True
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -238,9 +213,37 @@ class Busy(UserError):
 def open_stage(folder: Path, settings: dict[str, Any], *, shared: bool = False) -> Iterator[StageFolder]:
     """Enter a stage: finished already (same settings), half done, or new.
 
-    One process at a time, which is refused where another is; any number with `shared`.
+    One process at a time, which is refused where another is; any number with `shared`. For processes that make it
+    together, process 0 decides and locks.
     """
     settings = json.loads(json.dumps(describe(settings)))
+    if not processes.several():
+        with _opened(folder, settings, shared) as stage:
+            yield stage
+        return
+    with ExitStack() as held:
+        opened: list[StageFolder] = []
+
+        def enter() -> dict[str, Any]:
+            try:
+                opened.append(held.enter_context(_opened(folder, settings, shared)))
+            except Busy as error:
+                return {"busy": str(error)}
+            return {"finished": opened[0].finished, "settings": settings}
+
+        found = processes.lead(enter)
+        if "busy" in found:
+            raise Busy(found["busy"])
+        if changed := differences(found["settings"], settings):
+            raise UserError(f"{folder}: process {processes.index()} has other settings: {'; '.join(changed)}")
+        stage = opened[0] if opened else StageFolder(folder, finished=found["finished"], settings=settings, lock=None)
+        processes.visible(stage.path)
+        yield stage
+
+
+@contextmanager
+def _opened(folder: Path, settings: dict[str, Any], shared: bool) -> Iterator[StageFolder]:
+    """The same in this process."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(folder)
     if (folder / "stage.json").exists():  # complete, and never changed
@@ -308,6 +311,35 @@ def write_json(path: Path, value: Any) -> None:
     """The file is whole or absent."""
     with replacing(path) as file:
         file.write(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+
+
+CHECKSUMS = "checksums.json"
+
+
+def seal(folder: Path) -> None:
+    """Keep the sha256 of every file of a folder that is whole, for `check_seal`."""
+
+    def write() -> None:
+        paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS)
+        write_json(folder / CHECKSUMS, {path.relative_to(folder).as_posix(): _sha256(path) for path in paths})
+
+    processes.lead(write)
+
+
+def check_seal(folder: Path) -> None:
+    """UserError that names the first file of a sealed folder that is not as it was; others have nothing to go by."""
+    if not (folder / CHECKSUMS).exists():
+        return
+    for name, digest in read_json(folder / CHECKSUMS).items():
+        path = folder / name
+        if not path.is_file() or _sha256(path) != digest:
+            what = "is damaged: its sha256 is not that" if path.is_file() else "is missing: it is one of those"
+            raise UserError(f"{path} {what} in {CHECKSUMS}; restore it, or make its stage again")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path) -> Any:

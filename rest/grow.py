@@ -4,7 +4,8 @@ Samples may come from several distributions, and the n-best list of beam search 
 nothing proposed.
 
 While a shard is scored and written, the next one is sampled in a thread of its own, one thread a device. Any number of
-processes may work on one step: each takes the next shard that is missing and that no other has locked.
+processes may work on one step, those of one run or others: each takes the next shard that is missing and that no other
+has locked, and waits for nobody.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
@@ -24,17 +25,18 @@ from typing import Any
 import filelock
 import numpy as np
 
+from rest import processes
 from rest.data.corpus import Split
 from rest.data.shards import shard_name, shard_rows, write_shard
 from rest.data.store import Manifest, ScoredDataset, write_manifest
-from rest.errors import UserError
+from rest.errors import UserError, refuse_below
 from rest.folder import StageFolder, discard, seed_for
 from rest.journal import Journal, progress, say
 from rest.learning.mesh import MachineSettings
 from rest.policy.beam import BeamSettings, n_best
 from rest.policy.drawn import drawn_before
 from rest.policy.policy import Policy
-from rest.policy.sampler import Devices, Hypotheses, SamplingOverrides, SamplingSettings, sample
+from rest.policy.sampler import Hypotheses, Places, SamplingOverrides, SamplingSettings, sample
 from rest.reward.guards import Guards
 from rest.reward.reward import Groups, Reward
 
@@ -77,11 +79,7 @@ class GrowSettings:
     guards: Guards = field(default_factory=Guards)
 
     def __post_init__(self) -> None:
-        if self.sources < 0 or self.samples_per_source < 1 or self.sources_per_shard < 1 or self.beams < 0:
-            raise UserError(
-                f"sources {self.sources} and beams {self.beams} must not be below 0, samples_per_source "
-                f"{self.samples_per_source} and sources_per_shard {self.sources_per_shard} must be at least 1"
-            )
+        refuse_below("grow.", self, {"sources": 0, "samples_per_source": 1, "sources_per_shard": 1, "beams": 0})
         if not self.training_text and self.text is None:
             raise UserError("training_text is off and text names no file, so there is nothing to sample for")
 
@@ -134,41 +132,49 @@ def grow(
     splits = grow_sources(splits, settings, g, seed)
     parts = [split.take(slice(at, at + size)) for split in splits for at in range(0, len(split), size)]
     shards = _Shards(stage, [_rows(part, settings) for part in parts])
-    search = replace(beam or BeamSettings(), beams=settings.beams, max_target_tokens=sampling.max_target_tokens)
+    search = replace(beam or BeamSettings(), beams=settings.beams or 1, max_target_tokens=sampling.max_target_tokens)
     rows = [len(part) * (settings.samples + settings.beams) for part in parts]
 
-    def draw(shard: int, device: Any, ended: Callable[[int], None]) -> Hypotheses:
+    def draw(shard: int, place: Any, ended: Callable[[int], None]) -> Hypotheses:
         if before is not None:
             return drawn_before(before, shard, policy.tokenizer)
         part = parts[shard]
         draws = partial(sample, policy, part.sources, part.ids, seed=seed_for(seed, "grow"), grow_step=g)
         found, first = [], 0
         for n, distribution in settings.distributions(sampling):
-            found.append(draws(n, distribution, first_index=first, machine=machine, device=device, ended=ended))
+            found.append(draws(n, distribution, first_index=first, machine=machine, place=place, ended=ended))
             first += n
         if settings.beams:
-            found.append(n_best(policy, part.sources, search, machine=machine, device=device, ended=ended))
+            found.append(n_best(policy, part.sources, search, machine=machine, place=place, ended=ended))
         return Hypotheses.beside(found)
 
     with (
+        processes.alone(),
         _Following(stage, f"grow {g}", shards, rows) as follow,
-        closing(_sampled(shards, draw, follow.drawn)) as drawn,
+        closing(_sampled(shards, draw, follow.drawn, machine)) as drawn,
     ):
         for shard, hypotheses in drawn:
             columns = scored_columns(policy, parts[shard], hypotheses, reward, settings)
             write_shard(stage.path, shard, len(parts), columns)
             shards.release(shard)
             follow.written(shard, columns, hypotheses)
-    with stage.alone():
-        discard(shards.locks)  # all shards are made
-        if stage.finished:  # by another process; this one's journal may have made the old name again
-            discard(stage.partial)
-            return
-        identities = {"policy": policy.identity, "reward": reward.identity, "tokenizer": policy.tokenizer.identity}
-        manifest = write_manifest(
-            stage.path, settings=stage.settings, identities=identities, seed=seed, scale=reward.range
-        )
-        stage.finish(_result(manifest, g))
+
+    def finish() -> None:
+        with stage.alone():
+            discard(shards.locks)  # all shards are made
+            if stage.finished:  # by another process; this one's journal may have made the old name again
+                discard(stage.partial)
+                return
+            identities = {"policy": policy.identity, "reward": reward.identity, "tokenizer": policy.tokenizer.identity}
+            manifest = write_manifest(
+                stage.path, settings=stage.settings, identities=identities, seed=seed, scale=reward.range
+            )
+            stage.finish(_result(manifest, g))
+
+    processes.wait_for_all()  # their journals are closed
+    processes.first(finish)
+    processes.visible(stage.final)
+    stage.finished = True
 
 
 def _result(manifest: Manifest, g: int) -> dict[str, Any]:
@@ -187,14 +193,16 @@ class _Shards:
 
     def __init__(self, stage: StageFolder, rows: list[int]) -> None:
         self._stage, self._rows = stage, rows
-        self._missing = list(range(len(rows)))
+        first, step = processes.preferred()  # where each of several processes begins with others
+        self._missing = sorted(range(len(rows)), key=lambda shard: (shard % step != first, shard))
+        self._own = {shard for shard in self._missing if shard % step == first}
         self._held: dict[int, filelock.BaseFileLock] = {}
         self.locks = stage.final.with_name(f".{stage.final.name}.locks")
 
     def claim(self) -> int | None:
         """Lock the next shard that is missing; None where there is none, or others are making those that are."""
         for shard in list(self._missing):
-            if shard in self._held:
+            if shard in self._held or (self._held and shard not in self._own):  # those of others only when idle
                 continue
             lock = filelock.FileLock(self.locks / f"{shard:05d}.lock", timeout=0, thread_local=False)
             try:
@@ -238,9 +246,10 @@ def _sampled(
     shards: _Shards,
     draw: Callable[[int, Any, Callable[[int], None]], Hypotheses],
     drawn: Callable[[int], None],
+    machine: MachineSettings | None,
 ) -> Generator[tuple[int, Hypotheses]]:
     """Each shard that this process gets hold of, while the next are being sampled; ends when all are made."""
-    devices, stop = Devices(), threading.Event()
+    places, stop = Places(machine), threading.Event()
 
     def ended(rows: int) -> None:
         if stop.is_set():
@@ -248,17 +257,17 @@ def _sampled(
         drawn(rows)
 
     def sampled(shard: int) -> Hypotheses:
-        with devices.lent() as device:
-            return draw(shard, device, ended)
+        with places.lent() as place:
+            return draw(shard, place, ended)
 
     pending: deque[tuple[int, Future[Hypotheses]]] = deque()
-    with ThreadPoolExecutor(devices.count) as threads:
+    with ThreadPoolExecutor(places.count) as threads:
         try:
             while True:
                 shard = shards.claim()
                 if shard is not None:
                     pending.append((shard, threads.submit(sampled, shard)))
-                if pending and (shard is None or len(pending) > devices.count):
+                if pending and (shard is None or len(pending) > places.count):
                     done, future = pending.popleft()
                     yield done, future.result()
                 elif shard is None:
@@ -287,7 +296,7 @@ class _Following:
             with suppress(filelock.Timeout):
                 self._own.acquire()
                 break
-        self._journal = Journal(stage.path / name, len(samples))
+        self._journal = Journal(stage.path / name, len(samples), of_its_own=True)
 
     def __enter__(self) -> _Following:
         self._handle = self._bar.__enter__()
@@ -382,15 +391,15 @@ def rescore(dataset: ScoredDataset, reward: Reward, name: str) -> None:
     It gets the human pairs as references, where a shard has those of all its sources.
     """
 
-    def parts() -> Iterator[np.ndarray]:
-        for rows in dataset.by_shard(["source_id", "origin", "source", "hypothesis"]):
-            ids, origin = rows["source_id"].to_numpy(), np.asarray(rows["origin"].to_pylist())
-            sources, hypotheses = rows["source"].to_pylist(), rows["hypothesis"].to_pylist()
-            human = {i: y for i, y, by in zip(ids, hypotheses, origin, strict=True) if by == "reference"}
-            references = [human[i] for i in ids] if len(human) == len(set(ids)) else None
-            yield reward(sources, hypotheses, references, Groups(ids, origin == "sample")).reward
+    def part(shard: int) -> np.ndarray:
+        rows = dataset.shard(shard, ["source_id", "origin", "source", "hypothesis"])
+        ids, origin = rows["source_id"].to_numpy(), np.asarray(rows["origin"].to_pylist())
+        sources, hypotheses = rows["source"].to_pylist(), rows["hypothesis"].to_pylist()
+        human = {i: y for i, y, by in zip(ids, hypotheses, origin, strict=True) if by == "reference"}
+        references = [human[i] for i in ids] if len(human) == len(set(ids)) else None
+        return reward(sources, hypotheses, references, Groups(ids, origin == "sample")).reward
 
-    dataset.sidecars.write_once(name, parts, reward.settings)
+    dataset.sidecars.write_once(name, part, reward.settings)
 
 
 def open_dataset(folder: Path) -> ScoredDataset:

@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from rest import processes
 from rest.columns import Scorers, columns_of, fits_a_row, learnable
 from rest.data.batches import BatchOverrides, BatchSettings, Examples
 from rest.data.store import ScoredDataset
-from rest.errors import UserError
+from rest.errors import UserError, refuse_below
 from rest.folder import discard, seed_for
 from rest.journal import say
 from rest.learning.losses import NLL, check_smoothing
@@ -72,6 +73,7 @@ class ImproveSettings:
                 f"improve.human_share {self.human_share}: there are no human pairs to repeat with human_pairs 'never', "
                 "or with a loss that compares the rows of a source"
             )
+        refuse_below("improve.", self, {"learning_rate_factor": 0, "grow_rate_factor": 0})
         if not 0 < self.interpolation <= 1:
             raise UserError(f"improve.interpolation must be above 0 and at most 1, not {self.interpolation}")
 
@@ -93,21 +95,22 @@ def named(rule: Rule, i: int) -> str:
 
 
 def text_numbers(dataset: ScoredDataset) -> np.ndarray:
-    """A number for each text of a shard, int64 [rows]; all rows of a source are in one shard."""
-    numbers, known = [], 0
+    """A number for each text of a shard, int32 [rows]; all rows of a source are in one shard."""
+    numbers, known, start = np.empty(dataset.rows, np.int32), 0, 0
     for table in dataset.by_shard(["hypothesis"]):
         texts = table["hypothesis"].combine_chunks().dictionary_encode()
-        numbers.append(np.asarray(texts.indices, np.int64) + known)
-        known += len(texts.dictionary)
-    return np.concatenate(numbers)
+        np.add(texts.indices, known, out=numbers[start : start + len(table)], casting="unsafe")
+        known, start = known + len(texts.dictionary), start + len(table)
+    return numbers
 
 
 def select(dataset: ScoredDataset, settings: ImproveSettings, i: int) -> Selection:
     """The rows of D_g that Improve step i learns from."""
     stored = dataset.columns(["source_id", "reward", "is_reference"])
     usable = learnable(dataset, settings.loss.needs)
-    source_id, reward, is_reference = (column[usable] for column in stored.values())
-    columns = Columns(source_id, reward, is_reference, lambda: text_numbers(dataset)[usable])
+    rows = slice(None) if usable.all() else usable
+    source_id, reward, is_reference = (column[rows] for column in stored.values())
+    columns = Columns(source_id, reward, is_reference, lambda: text_numbers(dataset)[rows])
     selection = choose(settings.rule, columns, i, settings.human_pairs)
     if settings.loss.candidates > 1:
         selection = to_compare(columns, selection, settings.loss.candidates, settings.human_pairs)
@@ -170,6 +173,7 @@ def improve(
         pad_id=policy.tokenizer.pad_id,
         seed=seed_for(seed, "improve batches", g, i),
         progress_of=training.max_steps if "progress" in loss.needs else 0,
+        machine=machine,
     )
     trained = train(
         policy,
@@ -185,7 +189,7 @@ def improve(
     )
     if trained.best_step == 0:
         say(f"{name}: no checkpoint scored above the starting policy, which is kept")
-    discard(folder / "kept")
+    processes.first(lambda: discard(folder / "kept"))
     return policy.towards(trained.best, share), report(selection, trained, training, plan.padding) | {
         "grow": g,
         "improve": i,

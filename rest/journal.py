@@ -28,6 +28,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from rest import processes
 from rest.errors import UserError
 
 console = Console(stderr=True)
@@ -36,10 +37,14 @@ console = Console(stderr=True)
 class Journal:
     """What happened at each step of a stage, in its folder.
 
-    A stage that resumes drops what was written after `from_step`, so every step is there once.
+    A stage that resumes drops what was written after `from_step`, so every step is there once. Of processes that make
+    a stage together, the first one writes; where each has a journal `of_its_own`, all do.
     """
 
-    def __init__(self, folder: Path, from_step: int = 0) -> None:
+    def __init__(self, folder: Path, from_step: int = 0, *, of_its_own: bool = False) -> None:
+        self._writes = of_its_own or processes.talks()
+        if not self._writes:
+            return
         from tensorboardX import SummaryWriter  # takes a second, and only what trains or samples writes events
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -53,6 +58,8 @@ class Journal:
 
     def record(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
         """Append the numbers of one step."""
+        if not self._writes:
+            return
         numbers = {name: float(value) for name, value in values.items()}
         self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **numbers}) + "\n")
         self._file.flush()
@@ -67,6 +74,8 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not self._writes:
+            return
         self._file.close()
         self._events.close()
         if self._online:
@@ -78,7 +87,7 @@ def _weights_and_biases(folder: Path) -> Any:
     try:
         import wandb
     except ImportError as error:
-        raise UserError("WANDB_PROJECT is set, but wandb is not installed: pip install 'rest[wandb]'") from error
+        raise UserError("WANDB_PROJECT is set, but wandb is not installed: pip install wandb") from error
     path = folder.resolve()
     run, *stage = path.parts[-3:] if path.parent.name.endswith(".partial") else path.parts[-2:]  # Grow's is one deeper
     return wandb.init(
@@ -92,8 +101,9 @@ def _weights_and_biases(folder: Path) -> Any:
 
 
 def say(text: str) -> None:
-    """One line for the person who follows the run, on standard error."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    """One line for the person who follows the run, on standard error; of several processes the first one says it."""
+    if processes.talks():
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def literal(text: str, newlines: bool = False) -> Text:
@@ -118,6 +128,10 @@ class Bar:
         self._progress.update(self._task, completed=done, note=note)
         self._redraw()
 
+    def end(self) -> None:
+        """Take it off what shows it."""
+        self._progress.remove_task(self._task)
+
 
 class Rate(ProgressColumn):
     """How many of what is counted are done a second, lately."""
@@ -126,10 +140,22 @@ class Rate(ProgressColumn):
         return Text("" if task.speed is None else f"{task.speed:,.3g}/s")
 
 
+_within: list[Progress] = []  # bars that are part of something larger, which shows them
+
+
 @contextmanager
-def progress(description: str, total: int | None) -> Iterator[Bar]:
-    """A line with what is done, rate, time, time left and a note, on a terminal or in a notebook; elsewhere silent."""
-    columns = (
+def bars_within(shown: Progress) -> Iterator[None]:
+    """In the meantime bars are drawn there, and not on lines of their own."""
+    _within.append(shown)
+    try:
+        yield
+    finally:
+        _within.pop()
+
+
+def columns_of_bars() -> tuple[ProgressColumn, ...]:
+    """What a bar's line says."""
+    return (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -139,9 +165,21 @@ def progress(description: str, total: int | None) -> Iterator[Bar]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
+
+
+@contextmanager
+def progress(description: str, total: int | None) -> Iterator[Bar]:
+    """A line with what is done, rate, time, time left and a note, on a terminal or in a notebook; elsewhere silent."""
+    if _within:
+        bar = Bar(_within[-1], total, description, lambda: None)
+        yield bar
+        bar.end()
+        return
+    columns = columns_of_bars()
+    disabled = not (console.is_terminal and processes.talks())
     with (
-        Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as shown,
-        _in_notebook(shown) if console.is_jupyter else nullcontext(lambda: None) as redraw,
+        Progress(*columns, console=console, disable=disabled, transient=True) as shown,
+        _in_notebook(shown) if console.is_jupyter and processes.talks() else nullcontext(lambda: None) as redraw,
     ):
         yield Bar(shown, total, description, redraw)
 

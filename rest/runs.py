@@ -5,27 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
+from rest import processes
 from rest.columns import Scorers
 from rest.data.store import ScoredDataset
 from rest.errors import UserError
 from rest.evaluation.compare import compare_stages
 from rest.evaluation.decoding import DecodingSettings
 from rest.experiment import Experiment
-from rest.folder import StageFolder, StageName, describe, open_stage, read_json, stages_in, write_json
+from rest.folder import StageFolder, StageName, open_stage, read_json, stages_in, write_json
 from rest.grow import open_dataset, rescore
+from rest.identity import describe
 from rest.improve import named, select
 from rest.journal import say
 from rest.policy.policy import Policy
 from rest.reward.learned.settings import TranslationModel
 from rest.reward.reward import Reward
 from rest.stages.bc import BC, BCContinued, RewardStart
+from rest.stages.checks import check
 from rest.stages.evaluation import Decode, Evaluate, SampledAt, evaluations
 from rest.stages.grow import Grow
 from rest.stages.improve import Improve, LearnValue
@@ -44,12 +47,17 @@ class Done:
     experiment: Experiment
     out: Path
 
+    def complete(self, kind: str) -> list[StageName]:
+        """The stages of one kind that are complete, as process 0 sees it."""
+        folders = processes.lead(lambda: [name.folder for name in stages_in(self.out, kind)])
+        return [name for folder in folders if (name := StageName.parse(folder))]
+
     @property
     def improves(self) -> list[StageName]:
         """The Improve steps on the way (not the side branches), in order."""
         e = self.experiment
         steps, within = range(1, e.grow_steps + 1), range(1, e.improve.rule.steps + 1)
-        return [name for name in stages_in(self.out, "improve") if name.g in steps and name.i in within]
+        return [name for name in self.complete("improve") if name.g in steps and name.i in within]
 
     @property
     def way(self) -> tuple[tuple[StageName, int], ...]:
@@ -59,14 +67,14 @@ class Done:
     @property
     def trained_further(self) -> int:
         """Updates from BC to the last policy: those of all Improve steps on the way, or of PPO if it took more."""
-        paths = self.improves, stages_in(self.out, "ppo")
+        paths = self.improves, self.complete("ppo")
         return max(sum(self.result(name)["gradient_steps"] for name in path) for path in paths)
 
     @property
     def newest(self) -> int:
         """The Grow step of the newest reward; 1 where the reward is not refreshed."""
         steps = self.experiment.grow_steps if self.experiment.refresh else 1
-        return max((name.g for name in stages_in(self.out, "reward") if name.g <= steps), default=1)
+        return max((name.g for name in self.complete("reward") if name.g <= steps), default=1)
 
     def before(self, name: StageName) -> StageName | None:
         """The policy that an Improve step goes on from; None for what is no Improve step."""
@@ -87,7 +95,8 @@ class Run:
     def __init__(self, experiment: Experiment, out: Path | str, pool: Path | None = None) -> None:
         """With a `pool`, stages lie there by their content, for all runs that have the same, and here as links."""
         self.experiment, self.out, self.pool = experiment, Path(out), pool
-        self.inputs, self.done = Inputs(experiment, self.out), Done(experiment, self.out)
+        self.inputs, self.done = Inputs(experiment, self.out, pool), Done(experiment, self.out)
+        self.watch: Callable[[str], AbstractContextManager[Any]] = nullcontext  # entered with a stage's path
         self._kept: dict[str, tuple[Any, Any]] = {}
         self._used: WeakValueDictionary[str, Any] = WeakValueDictionary()
 
@@ -101,7 +110,10 @@ class Run:
             return found
         with open_in_pool(self.out, self.pool, stage.path, settings, stage.shared) as folder:
             if not folder.finished:
-                stage.make(self.inputs, folder)
+                check(self.inputs)
+                with self.watch(stage.path):
+                    stage.make(self.inputs, folder)
+                _worked(self.out, stage.path)
             found = self._used.get(stage.path) or stage.read(self.inputs, folder.path)
         name = StageName.parse(stage.path)
         if name is not None and name.kind in KEPT:
@@ -127,7 +139,7 @@ class Run:
         name, last = StageName("bc_continued", steps=steps), StageName("bc_continued_last", steps=steps)
         bc, reward = self.policy(StageName("bc")), self.reward(self.done.newest)
         found = [(name, self.stage(BCContinued(bc, reward, steps, self.done.way)))]
-        return found + ([(last, self.policy(last))] if (self.out / last.policy).exists() else [])
+        return found + ([(last, self.policy(last))] if self._there(last.policy) else [])
 
     def reward(self, g: int = 1) -> Reward:
         """R of Grow step g: given by the experiment, or learned, and then perhaps refreshed between Grow steps."""
@@ -145,7 +157,7 @@ class Run:
         latest = self.policy_before(g) if g > 1 and files is None else None
         reward = self.stage(LearnReward(g, bc, start, earlier, latest, files))
         of = "" if self.pool is None else f"_{reward.identity[:16]}"  # the dataset may be of other runs too
-        for name in stages_in(self.out, "grow"):
+        for name in self.done.complete("grow"):
             if name.g < g:
                 rescore(open_dataset(self.out / name.folder), reward, f"reward_{g}{of}")
         return reward
@@ -198,9 +210,9 @@ class Run:
         """The policy of a stage that must be complete."""
         if name.folder in self._used:
             return self._used[name.folder]
-        if not (self.out / name.policy).exists():
+        if not self._there(name.policy):
             raise UserError(f"{self.out / name.folder}: no such policy in this run; they are made with `{made_by}`")
-        self._used[name.folder] = policy = Policy.load(self.out / name.policy)
+        self._used[name.folder] = policy = self.inputs.policy(self.out / name.policy)
         if name.kind == "bc":
             self._kept.setdefault("bc", (None, policy))
         return policy
@@ -208,7 +220,7 @@ class Run:
     def nothing_passes(self, g: int, i: int, dataset: ScoredDataset) -> bool:
         """Whether the filter of Improve step i leaves nothing, which ends this Grow step with a warning."""
         improve = self.experiment.improve
-        if (self.out / StageName("improve", g, i).folder).exists() or select(dataset, improve, i).rows:
+        if self._there(StageName("improve", g, i).folder) or processes.agreed(select(dataset, improve, i).rows):
             return False
         say(f"improve {g}.{i}: warning: no row passes {named(improve.rule, i)}; grow {g} ends here")
         return True
@@ -218,10 +230,23 @@ class Run:
         """Keeps experiment.json: the settings that the folder was last gone on with and not refused."""
         path, settings = self.out / "experiment.json", describe(self.experiment)
         self.out.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            write_json(path, settings)
+        if not self._there(path.name):
+            processes.first(lambda: write_json(path, settings))
         yield
-        write_json(path, settings)
+        processes.first(lambda: write_json(path, settings))
+
+    def _there(self, path: str) -> bool:
+        """Whether the run has a file or folder, as process 0 sees it."""
+        return processes.lead((self.out / path).exists)
+
+
+def _worked(out: Path, path: str) -> None:
+    """Where several processes made a stage, a line in processes.jsonl: the rows of each."""
+    each = processes.exchange(dict(processes.done))
+    processes.done.clear()
+    if processes.several() and processes.talks():
+        with (out / "processes.jsonl").open("a") as file:
+            file.write(json.dumps({"stage": path, "processes": each}) + "\n")
 
 
 def controls(run: Run) -> None:

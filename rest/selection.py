@@ -6,14 +6,16 @@ equals the threshold 0.8 and does not exceed it (as float64, float32(0.8) > 0.8)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 
 HumanPairs = Literal["compete", "always", "never"]
+PART = 1 << 20  # rows that are sorted at a time
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Columns:
 
     @cached_property
     def groups(self) -> tuple[np.ndarray, int]:
-        """The number of each row's source, int64 [n] in 0..count-1, and the count."""
+        """The number of each row's source, int32 [n] in 0..count-1, and the count."""
         return number(self.source_id)
 
     @cached_property
@@ -46,20 +48,11 @@ class Columns:
     def distinct(self, rows: np.ndarray) -> np.ndarray:
         """Of the rows (int64 [k], ascending) one of each text of a source, ascending.
 
-        It is the row with the text's highest reward, the first if equal. One sort of whole numbers, no loop.
+        It is the row with the text's highest reward, the first if equal.
         """
-        texts = self.texts[rows].astype(np.int64)
-        keys = self.groups[0][rows] * (texts.max(initial=0) + 1) + texts
-        order = np.argsort(keys, kind="stable")
-        keys, reward = keys[order], self.reward[rows[order]]
-        begins = np.diff(keys, prepend=-1) > 0
-        firsts = np.flatnonzero(begins)
-        if (~begins[1:] & (reward[1:] != reward[:-1])).any():  # repeats are seldom rewarded differently
-            highest = np.repeat(np.maximum.reduceat(reward, firsts), np.diff(firsts, append=len(rows)))
-            reached = np.flatnonzero(reward == highest)
-            firsts = reached[np.searchsorted(reached, firsts)]
-        kept = np.zeros(len(rows), np.bool_)
-        kept[order[firsts]] = True
+        group, texts, kept = self.groups[0][rows], self.texts, np.zeros(len(rows), np.bool_)
+        for part in in_parts(group):
+            kept[part] = _distinct(group[part], texts[rows[part]], self.reward[rows[part]])
         return rows[kept]
 
     @cached_property
@@ -143,24 +136,54 @@ def to_compare(columns: Columns, selection: Selection, candidates: int, human_pa
 # Orders and percentiles
 
 
+def in_parts(group: np.ndarray) -> Iterator[slice]:
+    """Slices of some million rows each that part no group; of groups that do not stand together one slice."""
+    edges = [0, len(group)]
+    if not (group[1:] < group[:-1]).any():
+        edges = np.unique([0, *np.searchsorted(group, group[PART::PART]), len(group)]).tolist()
+    for start, stop in pairwise(edges):
+        if start < stop:
+            yield slice(start, stop)
+
+
+def _distinct(group: np.ndarray, texts: np.ndarray, reward: np.ndarray) -> np.ndarray:
+    """Marks one row of each text of a group, bool [n]. One sort of whole numbers, no loop."""
+    texts = texts.astype(np.int64)
+    keys = group * (texts.max() + 1) + texts
+    order = np.argsort(keys, kind="stable")
+    keys, reward = keys[order], reward[order]
+    begins = np.diff(keys, prepend=-1) > 0
+    firsts = np.flatnonzero(begins)
+    if (~begins[1:] & (reward[1:] != reward[:-1])).any():  # repeats are seldom rewarded differently
+        highest = np.repeat(np.maximum.reduceat(reward, firsts), np.diff(firsts, append=len(keys)))
+        reached = np.flatnonzero(reward == highest)
+        firsts = reached[np.searchsorted(reached, firsts)]
+    kept = np.zeros(len(keys), np.bool_)
+    kept[order[firsts]] = True
+    return kept
+
+
 def number(ids: np.ndarray) -> tuple[np.ndarray, int]:
-    """Numbers the distinct ids: int64 [n] in 0..count-1, and the count."""
+    """Numbers the distinct ids: int32 [n] in 0..count-1, and the count."""
     starts = np.empty(len(ids), np.bool_)
     starts[:1] = True
     np.not_equal(ids[1:], ids[:-1], out=starts[1:])
     firsts = ids[starts]
     if len(np.unique(firsts)) == len(firsts):  # the rows of a source stand together: no sort of all rows
-        return np.cumsum(starts) - 1, len(firsts)
+        group: np.ndarray = np.cumsum(starts, dtype=np.int32)
+        group -= 1
+        return group, len(firsts)
     unique, group = np.unique(ids, return_inverse=True)
-    return group, len(unique)
+    return group.astype(np.int32), len(unique)
 
 
 def rank(group: np.ndarray, reward: np.ndarray) -> np.ndarray:
-    """How many of its group come before each row, int64 [n]: the higher rewards, and equal ones of earlier rows."""
-    order = np.argsort(by_group(-reward, group), kind="stable")
-    sizes = np.bincount(group)
-    ranks = np.empty(len(group), np.int64)
-    ranks[order] = np.arange(len(group)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    """How many of its group come before each row, int32 [n]: the higher rewards, and equal ones of earlier rows."""
+    ranks = np.empty(len(group), np.int32)
+    for part in in_parts(group):
+        order = np.argsort(by_group(-reward[part], group[part]), kind="stable")
+        sizes = np.bincount(group[part] - group[part].min())
+        ranks[part][order] = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     return ranks
 
 
@@ -176,30 +199,32 @@ def percentile_of(values: np.ndarray, percentile: float) -> np.float32:
 
 
 def percentile_by_group(values: np.ndarray, group: np.ndarray, groups: int, percentile: float) -> np.ndarray:
-    """Percentile of the float32 [n] values of each group (int64 [n]): float32 [groups], -inf where empty."""
-    keys = by_group(values, group)
-    keys.sort()
-    counts = np.bincount(group, minlength=groups)
-    position = np.maximum(counts - 1, 0) * (percentile / 100)
-    low = position.astype(np.int64)
-    first = np.cumsum(counts) - counts
-    full = counts > 0
-    at_low = (first + low)[full]
-    at_high = (first + np.minimum(low + 1, counts - 1))[full]
+    """Percentile of the float32 [n] values of each group (int [n]): float32 [groups], -inf where empty."""
     taus = np.full(groups, -np.inf, np.float32)
-    taus[full] = _between(_value(keys[at_low]), _value(keys[at_high]), (position - low)[full])
+    for part in in_parts(group):
+        keys, lowest = by_group(values[part], group[part]), group[part].min()
+        keys.sort()
+        counts = np.bincount(group[part] - lowest)
+        position = np.maximum(counts - 1, 0) * (percentile / 100)
+        low = position.astype(np.int64)
+        first = np.cumsum(counts) - counts
+        full = counts > 0
+        at_low = (first + low)[full]
+        at_high = (first + np.minimum(low + 1, counts - 1))[full]
+        found = _between(_value(keys[at_low]), _value(keys[at_high]), (position - low)[full])
+        taus[lowest : lowest + len(counts)][full] = found
     return taus
 
 
 def by_group(values: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """Whole numbers [n] that order by group (int64 [n]), then by value (float32 [n]).
+    """Whole numbers [n] that order by group (int [n]), then by value (float32 [n]).
 
     The bits of a float32, negative ones turned over, rise as the number does. One sort of such numbers is several
     times faster than a sort by two keys.
     """
     bits = np.ascontiguousarray(values + np.float32(0)).view(np.int32)  # + 0 turns -0.0 into 0.0
     order = np.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits).astype(np.int64) + 2**31
-    return (group << 32) | order
+    return (group.astype(np.int64) << 32) | order
 
 
 def _value(keys: np.ndarray) -> np.ndarray:

@@ -19,7 +19,8 @@ from typing import Any
 from rest.algorithm import rest
 from rest.errors import UserError
 from rest.experiment import Experiment
-from rest.folder import Busy, describe, read_json, write_json
+from rest.folder import Busy, read_json, write_json
+from rest.identity import describe
 from rest.journal import say
 from rest.report.record import made_with, record_of, without_paths
 from rest.report.summary import summarise

@@ -1,9 +1,14 @@
 # Sourced by the scripts here and in benchmarks/: finds Python, makes .venv, installs `rest` and what constraints.txt
-# pins. Sets `repository` (its root, absolute) and `python` (the environment's), and goes to the root.
-# PYTHON=/path/to/python chooses another interpreter for a new environment.
+# pins. Sets `repository` (its root, absolute), `environment` and `python` (the environment's), goes to the root.
+# PYTHON=/path/to/python chooses another interpreter; where .venv has another version, .venv-3.13 (or so) is used.
 
 repository="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 environment="$repository/.venv"
+version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])'; }
+if [[ -n "${PYTHON:-}" && -x "$environment/bin/python" ]]; then
+    asked="$(version_of "$PYTHON")" || { echo "error: PYTHON=$PYTHON cannot be run" >&2; exit 1; }
+    if [[ "$asked" != "$(version_of "$environment/bin/python")" ]]; then environment="$environment-$asked"; fi
+fi
 python="$environment/bin/python"
 cd "$repository"
 
@@ -43,15 +48,15 @@ set_up() { # set_up [EXTRA]: makes .venv if absent, installs if what is asked fo
     local extra="${1:-}" found wanted
     if [[ ! -e "$python" ]]; then
         found="$(find_python)"
-        echo "making .venv with $("$found" --version)"
-        "$found" -m venv --clear "$environment" || { rm -rf "$environment"; fail "$found could not make .venv"; }
+        echo "making ${environment##*/} with $("$found" --version)"
+        "$found" -m venv --clear "$environment" || { rm -rf "$environment"; fail "$found could not make $environment"; }
     fi
-    "$python" -m pip --version >/dev/null 2>&1 || fail ".venv is broken or half made; remove it and run again: rm -r $environment"
+    "$python" -m pip --version >/dev/null 2>&1 || fail "${environment##*/} is broken or half made; remove it and run again: rm -r $environment"
     wanted="$(fingerprint)"
     # An installation with the extra serves those who need none.
     if [[ "$(cat "$environment/installed-$extra" 2>/dev/null)" == "$wanted" ]]; then return; fi
     if [[ -z "$extra" && "$(cat "$environment/installed-test" 2>/dev/null)" == "$wanted" ]]; then return; fi
-    echo "installing rest${extra:+[$extra]} into .venv"
+    echo "installing rest${extra:+[$extra]} into ${environment##*/}"
     "$python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".${extra:+[$extra]}" ||
         fail "the installation failed; pip says why above"
     echo "$wanted" >"$environment/installed-$extra"

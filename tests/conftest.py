@@ -4,8 +4,11 @@ This file is read before JAX is imported. `pyproject.toml` adds to it: warnings 
 types in the signatures of `rest` are checked at every call (jaxtyping and beartype).
 """
 
+import json
 import os
 import pathlib
+import shutil
+from collections import Counter
 
 import hypothesis
 import pytest
@@ -31,6 +34,24 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("rest")
+
+
+# The longest files, which begin first, so that no core is idle at the end. The first makes `finished`.
+LONGEST = [
+    *("test_end_to_end.py", "test_improve.py", "test_study.py", "policy/test_sampler.py", "test_docs.py"),
+    *("test_algorithm.py", "model/families/test_families.py", "test_grow.py", "test_processes.py"),
+]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Puts the longest files first, and marks as slow what trains a policy, draws from it or asks it something."""
+    tests = pathlib.Path(__file__).parent
+    place = {tests / name: k for k, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(LONGEST)))
+    for item in items:
+        if not {"policy", "finished"}.isdisjoint(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
 
 
 # Small real parts that many tests share.
@@ -140,10 +161,41 @@ def teacher_forced():
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    """The folder of the tiny experiment, run through. Not to be written to."""
-    from rest.__main__ import main
+def together(tmp_path_factory):
+    """A folder that all processes of the tests share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
-    out = tmp_path_factory.mktemp("runs") / "tiny"
-    main(["run", str(pathlib.Path(__file__).parent / "tiny.py"), "--out", str(out)])
-    return out
+
+@pytest.fixture(scope="session")
+def tokenised(finished, together):
+    """How often each text was tokenised in the run of `finished`, as a source and as a target."""
+    return json.loads((together / "finished.complete").read_text())
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, together):
+    """The folder of the tiny experiment, run through by one process for all. Not to be written to."""
+    import filelock
+
+    from rest.__main__ import main
+    from rest.data.tokenizer import SentencePieceTokenizer
+
+    counts, encode = {"encode": Counter(), "encode_targets": Counter()}, SentencePieceTokenizer.encode
+
+    def counted(side):
+        def counting(self, texts):
+            counts[side].update(texts)
+            return encode(self, texts)
+
+        return counting
+
+    made, complete = together / "finished" / "tiny", together / "finished.complete"
+    with filelock.FileLock(together / "finished.lock"):
+        if not complete.exists():
+            with pytest.MonkeyPatch.context() as patch:
+                for side in counts:
+                    patch.setattr(SentencePieceTokenizer, side, counted(side))
+                main(["run", str(pathlib.Path(__file__).parent / "tiny.py"), "--out", str(made)])
+            complete.write_text(json.dumps(counts))
+    return pathlib.Path(shutil.copytree(made, tmp_path_factory.mktemp("runs") / "tiny"))

@@ -9,12 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from rest.__main__ import COMMANDS, main
-from rest.experiment import load_experiment
+from rest import __version__
+from rest.__main__ import main
+from rest.baselines.settings import METRICS
+from rest.commands.names import COMMANDS
+from rest.experiment import import_file, load_experiment
 from rest.folder import read_json
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
+NOTEBOOKS = ROOT / "docs" / "notebooks"
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "extend").glob("*.md")), ROOT / "README.md"]
 
 
 def blocks(page: Path) -> list[str]:
@@ -29,6 +33,12 @@ def run_block(block: str, page: Path) -> dict:
     return names
 
 
+def script_of(name: str):
+    """A script of scripts/ as a module, which is not run."""
+    return import_file(ROOT / "scripts" / f"{name}.py")
+
+
+@pytest.mark.slow
 def test_the_pages_are_built_without_a_warning(tmp_path):
     """All is read and every reference resolved; only the writing of HTML is left out."""
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "dummy", "docs", str(tmp_path)]
@@ -36,13 +46,46 @@ def test_the_pages_are_built_without_a_warning(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_python_blocks_run(page, tmp_path, monkeypatch):
-    """All but the script, which has a test of its own, and the lines that open published models, which are not here."""
+def test_python_blocks_run(page, tmp_path, monkeypatch, capsys):
+    """All but the script, which has a test of its own, and the lines that open published models, which are not here.
+
+    They print what the page says that they print.
+    """
     monkeypatch.chdir(tmp_path)
     for block in blocks(page):
         if "rest.run(" not in block:
             run_block(re.sub(r"^reward = Reward\((MetricX|CometKiwi)\(.*\n", "", block, flags=re.M), page)
+    printed = re.findall(r"^It prints\n\n```text\n(.*?)^```", page.read_text(), re.S | re.M)
+    assert not printed or "".join(printed) == capsys.readouterr().out
+
+
+def test_the_results_are_those_of_the_experiments():
+    for path, text in script_of("make_results").written().items():
+        assert path.read_text() == text, f"{path.name} is old: python scripts/make_results.py"
+
+
+def test_the_pictures_are_those_that_are_drawn():
+    drawing = script_of("draw_loop")
+    for name, colours in drawing.COLOURS.items():
+        assert (drawing.FOLDER / f"loop-{name}.svg").read_text() == drawing.loop(colours)
+
+
+def test_the_readme_is_two_screens_and_its_links_lead_somewhere():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 120
+    linked = re.findall(r'(?:\]\(|src="|srcset="|href=")(?!https?:)([^)"#]+)', text)
+    assert len(linked) > 10 and not [path for path in linked if not (ROOT / path).exists()]
+
+
+def test_what_ppo_reports_is_explained():
+    text = (ROOT / "docs" / "ppo.md").read_text()
+    assert [name for name in METRICS if f"| `{name}` |" not in text] == []
+
+
+def test_the_version_to_cite():
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 # The script of the README trains for minutes. The test runs it with these numbers in place of the demo's, each of which
@@ -81,8 +124,9 @@ def test_the_script_of_the_readme_is_short_and_is_the_demo(script):
     assert settings == load_experiment(str(ROOT / "experiments" / "synthetic.py"))
 
 
+@pytest.mark.slow
 def test_the_script_of_the_readme_runs(script, tmp_path, monkeypatch, capsys):
-    """From the first line to the last, which prints translations."""
+    """From the first line to the last, which prints translations; a notebook then looks at what Grow wrote."""
     monkeypatch.chdir(tmp_path)
     for number, smaller in SMALLER.items():
         assert script.count(number) == 1, number
@@ -98,8 +142,24 @@ def test_the_script_of_the_readme_runs(script, tmp_path, monkeypatch, capsys):
         (1, 2),
     ]
     assert (tmp_path / "runs" / "demo" / "report.html").exists()
+    (tmp_path / "runs" / "first").symlink_to("demo")
+    again = script_of("run_notebooks").run(read_json(NOTEBOOKS / "look_at_a_grow.ipynb"))
+    shown = [output.get("data", {}) for cell in again["cells"] for output in cell.get("outputs", [])]
+    assert any("image/png" in data for data in shown)
+    assert any("best_sample" in "".join(data.get("text/plain", [])) for data in shown)
 
 
+@pytest.mark.parametrize("notebook", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_hold_what_running_them_showed(notebook):
+    """Running them takes a minute; whoever changes a cell runs scripts/run_notebooks.py, which numbers the cells."""
+    cells = [cell for cell in read_json(notebook)["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    assert sum(bool(cell["outputs"]) for cell in cells) >= 4
+    for cell in cells:
+        compile("".join(cell["source"]), str(notebook), "exec")
+
+
+@pytest.mark.slow
 def test_the_experiment_of_the_tutorial(tmp_path, monkeypatch):
     """The text and ratings of the tutorial are written, and its experiment, of few imports, reads them."""
     monkeypatch.chdir(tmp_path)
@@ -118,9 +178,22 @@ def test_the_experiment_of_the_tutorial(tmp_path, monkeypatch):
 
 
 # Flags of other programs, and of a corpus and a reward that are not the demo's
-ELSEWHERE = {"--constraint", "--editable", "--model", "--output_dir", "--corpus.directory", "--echo"}
+ELSEWHERE = {
+    "--constraint",
+    "--editable",
+    "--model",
+    "--output_dir",
+    "--corpus.directory",
+    "--corpus.folder",
+    "--echo",
+    "--array",
+    "--processes",
+    "--devices",
+    *"--rm --volume --workdir --user --env --gpus".split(),  # Docker's
+}
 
 
+@pytest.mark.slow
 def test_flags_are_there(capsys):
     """Every flag that a page names is one of some command's."""
     demo = str(ROOT / "experiments" / "synthetic.py")
@@ -129,7 +202,7 @@ def test_flags_are_there(capsys):
         for arguments in ([], [demo], ["module:function", "mqm"]):
             shown = io.StringIO()
             with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown), contextlib.suppress(SystemExit):
-                main([*command.split(), *arguments, "--help"])
+                main([*command.split(), *arguments, "--help-all" if arguments == [demo] else "--help"])
             known |= set(re.findall(r"--[a-z][\w.-]*\w", shown.getvalue()))
     for page in PAGES:
         named = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", page.read_text()))

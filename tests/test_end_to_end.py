@@ -61,21 +61,6 @@ def test_a_run_leaves_every_stage_and_its_report(finished: Path) -> None:
     assert [json.loads(line)["step"] for line in lines if "dev/score" in line] == [0, 10, 20]
 
 
-def test_a_finished_run_is_left_alone_and_more_improves_are_added(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "more"
-    shutil.copytree(finished, out)
-    before = {path: path.stat().st_mtime_ns for path in out.glob("*/stage.json")}
-    main(["run", TINY, "--out", str(out)])
-    assert "G1 I2" in capsys.readouterr().out
-    main(["run", TINY, "--out", str(out), "--improve.rule.percentiles", "50", "75", "90"])
-    assert {path: path.stat().st_mtime_ns for path in before} == before
-    new = {path.parent.name for path in out.glob("*/stage.json")} - {path.parent.name for path in before}
-    assert new == {"improve-1-3", "bc_continued-60"}
-    assert [row["improve"] for row in summary(out) if row["policy"] == "rest"] == [0, 1, 2, 3]
-
-
 def killed_while(out: Path, underway: str) -> None:
     """Starts the run in its own process and kills it as soon as a path in `out` fits the pattern `underway`."""
     process = subprocess.Popen(
@@ -126,6 +111,30 @@ def test_the_stages_alone_make_what_the_run_makes(tmp_path: Path, finished: Path
     assert alone and [row for row in alone if row not in summary(finished)] == []
     main(["report", str(tmp_path / "alone")])
     assert (tmp_path / "alone" / "report.html").exists()
+
+
+def test_processes_of_a_run_make_what_one_makes(tmp_path: Path, finished: Path) -> None:
+    """Two with two devices each: one set of files, one voice, and the same policy but for rounding."""
+    out = tmp_path / "two"
+    for stage in ("bc", "reward", "grow-1"):
+        shutil.copytree(finished / stage, out / stage)
+    launch = [sys.executable, ROOT / "scripts" / "launch" / "local.py", "--processes", "2", "--devices", "2"]
+    command = [*launch, sys.executable, "-m", "rest", "improve", TINY, "--out", out, "--g", "1", "--i", "1"]
+    told = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([*map(str, command), "--distributed"], env=told, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    said = [line for line in ended.stderr.splitlines() if "improve 1.1: step" in line]
+    assert len(said) == 3 and all(line.startswith("[0] ") for line in said)
+    one, two = (json.loads((run / "improve-1-1" / "stage.json").read_text()) for run in (finished, out))
+    assert one["settings"] == two["settings"] and one["result"]["rows_kept"] == two["result"]["rows_kept"]
+    for (step, score), (other, its) in zip(one["result"]["dev_reward"], two["result"]["dev_reward"], strict=True):
+        assert step == other and score == pytest.approx(its, abs=0.02)  # a sample that differs is another sentence
+    assert one["result"]["dev_reward"][0] == pytest.approx(two["result"]["dev_reward"][0], abs=1e-5)
+    lines = (out / "improve-1-1" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines if "dev/score" in line] == [0, 10, 20]
+    work = json.loads((out / "processes.jsonl").read_text())
+    assert work["stage"] == "improve-1-1" and len({each["trained"] for each in work["processes"]}) == 1
+    assert not list(out.glob(".*.partial"))
 
 
 def test_inspect_shows_counts_and_rewards(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -271,7 +280,7 @@ def test_a_flag_that_moved_names_what_it_is_now(
 
 def test_what_a_flag_has_become_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main(["run", TINY, "--help"])
+        main(["run", TINY, "--help-all"])
     assert stopped.value.code == 0
     known = set(re.findall(r"--([a-z][\w.-]*)", capsys.readouterr().out))
     for old, new in MOVED.items():
@@ -330,26 +339,22 @@ def test_a_damaged_shard_is_named(finished: Path, tmp_path: Path, capsys: pytest
 # Wrong rewards
 
 
-@pytest.mark.parametrize(
-    ("score", "rows", "said"),
-    [
-        ("nan", 0, "the score nan of hypothesis 0"),
-        ("1.5", 0, "is outside [0, 1] and the reward has no scale"),
-        ("0.5", 2, "returned shape (10,) for 8 hypotheses, not (8,)"),
-    ],
-)
 def test_a_wrong_reward_is_refused_and_nothing_is_lost(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], score: str, rows: int, said: str
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
     out.mkdir()
     os.symlink(finished / "bc", out / "bc")
-    wrong = ["--reward.function.score", score, "--reward.function.rows", rows]
-    message = refused(capsys, "run", f"{TINY}:constant", "--out", out, *wrong)
-    assert said in message and "Constant" in message
-    assert (out / "bc" / "stage.json").exists()
-    said = refused(capsys, "evaluate", f"{TINY}:constant", "--out", out, *wrong)  # without the check before a run
-    assert "Constant" in said and not (out / "evaluation" / "bc").exists()
+    for score, rows, said in (
+        ("1.5", 0, "is outside [0, 1] and the reward has no scale"),
+        ("0.5", 2, "returned shape (10,) for 8 hypotheses, not (8,)"),
+    ):
+        wrong = ["--reward.function.score", score, "--reward.function.rows", rows]
+        message = refused(capsys, "run", f"{TINY}:constant", "--out", out, *wrong)
+        assert said in message and "Constant" in message
+        assert (out / "bc" / "stage.json").exists()
+        again = refused(capsys, "evaluate", f"{TINY}:constant", "--out", out, *wrong)  # without the check before a run
+        assert "Constant" in again and not (out / "evaluation" / "bc").exists()
     main(["evaluate", f"{TINY}:constant", "--out", str(out)])  # the reward is mended, and nothing stands in the way
     assert (out / "evaluation" / "bc").exists()
 
@@ -374,8 +379,15 @@ def flags(text: dict[str, Path]) -> list[object]:
     return [part for flag in text.items() for part in flag]
 
 
-def test_text_files_are_given_by_flags(text: dict[str, Path], tmp_path: Path) -> None:
-    main(["bc", f"{TINY}:text", "--out", str(tmp_path / "run"), *map(str, flags(text))])
+@pytest.mark.slow
+def test_text_files_are_given_by_flags_and_a_sentence_of_ten_thousand_words_is_dropped_and_counted(
+    text: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = text["--corpus.train-source"]
+    path.write_text("ra " * 10_000 + "\n" + path.read_text().split("\n", 1)[1])
+    few = ["--bc.train.max-steps", "2"]
+    main(["bc", f"{TINY}:text", "--out", str(tmp_path / "run"), *map(str, flags(text)), *few])
+    assert "too_long 1" in " ".join(capsys.readouterr().err.split())
     assert (tmp_path / "run" / "bc" / "policy").is_dir()
 
 
@@ -405,12 +417,3 @@ def test_wrong_text_is_refused_naming_file_and_line(
     message = refused(capsys, "bc", f"{TINY}:text", "--out", tmp_path / "run", *flags(text))
     assert said in message
     assert not (tmp_path / "run" / "bc").exists()
-
-
-def test_a_sentence_of_ten_thousand_words_in_training_text_is_dropped_and_counted(
-    text: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = text["--corpus.train-source"]
-    path.write_text("ra " * 10_000 + "\n" + path.read_text().split("\n", 1)[1])
-    main(["bc", f"{TINY}:text", "--out", str(tmp_path / "run"), *map(str, flags(text))])
-    assert "too_long 1" in " ".join(capsys.readouterr().err.split())

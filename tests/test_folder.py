@@ -18,15 +18,17 @@ from rest.folder import (
     Busy,
     StageFolder,
     StageName,
-    describe,
+    check_seal,
     differences,
     discard,
     open_stage,
     read_json,
+    seal,
     seed_for,
     stages_in,
     write_json,
 )
+from rest.identity import describe
 from rest.learning.optimizers import Schedule
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -382,3 +384,20 @@ def test_a_file_that_cannot_be_read_is_named(content, named, tmp_path):
         (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(UserError, match=named):
         read_json(tmp_path / "a.json")
+
+
+def test_a_sealed_folder_shows_what_was_changed_cut_or_lost(tmp_path):
+    for name in ("a", "b/c"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"0123456789")
+    check_seal(tmp_path)  # which has no seal to go by
+    seal(tmp_path)
+    (tmp_path / "more").write_text("later")
+    check_seal(tmp_path)
+    for content in (b"012345678x", b"01234", b""):
+        (tmp_path / "b" / "c").write_bytes(content)
+        with pytest.raises(UserError, match=r"b/c is damaged: its sha256 is not that in checksums\.json"):
+            check_seal(tmp_path)
+    (tmp_path / "b" / "c").unlink()
+    with pytest.raises(UserError, match=r"b/c is missing"):
+        check_seal(tmp_path)

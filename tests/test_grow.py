@@ -16,8 +16,9 @@ import pytest
 from rest.data.batches import Examples
 from rest.data.shards import SCHEMA
 from rest.errors import UserError
-from rest.folder import describe, open_stage, seed_for
+from rest.folder import open_stage, seed_for
 from rest.grow import FurtherSamples, GrowSettings, grow, grow_sources, open_dataset, rescore
+from rest.identity import describe
 from rest.learning.mesh import MachineSettings
 from rest.policy.beam import BeamSettings, translate
 from rest.policy.policy import token_log_probs
@@ -262,7 +263,7 @@ def test_an_interrupted_step_with_beam_search_goes_on_to_the_same_bytes(rich, li
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
-        (lambda: GrowSettings(beams=-1), "beams -1 must not be below 0"),
+        (lambda: GrowSettings(beams=-1), "beams must be at least 0, not -1"),
         (lambda: FurtherSamples(0), "grow.further: samples_per_source must be at least 1, not 0"),
     ],
 )

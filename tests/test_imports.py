@@ -15,13 +15,15 @@ ROOT = Path(__file__).resolve().parent.parent
 ROWS = """
 allocator
 errors
+processes
+identity
 journal
 folder
 statistics/{words,moses,correlation,intervals,paired,text_metrics}
-data/{lines,tokenizer,synthetic,corpus,files,tfds,iwslt,testsets,survey,shards,large,sidecars,store,where,segments,batches,inspect}
+data/{lines,ragged,tokenizer,synthetic,corpus,files,tfds,iwslt,testsets,survey,shards,known,large,sidecars,store,where,segments,packing,batches,inspect}
 ratings/{record,files,rated}
-learning/{mesh,returns,divergence,losses,preferences,surrogate,lora,optimizers,depth,checkpoint,apply,train}
-model/{network,positions,normaliser,layers,transformer,families/hub,families/torch_files,families/files,families/xlmr,families/bert}
+learning/{mesh,pace,returns,divergence,losses,preferences,surrogate,lora,optimizers,depth,checkpoint,apply,learner,train}
+model/{network,positions,normaliser,attention,layers,flops,transformer,families/hub,families/torch_files,families/files,families/xlmr,families/bert}
 model/{families/family,families/bart,families/marian,families/t5,families/m2m100,families/mbart,families/huggingface}
 policy/{policy,slots,sampler,beam,value,drawn}
 reward/{language,guards,reward,composition,reference_based,ngrams,utility,embedding,consensus,trivial,raters,attacks,agreement}
@@ -33,14 +35,15 @@ grow
 columns
 improve
 baselines/{bc,rollout,settings,updates,ppo}
-evaluation/{outputs,chooser,evaluate,compare,best_of_n,mbr,decoding,human}
+evaluation/{outputs,chooser,evaluate,compare,best_of_n,exact,mbr,decoding,human}
 experiment
-stages/{inputs,bc,reward,grow,improve,ppo,evaluation}
-report/{tables,plots,sections,best_of_n,comparisons,verdict,human,rewards,under_way,page,summary,record,studies}
+stages/{inputs,checks,bc,reward,grow,improve,ppo,evaluation}
+report/{tables,plots,sections,data,best_of_n,comparisons,verdict,human,rewards,under_way,pace,page,summary,record,studies,several}
 runs
 algorithm
+plan
 study
-commands/{doctor,flags,reward,human,report,run,study,translate,export,inspect,choices,written,init}
+commands/{names,doctor,flags,reward,human,report,plan,run,study,translate,export,inspect,choices,written,init,completion}
 __main__
 """
 
@@ -167,10 +170,17 @@ def test_the_public_names_are_of_modules_in_the_rows() -> None:
 # What a room may know
 
 DEVICES = (
-    r"jax[.](local_)?devices|device_put|process_(index|count)|\bMesh\b|data_mesh|addressable"
+    r"jax[.](local_)?devices|device_put|process_(index|count)|\bMesh\b|_mesh\(|mesh_of|held_rows|addressable"
     r"|(?<![.\w])divide\(|replicated?\("
 )
-KNOW_DEVICES = ("learning/mesh", "learning/apply", "learning/train", "learning/checkpoint", "policy/sampler")
+KNOW_DEVICES = (
+    "learning/mesh",
+    "learning/apply",
+    "learning/learner",
+    "learning/train",
+    "learning/checkpoint",
+    "policy/sampler",
+)
 MERGES = ("model", "learning")
 PARAMETERS = ("model", "learning", "policy")
 
@@ -260,7 +270,15 @@ def tracked() -> list[str]:
 
 def test_top_level(tracked: list[str]) -> None:
     folders = {"rest", "experiments", "tests", "scripts", "docs"}
-    files = {"README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "pyproject.toml", "constraints.txt"}
+    files = {
+        "README.md",
+        "LICENSE",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "CITATION.cff",
+        "pyproject.toml",
+        "constraints.txt",
+    }
     strays = [
         path
         for path in tracked

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import importlib
+import os
 import shlex
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from rest import __main__, errors
-from rest.__main__ import COMMANDS, EXAMPLES, USAGE, main
+from rest.__main__ import main
+from rest.commands.names import COMMANDS, EXAMPLES, USAGE
 
 ROOT = Path(__file__).resolve().parent.parent
 LARGE = ["jax", "tyro", "numpy", "rich", "matplotlib"]
@@ -117,6 +119,16 @@ def test_a_misspelt_command_gets_a_hint(capsys):
             1,
             "the disk is full; once there is room, the same command goes on",
         ),
+        (
+            FileExistsError(errno.EEXIST, "File exists", "runs/a"),
+            1,
+            "runs/a cannot be read or written: File exists",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/proc/run"),
+            1,
+            "/proc/run cannot be read or written: Permission denied",
+        ),
         (KeyboardInterrupt(), 130, "stopped; the same command goes on from here"),
     ],
 )
@@ -138,3 +150,43 @@ def test_other_errors_of_the_system_are_raised(monkeypatch):
     monkeypatch.setattr("rest.commands.inspect.inspect", fail)
     with pytest.raises(PermissionError):
         main(["inspect", "runs/a/grow-1"])
+
+
+@pytest.mark.parametrize("out", ["file", "file/run", "/proc/run"])
+def test_a_place_that_cannot_be_written_is_one_sentence(out, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as stopped:
+        main(["bc", f"{ROOT / 'tests' / 'tiny.py'}:given", "--out", str(tmp_path / out)])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 1
+    assert error.startswith("rest: ") and error.count("\n") == 1 and "cannot be read or written" in error
+
+
+def shown(script: str, encoding: str, read: int) -> tuple[str, bytes]:
+    """What a process says of itself, and the beginning of what it prints to a reader that then goes."""
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        begun = process.stdout.read(read)
+        process.stdout.close()
+        return process.stderr.read().decode(), begun
+
+
+PRINTS = """
+import sys
+from rest import __main__
+from rest.commands.names import COMMANDS
+import rest.errors
+rest.errors.shout = lambda arguments: [print("größe ▲ 日本" * 9) for _ in range(20_000)]
+COMMANDS["doctor"] = "errors.shout"
+__main__.import_module = lambda name: rest.errors
+__main__.main(["doctor"])
+"""
+
+
+@pytest.mark.parametrize(("encoding", "begins"), [("ascii", b"gr??e ? ??"), ("latin-1", b"gr\xf6\xdfe ? ??")])
+def test_consoles_without_utf_8_and_readers_that_leave_are_no_error(encoding, begins):
+    error, begun = shown(PRINTS, encoding, len(begins))
+    assert error == "" and begun == begins

@@ -16,7 +16,7 @@ import pytest
 from rest.__main__ import main
 from rest.errors import UserError
 from rest.experiment import load_experiment, load_variants
-from rest.folder import describe
+from rest.identity import describe
 from rest.study import STAGES, Study
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,6 +45,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_cells_are_runs_and_what_they_share_is_made_once(made: Path, tmp_path: Path) -> None:
     assert set(rows(made)) == {"NLL/0", "NLL/1", "GOLD/0", "GOLD/1"}
     shared = [made / cell / "bc" for cell in ("NLL/0", "GOLD/0")]
@@ -70,6 +71,7 @@ def test_cells_are_runs_and_what_they_share_is_made_once(made: Path, tmp_path: P
     assert [{k: v for k, v in row.items() if k != "wall_s"} for row in found] == rows(made)["GOLD/1"]
 
 
+@pytest.mark.slow
 def test_two_processes_one_of_them_killed_give_the_same(made: Path, tmp_path: Path) -> None:
     out = tmp_path / "together"
 
@@ -98,6 +100,7 @@ def test_two_processes_one_of_them_killed_give_the_same(made: Path, tmp_path: Pa
     assert not list(out.glob(f"{STAGES}/.*.partial"))
 
 
+@pytest.mark.slow
 def test_a_complete_study_is_shown_and_more_seeds_are_added(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -114,16 +117,13 @@ def test_a_complete_study_is_shown_and_more_seeds_are_added(
     assert "4 of 6 cells are complete" in " ".join(said.out.split()) and "study: " not in said.err
 
 
+@pytest.mark.slow
 def test_one_cell_that_fails_does_not_keep_the_others_from_it(tmp_path: Path) -> None:
     given = load_experiment(f"{TINY}:given")
-    wrong = replace(
-        given, reward=replace(given.reward, scale=(0.0, 1.0)), grow=replace(given.grow, samples_per_source=1)
-    )
-    wrong = replace(
-        wrong, evaluation=replace(wrong.evaluation, kl_sources=4), batch=replace(wrong.batch, target_tokens=8)
-    )
+    wrong = load_experiment(f"{TINY}:constant")
+    wrong = replace(wrong, reward=replace(wrong.reward, function=replace(wrong.reward.function, score=1.5)))
     small = replace(given, bc=replace(given.bc, train=replace(given.bc.train, max_steps=2)), grow_steps=0)
-    with pytest.raises(UserError, match=r"1 of 2 cells failed: wrong, seed 0: .*batch"):
+    with pytest.raises(UserError, match=r"1 of 2 cells failed: wrong, seed 0: .* has no scale"):
         Study({"wrong": wrong, "right": small}, (0,), tmp_path).make()
     assert (tmp_path / "right" / "0" / "summary.json").exists() and not (tmp_path / "wrong" / "0" / "bc").exists()
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Array
 
+from rest import processes
 from rest.data.batches import Batch, BatchSettings, Examples, evaluation_batches, fitting
 from rest.data.corpus import Split
+from rest.data.ragged import BLOCK
 from rest.data.tokenizer import Tokenizer, source_ids, target_ids
 from rest.errors import UserError
 from rest.folder import seed_for
@@ -67,9 +70,12 @@ def human_pairs(policy: Policy, split: Split, batch: BatchSettings) -> Examples:
 
 def drop_long(tokenizer: Tokenizer, split: Split, batch: BatchSettings) -> tuple[Split, int]:
     """Training text without the pairs that do not fit into a row, and how many those were."""
-    sources = source_ids(tokenizer, split.sources)
-    targets = sources if split.references is None else target_ids(tokenizer, split.references)
-    fits = fitting(Examples(sources, targets), batch)
+    fits = np.ones(len(split), np.bool_)
+    for start in range(0, len(split), BLOCK):  # so that not all ids are in memory
+        part = slice(start, start + BLOCK)
+        sources = source_ids(tokenizer, split.sources[part])
+        targets = sources if split.references is None else target_ids(tokenizer, split.references[part])
+        fits[part] = fitting(Examples(sources, targets), batch)
     return (split, 0) if fits.all() else (split.take(np.flatnonzero(fits)), int((~fits).sum()))
 
 
@@ -77,8 +83,17 @@ def dev_loss(policy: Policy, dev: Split, batch: BatchSettings) -> Callable[[Poli
     """An evaluation for `train` of policies with this one's tokenizer: the dev references' loss, nats per token."""
     batches = evaluation_batches(human_pairs(policy, dev, batch), batch, pad_id=policy.tokenizer.pad_id)
 
+    @cache
+    def assembled(start: int, stop: int) -> list[Batch]:
+        return list(batches.part(slice(start, stop)))
+
     def evaluate(policy: Policy) -> dict[str, float]:
-        sums = np.sum([apply(_loss, policy.network, part) for part in batches], axis=0)
+        def work(own: slice) -> np.ndarray:
+            parts = assembled(own.start, own.stop)
+            processes.done["evaluated"] += sum(len(part.target) for part in parts)
+            return np.asarray([apply(_loss, policy.network, part) for part in parts])
+
+        sums = np.concatenate(processes.divided(len(batches), work)).sum(0)
         return {"score": -float(sums[0] / sums[1])}
 
     return evaluate
@@ -99,7 +114,9 @@ def clone(
 ) -> Trained[Policy]:
     """Train a policy on human pairs; what `evaluate` scores best is kept."""
     examples, pad_id = human_pairs(policy, pairs, batch), policy.tokenizer.pad_id
-    batches, plan = shuffled(examples, batch, pad_id=pad_id, seed=seed_for(seed, f"{description} batches"))
+    batches, plan = shuffled(
+        examples, batch, pad_id=pad_id, seed=seed_for(seed, f"{description} batches"), machine=machine
+    )
     say(f"{description}: {len(examples)} pairs in {len(plan.rows)} rows, {plan.padding:.1%} padding")
     return train(
         policy,

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from rest import processes
 from rest.baselines.rollout import roll_out, sources_of
 from rest.baselines.settings import PPOSettings
 from rest.baselines.updates import CriticUpdate, PolicyUpdate, join, learn_from, run_epochs
@@ -24,13 +25,15 @@ from rest.data.corpus import Split
 from rest.data.shards import write_shard
 from rest.data.store import write_manifest
 from rest.errors import UserError
-from rest.folder import describe, seed_for
+from rest.folder import seed_for
+from rest.identity import describe
 from rest.journal import Journal, progress, say
 from rest.learning.checkpoint import Checkpoints, State
 from rest.learning.divergence import InLoss
+from rest.learning.learner import Learner, resume, state_of
 from rest.learning.lora import Trainable
-from rest.learning.mesh import MachineSettings, refuse_several_processes
-from rest.learning.train import Learner, mean_of, resume, state_of
+from rest.learning.mesh import MachineSettings
+from rest.learning.train import mean_of
 from rest.policy.policy import Policy
 from rest.policy.value import Value
 from rest.reward.reward import Reward
@@ -91,7 +94,7 @@ class _Training:
         last = checkpoints.steps()[-average:]
         if len(last) > 1:
             mean = mean_of([checkpoints.parameters(at, like)["policy"] for at in last])
-            averaged = float(evaluate(self.actor.having(mean))["score"])
+            averaged = float(processes.agreed(dict(evaluate(self.actor.having(mean))))["score"])
             say(f"ppo: average of rollouts {last} scores {averaged:.4g}, the best rollout {score:.4g}")
             if averaged > score:
                 return last[-1], self.actor.having(mean)
@@ -117,14 +120,13 @@ def ppo(
     A hypothesis has at most `max_target_tokens`. The policy given is the anchor and candidate 0. `human` are the pairs
     of PPO-ptx, None without. A call on the same folder goes on from the last evaluation with the same results.
     """
-    refuse_several_processes("ppo")
     machine = machine or MachineSettings()
     anchor, paid, divergence, pad_id = policy, settings.rollout, settings.divergence, policy.tokenizer.pad_id
     n = paid.sources * paid.samples_per_source
     drawn = partial(roll_out, max_target_tokens=max_target_tokens, seed=seed, machine=machine)
     training = _Training.start(policy, reward, settings, seed, machine)
     actor, critic = training.actor, training.critic
-    (folder / "rollouts").mkdir(parents=True, exist_ok=True)
+    processes.first(lambda: (folder / "rollouts").mkdir(parents=True, exist_ok=True))
     checkpoints = Checkpoints(folder / "checkpoints", keep_latest=settings.average)
     kept = checkpoints.steps()
     number = kept[-1] if kept else 0
@@ -142,7 +144,7 @@ def ppo(
     ):
 
         def look() -> None:
-            values = evaluate(actor.now)
+            values = processes.agreed(dict(evaluate(actor.now)))
             score = float(values["score"])
             if not math.isfinite(score):
                 raise UserError(f"ppo: the evaluation after rollout {number} gave the score {score}")
@@ -158,7 +160,7 @@ def ppo(
             part = sources_of(text, paid.sources, number, seed)
             rollout = drawn(actor.raw, anchor, part, reward, paid, divergence.estimator, batch, number=number)
             if paid.keep_every and (number - 1) % paid.keep_every == 0:
-                write_shard(folder / "rollouts", *_shard(settings, number), rollout.columns)
+                processes.first(partial(write_shard, folder / "rollouts", *_shard(settings, number), rollout.columns))
             foreseen = None if critic is None else critic.now.of(rollout.examples, batch)
             learned, metrics = learn_from(rollout, foreseen, settings, training.coefficient)
             learned = join(learned, human, settings, np.random.default_rng(seed_for(seed, "ppo human pairs", number)))
@@ -173,9 +175,8 @@ def ppo(
         best, chosen = training.best(checkpoints, evaluate, settings.average)
     if paid.keep_every and settings.rollouts:
         identities = {"policy": anchor.identity, "reward": reward.identity, "tokenizer": policy.tokenizer.identity}
-        write_manifest(
-            folder / "rollouts", settings=describe(settings), identities=identities, seed=seed, scale=reward.range
-        )
+        known = {"settings": describe(settings), "identities": identities, "seed": seed, "scale": reward.range}
+        processes.lead(lambda: write_manifest(folder / "rollouts", **known).rows)
     return chosen, {
         "best_step": best,
         "gradient_steps": actor.steps,

@@ -25,7 +25,7 @@ from rest.learning.divergence import K1, K2, K3, Exact, exact
 from rest.learning.mesh import MachineSettings
 from rest.model.transformer import Transformer
 from rest.policy.policy import Policy, hidden_states, token_log_probs
-from rest.policy.sampler import SamplingSettings, sample
+from rest.policy.sampler import SamplingSettings, check_temperature, sample
 from rest.reward.reward import Reward
 
 
@@ -53,8 +53,7 @@ class RolloutSettings:
                 f"rollout: sources {self.sources} and samples_per_source {self.samples_per_source} must be at least 1, "
                 f"and keep_every {self.keep_every} not below 0"
             )
-        if not self.temperature > 0:
-            raise UserError(f"rollout: temperature must be above 0, not {self.temperature}")
+        check_temperature("rollout.temperature", self.temperature)
         if self.missing_eos_penalty < 0 or self.clip_reward < 0:
             raise UserError(
                 f"rollout: missing_eos_penalty {self.missing_eos_penalty} and clip_reward {self.clip_reward} "

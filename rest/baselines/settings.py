@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rest.baselines.rollout import RolloutSettings
-from rest.errors import UserError
+from rest.errors import UserError, refuse_below
 from rest.learning.divergence import FixedCoefficient, InLoss, InReward
+from rest.learning.learner import check_decay
 from rest.learning.lora import Trainable
 from rest.learning.optimizers import Adam, Schedule
 from rest.learning.returns import GAE, Group, LeaveOneOut
 from rest.learning.surrogate import ClippedSurrogate, ClippedValue, Reinforce
-from rest.learning.train import check_decay
 from rest.policy.policy import Policy
 from rest.policy.value import Value
 from rest.reward.learned.network import LearnedReward
@@ -122,9 +122,8 @@ class PPOSettings:
     critic: CriticSettings = field(default_factory=CriticSettings)
 
     def __post_init__(self) -> None:
-        for name, least in {"rollouts": 0, "evaluate_every": 1, "epochs": 1, "average": 1}.items():
-            if getattr(self, name) < least:
-                raise UserError(f"ppo.{name} must be at least {least}, not {getattr(self, name)}")
+        least = {"rollouts": 0, "evaluate_every": 1, "epochs": 1, "average": 1, "target_kl": 0, "pretraining": 0}
+        refuse_below("ppo.", self, least | {"pretraining_pairs": 1})
         check_decay("ppo.ema", self.ema)
         if self.advantage.of_sequences and self.rollout.samples_per_source < 2:
             raise UserError(

@@ -19,10 +19,10 @@ from rest.data.segments import Segments
 from rest.errors import UserError
 from rest.folder import seed_for
 from rest.learning.divergence import InLoss, InReward
+from rest.learning.learner import Learner
 from rest.learning.losses import Loss
 from rest.learning.returns import whiten
 from rest.learning.surrogate import ClippedSurrogate, ClippedValue, Reinforce
-from rest.learning.train import Learner
 from rest.model.transformer import Transformer
 from rest.policy.policy import Policy, hidden_states
 from rest.policy.value import Value, ValueNetwork

@@ -3,14 +3,19 @@
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import tyro
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
+from rest import processes
 from rest.commands.doctor import compile_cache
 from rest.errors import UserError
 
@@ -51,8 +56,26 @@ MOVED = {
     "ppo.adam.*": "ppo.optimizer.*",
     "ppo.critic.adam.*": "ppo.critic.optimizer.*",
 }
+SHORT = {"--profile": "--machine.profile"}
 # Micro-batches were added to a batch; now they divide it.
 SUMMED = "; a batch is all that an update sees, so make batch.batch_tokens as many times larger"
+
+
+ALL = "--help-all"
+FIRST = {  # the settings that people change first
+    "grow-steps": "G: how often samples are drawn anew",
+    "grow.samples-per-source": "N: samples of each source in a Grow step",
+    "grow.sources": "sources of a Grow step; 0: all",
+    "sampling.temperature": "of samples",
+    "sampling.max-target-tokens": "longest sample",
+    "bc.train.max-steps": "updates of behavioural cloning, at most",
+    "improve.train.max-steps": "updates of an Improve step, at most",
+    "improve.train.schedule.learning-rate": "of the first Improve step, after warm-up",
+    "ppo.rollouts": "how long to train online for comparison; 0: not",
+    "batch.batch-tokens": "target positions of a batch",
+    "machine.rows": "hypotheses sampled at the same time; decides no result",
+    "seed": "of everything",
+}
 
 
 @dataclass(frozen=True)
@@ -68,7 +91,14 @@ Own = TypeVar("Own", bound=OutFlags)
 
 @contextmanager
 def opened(command: str, arguments: Sequence[str], own: type[Own]) -> Iterator[tuple[Own, "Run"]]:
-    """The command's own flags, and the run that FILE and the other flags describe."""
+    """The command's own flags, and the run that FILE and the other flags describe, which keeps its settings."""
+    flags, run = run_of(command, arguments, own)
+    with run.recorded():
+        yield flags, run
+
+
+def run_of(command: str, arguments: Sequence[str], own: type[Own]) -> tuple[Own, "Run"]:
+    """The command's own flags, and the run that FILE and the other flags describe; nothing is written."""
     if not arguments or arguments[0].startswith("-"):
         raise UserError(f"name an experiment first, as in `rest {command} FILE[:variant] --out DIR`")
 
@@ -78,9 +108,7 @@ def opened(command: str, arguments: Sequence[str], own: type[Own]) -> Iterator[t
     name, *given = arguments
     flags, experiment = experiment_flags(command, [*given, *_own_folder(name, given)], own, load_experiment(name))
     configure_jax()
-    run = Run(experiment, flags.out)
-    with run.recorded():
-        yield flags, run
+    return flags, Run(experiment, flags.out)
 
 
 def _own_folder(name: str, given: Sequence[str]) -> list[str]:
@@ -98,6 +126,9 @@ def experiment_flags(
     from rest.experiment import Experiment
 
     refuse_moved(arguments)
+    if {"-h", "--help"} & set(arguments):
+        say_first(command, own, default)
+    arguments = [_in_full("--help" if argument == ALL else argument) for argument in arguments]
 
     def join(
         flags: Annotated[own, tyro.conf.arg(name="")],  # type: ignore[valid-type]
@@ -105,13 +136,34 @@ def experiment_flags(
     ) -> tuple[Any, Experiment]:
         return flags, experiment
 
-    return tyro.cli(
-        join,
-        args=arguments,
-        prog=f"rest {command} FILE",
-        description=own.__doc__,
-        config=(tyro.conf.AvoidSubcommands,),
-    )
+    with processes.quiet():
+        return tyro.cli(
+            join,
+            args=arguments,
+            prog=f"rest {command} FILE",
+            description=own.__doc__,
+            config=(tyro.conf.AvoidSubcommands,),
+        )
+
+
+def say_first(command: str, own: type[Any], experiment: "Experiment") -> NoReturn:
+    """The command's own flags, the settings that people change first with their values, and how to list all."""
+    with suppress(SystemExit):
+        tyro.cli(own, args=["--help"], prog=f"rest {command} FILE", description=own.__doc__)
+    table = Table("flag", "now", "what it is", title="settings to change first", title_justify="left", box=SIMPLE_HEAD)
+    for flag, meaning in FIRST.items():
+        with suppress(AttributeError):  # of a schedule of one's own, say
+            value = attrgetter(flag.replace("-", "_"))(experiment)
+            table.add_row(f"--{flag}", Text(str(value)), meaning)
+    console().print(table)
+    print(f"All settings: rest {command} FILE {ALL}")
+    raise SystemExit(0)
+
+
+def _in_full(argument: str) -> str:
+    """A flag that has a short name by its long one."""
+    flag, equals, value = argument.partition("=")
+    return SHORT.get(flag, flag) + equals + value
 
 
 def parsed(flags: type[T], command: str, arguments: Sequence[str]) -> T:

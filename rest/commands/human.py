@@ -9,7 +9,7 @@ from pathlib import Path
 import tyro
 
 from rest.commands.flags import console, parsed
-from rest.errors import UserError
+from rest.errors import UserError, check_seed, refuse_below
 from rest.evaluation.human import export_sheet, import_sheets
 from rest.evaluation.outputs import Outputs
 from rest.folder import write_json
@@ -52,6 +52,8 @@ class ImportFlags:
 def export(arguments: Sequence[str]) -> None:
     """Sheet and key from the greedy outputs of evaluated policies."""
     flags = parsed(ExportFlags, "human-eval export", arguments)
+    check_seed(flags.seed, "--seed")
+    refuse_below("--", flags, {"sources": 1})
     names = list(dict.fromkeys([flags.baseline, *flags.policies]))
     if len(names) < 2:
         raise UserError(f"--policies: name at least one policy other than {flags.baseline}")

@@ -12,7 +12,7 @@ from rest.commands.flags import console, parsed
 from rest.data.inspect import export, overview
 from rest.data.store import ScoredDataset
 from rest.data.where import rows_where
-from rest.errors import UserError
+from rest.errors import UserError, refuse_below
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Flags:
 def inspect(arguments: Sequence[str]) -> None:
     """Show the rows that are asked for, or write them to a file."""
     flags = parsed(Flags, "inspect", arguments)
+    refuse_below("--", flags, {"rows": 0})
     if not flags.folder.exists():
         raise UserError(f"{flags.folder}: no such grow step; make it with `rest grow`")
     dataset = ScoredDataset.open(flags.folder)

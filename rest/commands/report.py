@@ -12,21 +12,24 @@ import tyro
 
 from rest.commands.flags import console, parsed
 from rest.errors import UserError
-from rest.folder import read_json, write_json
+from rest.folder import newest_evaluations, read_json, write_json
 from rest.journal import literal
 from rest.report import comparisons, tables
-from rest.report.page import write_report
+from rest.report.page import grown, write_report, write_waiting
 from rest.report.record import made_with, record_of, without_paths
+from rest.report.several import write_comparison
 from rest.report.summary import summarise
-from rest.report.verdict import verdict
+from rest.report.verdict import advice, verdict
 
 
 @dataclass(frozen=True)
 class Flags:
-    """The table of a run, report.md and report.html."""
+    """The table of a run, report.md and report.html; of several runs one page that compares them."""
 
-    run: tyro.conf.Positional[Path]
-    """The run's folder."""
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of runs."""
+    out: Path = Path("comparison.html")
+    """The page that compares several runs."""
     live: float | None = None
     """Write the report again every so many seconds while the run goes on, as a page that loads itself again."""
     record: Path | None = None
@@ -39,27 +42,45 @@ class Flags:
 
 
 def report(arguments: Sequence[str]) -> None:
-    """What came of a run so far."""
+    """What came of a run so far, or of several."""
     flags = parsed(Flags, "report", arguments)
-    if not flags.run.is_dir():
-        raise UserError(f"{flags.run}: no such folder")
-    if (flags.run / "study.json").exists():
-        raise UserError(f"{flags.run} is a study: see its study.md, or report one of its runs, VARIANT/SEED in it")
+    for run in flags.runs:
+        if not run.is_dir():
+            raise UserError(f"{run}: no such folder")
+        if any(run.glob("study*.json")):
+            raise UserError(f"{run} is a study: see its study.md, or report one of its runs, VARIANT/SEED in it")
+    if len(flags.runs) > 1:
+        _compare(flags)
+        return
+    if not flags.runs:
+        raise UserError("name the folder of a run, as in `rest report runs/demo`")
+    (run,) = flags.runs
     if flags.live is not None:
-        _follow(flags.run, flags.live)
+        _follow(run, flags.live)
     if flags.agreement and flags.record is None:
         raise UserError("--agreement joins files to a record; name its file with --record")
-    if flags.record is None or any(flags.run.glob("evaluation*/*/stage.json")):  # a reward alone has no table
-        summarise(flags.run)
-        show(flags.run)
+    if flags.record is None or any(run.glob("evaluation*/*/stage.json")):  # a reward alone has no table
+        summarise(run)
+        show(run)
     if flags.record is not None:
-        _record(flags, flags.record)
+        _record(flags, run, flags.record)
 
 
-def _record(flags: Flags, path: Path) -> None:
+def _compare(flags: Flags) -> None:
+    """Several runs on one page."""
+    if flags.live is not None or flags.record is not None:
+        raise UserError("--live and --record are for one run")
+    for run in flags.runs:
+        summarise(run)
+    found = write_comparison(flags.runs, flags.out)
+    console().print(*found.console(), sep="\n")
+    console().print(literal(f"comparison: {flags.out}"), soft_wrap=True)
+
+
+def _record(flags: Flags, run: Path, path: Path) -> None:
     """The run's numbers, and how they were made."""
-    settings = without_paths(read_json(flags.run / "experiment.json"))
-    record = {**made_with(flags.command), "settings": settings, **record_of(flags.run)}
+    settings = without_paths(read_json(run / "experiment.json"))
+    record = {**made_with(flags.command), "settings": settings, **record_of(run)}
     if flags.agreement:
         record["agreement"] = [without_paths(read_json(file)) for file in flags.agreement]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,11 +94,13 @@ def _follow(run: Path, seconds: float) -> None:
         raise UserError(f"live must be above 0 seconds, not {seconds:g}")
     if not (run / "experiment.json").exists():
         raise UserError(f"{run} is no run's folder: it has no experiment.json")
-    print(f"{run / 'report.html'} follows the run until Ctrl-C, once a policy has been evaluated", file=sys.stderr)
+    print(f"{run / 'report.html'} follows the run until Ctrl-C", file=sys.stderr)
     while True:
-        if (run / "evaluation" / "bc" / "stage.json").exists():
+        if (newest_evaluations(run) / "bc" / "stage.json").exists():
             summarise(run)
             write_report(run, refresh=seconds)
+        else:
+            write_waiting(run, seconds)
         time.sleep(seconds)
 
 
@@ -87,6 +110,7 @@ def show(folder: Path) -> None:
     page = write_report(folder)
     shown = console()
     shown.print(tables.console(rows, "test"))
-    for sentence in verdict(rows, "test", comparisons.read(folder)):
+    shown.print(literal(advice(rows, "test", comparisons.read(folder))))
+    for sentence in verdict(rows, "test", comparisons.read(folder), grown(folder)):
         shown.print(literal(sentence))
     shown.print(literal(f"report: {page}"), soft_wrap=True)

@@ -13,9 +13,11 @@ import numpy as np
 import tyro
 
 from rest.commands.flags import configure_jax, console, parsed
-from rest.errors import UserError
+from rest.data.corpus import cleaning_of
+from rest.errors import UserError, check_seed
 from rest.experiment import import_file
-from rest.folder import describe, write_json
+from rest.folder import write_json
+from rest.identity import describe
 from rest.policy.policy import last_policy
 from rest.ratings.files import MLQEPE, MQM, DirectAssessments, Rankings, Votes
 from rest.ratings.record import Ratings, SplitSettings, by_kind, split, unseen
@@ -53,7 +55,11 @@ class Flags:
     """Write the numbers to this JSON file too."""
 
     def load(self, rewards: Sequence[str]) -> Ratings:
+        """The ratings that are used, as the text of the first reward's run was cleaned."""
+        check_seed(self.seed, "--seed")
         ratings = self.ratings.load()
+        if Path(self.reward).is_dir():
+            ratings = ratings.cleaned(cleaning_of(Path(self.reward)).line)
         if self.part == "unseen":
             return unseen(ratings, np.concatenate([known_sources(name) for name in rewards]))
         return ratings if self.part == "all" else getattr(split(ratings, self.split), self.part)

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from rest import processes
 from rest.algorithm import rest
 from rest.commands.flags import OutFlags, console, opened
+from rest.commands.plan import followed
+from rest.commands.plan import plan as show_plan
 from rest.commands.report import show
 from rest.errors import UserError
 from rest.evaluation.decoding import DecodingSettings
-from rest.folder import StageName
+from rest.folder import StageName, newest_evaluations
 from rest.grow import open_dataset
+from rest.journal import say
 from rest.report.best_of_n import section
+from rest.report.page import write_report
 from rest.report.summary import summarise
 from rest.stages.evaluation import BestOfNCurves, Decode
+
+
+@dataclass(frozen=True)
+class RunFlags(OutFlags):
+    """The whole loop; on a half-done folder, what is missing. Every setting of the experiment is a flag too."""
+
+    plan: bool = False
+    """Only say what it is going to take."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +73,26 @@ class BestOfNFlags(OutFlags):
 
 def run(arguments: Sequence[str]) -> None:
     """The whole loop, what came of it, and its report."""
-    with opened("run", arguments, OutFlags) as (flags, run):
+    if "--plan" in arguments:
+        show_plan([argument for argument in arguments if argument != "--plan"])
+        return
+    with opened("run", arguments, RunFlags) as (flags, run), reported(flags.out), followed(run):
         rest(run)
-    summarise(flags.out)
-    show(flags.out)
+    processes.first(lambda: summarise(flags.out))
+    processes.first(lambda: show(flags.out))
+
+
+@contextmanager
+def reported(out: Path) -> Iterator[None]:
+    """Where the run cannot go on, write the report of what is complete."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt):
+        with processes.alone():
+            if processes.talks() and (newest_evaluations(out) / "bc" / "stage.json").exists():
+                summarise(out)
+                say(f"{write_report(out)}: the report of what is complete")
+        raise
 
 
 def bc(arguments: Sequence[str]) -> None:
@@ -104,7 +135,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         else:
             newest = run.done.newest
             run.stage(Decode(name, run.policy(name), run.reward(newest), flags.decoding, newest))
-    summarise(flags.out)
+        processes.first(lambda: summarise(flags.out))
 
 
 def best_of_n(arguments: Sequence[str]) -> None:
@@ -114,9 +145,13 @@ def best_of_n(arguments: Sequence[str]) -> None:
         names = [_policy(folder) for folder in flags.policies]
         for name in names or [StageName("bc"), *run.done.improves]:
             run.stage(BestOfNCurves(name, run.policy(name), run.reward(), flags.samples))
-    found = section(flags.out)
-    assert found is not None
-    console().print(*found.console(), sep="\n")
+
+        def show_curves() -> None:
+            found = section(flags.out)
+            assert found is not None
+            console().print(*found.console(), sep="\n")
+
+        processes.first(show_curves)
 
 
 def _policy(folder: str) -> StageName:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import tyro
 
-from rest.commands.flags import OutFlags, configure_jax, console, experiment_flags
+from rest.commands.flags import ALL, OutFlags, configure_jax, console, experiment_flags
 from rest.errors import UserError
 from rest.experiment import load_variants
-from rest.folder import replacing, write_json
+from rest.folder import read_json, replacing, write_json
 from rest.journal import literal
 from rest.report.studies import console as in_terminal
 from rest.report.studies import figure, lines_of, section
@@ -43,7 +43,7 @@ def study(arguments: Sequence[str]) -> None:
         raise UserError("name an experiment first, as in `rest study FILE[:group] --out DIR --seeds 0 1 2`")
     name, *given = arguments
     variants = load_variants(name)
-    if {"-h", "--help"} & set(given):
+    if {"-h", "--help", ALL} & set(given):
         experiment_flags("study", given, Flags, next(iter(variants.values())))
     asked, _ = tyro.cli(Flags, args=given, prog="rest study FILE", return_unknown_args=True)  # which variants
     chosen = load_variants(name, asked.variants)
@@ -56,24 +56,28 @@ def study(arguments: Sequence[str]) -> None:
             cells.make()
     finally:
         if cells.rows:
-            _show(cells, flags, shlex.join(["rest", "study", *arguments]))
+            _show(cells, flags, shlex.join(["rest", "study", *arguments]), name.partition(":")[2].replace(".", "-"))
 
 
-def _show(cells: Study, flags: Flags, command: str) -> None:
-    """The table, study.md, study.json, study.svg and study.png."""
+def _show(cells: Study, flags: Flags, command: str, group: str) -> None:
+    """The table, study.md, study.json, study.svg and study.png; study-GROUP.md where these are of other variants."""
     found = lines_of(cells.rows, flags.every)
     table = section(found)
     record = cells.record(command)
-    for path in [flags.out / "study.json", *([] if flags.results is None else [flags.results])]:
+    files = flags.out / "study"
+    if group and files.with_suffix(".json").exists():
+        known = read_json(files.with_suffix(".json")).get("variants", {})
+        files = files if {*known} & {*cells.variants} else flags.out / f"study-{group}"
+    for path in [files.with_suffix(".json"), *([] if flags.results is None else [flags.results])]:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, record)
-    with replacing(flags.out / "study.md") as file:
+    with replacing(files.with_suffix(".md")) as file:
         file.write(("\n\n".join(table.markdown()) + "\n").encode())
     drawn = figure(found)
     for kind in ("svg", "png"):
-        with replacing(flags.out / f"study.{kind}") as file:
+        with replacing(files.with_suffix(f".{kind}")) as file:
             drawn.savefig(file, format=kind, dpi=120)
     shown = console()
     shown.print(in_terminal(found))
     complete, wanted = len(cells.rows), len(cells.cells)
-    shown.print(literal(f"{complete} of {wanted} cells are complete; {flags.out / 'study.md'}, .json, .svg, .png"))
+    shown.print(literal(f"{complete} of {wanted} cells are complete; {files.with_suffix('.md')}, .json, .svg, .png"))

@@ -12,9 +12,10 @@ import numpy as np
 import tyro
 
 from rest.commands.flags import configure_jax, parsed
-from rest.data.corpus import Split
-from rest.errors import UserError
+from rest.data.corpus import Split, cleaning_of
+from rest.errors import UserError, check_seed
 from rest.evaluation.decoding import DecodingSettings
+from rest.journal import say
 from rest.policy.beam import BeamSettings
 from rest.policy.policy import Policy, last_policy
 from rest.policy.sampler import SamplingSettings
@@ -44,8 +45,12 @@ class Flags:
 
 
 def translate_lines(arguments: Sequence[str]) -> None:
-    """A line for a line: an empty one for an empty one, and an error that names a line which is too long."""
+    """A line for a line, each cleaned as the run's own text was.
+
+    An empty line for what cleaning leaves empty, and an error that names a line which is too long.
+    """
     flags = parsed(Flags, "translate", arguments)
+    check_seed(flags.seed, "--seed")
     configure_jax()
     policy = last_policy(flags.folder)
     beam = BeamSettings(flags.beams, flags.length_penalty, flags.max_target_tokens)
@@ -56,20 +61,23 @@ def translate_lines(arguments: Sequence[str]) -> None:
         from rest.commands.reward import open_reward  # and with it every reward of ours, which takes seconds
 
         reward = open_reward(flags.reward or str(flags.folder))
-    lines = _read_lines()
+    clean = cleaning_of(flags.folder).line
+    lines = [clean(line) for line in _read_lines()]
     full = [number for number, line in enumerate(lines) if line.strip()]
     _refuse_long([lines[number] for number in full], full, policy, flags.max_source_tokens)
     translations = [""] * len(lines)
     if full:
-        split = Split("input", np.array(full), [lines[n].strip() for n in full], None)
+        split = Split("input", np.array(full), [lines[n] for n in full], None)
         for number, text in zip(full, decode(policy, split, reward, flags.seed), strict=True):
             translations[number] = text
     sys.stdout.buffer.write("".join(f"{text}\n" for text in translations).encode())
 
 
 def _read_lines() -> list[str]:
+    if sys.stdin.isatty():
+        say("a source a line; Ctrl-D ends them")
     try:
-        lines = sys.stdin.buffer.read().decode("utf-8").split("\n")
+        lines = sys.stdin.buffer.read().decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise UserError(f"standard input, line {line}: not valid UTF-8 ({error.reason})") from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import grain
@@ -16,8 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
+from rest.data.packing import pack
+from rest.data.ragged import Ragged, lengths_of
 from rest.data.segments import Segments
-from rest.errors import UserError
+from rest.errors import UserError, refuse_below
 
 Ids = Sequence[int] | np.ndarray
 
@@ -82,9 +85,8 @@ class Examples:
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)  # float32 [n], one number per pair
     groups: np.ndarray | None = None  # int64 [n]: pairs of one group share a row, as far as they fit into one
     source_of: np.ndarray | None = None  # int64 [n]: where in `sources` each target's is; pairs of one source share it
-    token_columns: Mapping[str, Sequence[np.ndarray]] = field(
-        default_factory=dict
-    )  # [n] float32 [tokens], one per target token
+    # [n] float32 [tokens], one per target token, or [0] for a pair that has none, which is 0 in a batch
+    token_columns: Mapping[str, Sequence[np.ndarray]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -92,19 +94,28 @@ class Examples:
     def take(self, rows: np.ndarray) -> Examples:
         """The pairs of these rows (int [k]), in their order; the same pair may come again."""
         of_sources = {} if self.source_of is None else {"source_of": self.source_of[rows]}
-        sources = [self.sources[r] for r in rows] if self.source_of is None else self.sources
         return replace(
             self,
-            sources=sources,
-            targets=[self.targets[r] for r in rows],
+            sources=_rows_of(self.sources, rows) if self.source_of is None else self.sources,
+            targets=_rows_of(self.targets, rows),
             columns={name: values[rows] for name, values in self.columns.items()},
             groups=None if self.groups is None else self.groups[rows],
-            token_columns={name: [values[r] for r in rows] for name, values in self.token_columns.items()},
+            token_columns={name: _rows_of(values, rows) for name, values in self.token_columns.items()},
             **of_sources,
         )
 
     def source(self, pair: int | np.integer) -> Ids:
         return self.sources[int(pair if self.source_of is None else self.source_of[pair])]
+
+    @cached_property
+    def lengths(self) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of each pair's source and target, int32 [n]."""
+        sources = lengths_of(self.sources)
+        return sources if self.source_of is None else sources[self.source_of], lengths_of(self.targets)
+
+
+def _rows_of(values: Sequence[Any], rows: np.ndarray) -> Sequence[Any]:
+    return values.take(rows) if isinstance(values, Ragged) else [values[r] for r in rows]
 
 
 @dataclass(frozen=True)
@@ -119,6 +130,9 @@ class BatchSettings:
     """Positions of a packed row on the target side; a longer target is an error."""
     share_sources: bool = False
     """Encode a source once for all its hypotheses in a row; pays where target_tokens is some times source_tokens."""
+
+    def __post_init__(self) -> None:
+        refuse_below("batch.", self, {"batch_tokens": 1, "source_tokens": 1, "target_tokens": 1})
 
     @property
     def rows(self) -> int:
@@ -141,96 +155,38 @@ class BatchOverrides:
 
 def fitting(examples: Examples, settings: BatchSettings) -> np.ndarray:
     """Which pairs fit into a row on both sides, bool [n]."""
-    return np.asarray(
-        [
-            len(examples.source(pair)) <= settings.source_tokens and len(target) <= settings.target_tokens
-            for pair, target in enumerate(examples.targets)
-        ],
-        bool,
-    )
+    sources, targets = examples.lengths
+    return (sources <= settings.source_tokens) & (targets <= settings.target_tokens)
 
 
 @dataclass(frozen=True)
 class Plan:
     """Which pairs share which row."""
 
-    rows: list[np.ndarray]  # int64, the pairs of each row, in their order
+    rows: Ragged  # int32, the pairs of each row, in their order
     max_pairs: int  # Q
     padding: float  # share of target positions that hold no token
 
 
 def plan_rows(examples: Examples, settings: BatchSettings, seed: int) -> Plan:
-    """First-fit-decreasing packing within shuffled windows of 2,048 pairs.
+    """First-fit-decreasing packing within shuffled windows of 2,048 pairs (packing.py).
 
-    A window, and not the whole set, is sorted, so that rows stay a random mixture of the corpus. A pair that does
-    not fit into a row is a UserError.
+    Pairs of a group, or of a source that is shared, keep together. A pair that does not fit into a row is a UserError.
     """
-    source_lengths = np.fromiter((len(examples.source(pair)) for pair in range(len(examples))), np.int64, len(examples))
-    target_lengths = np.fromiter((len(t) for t in examples.targets), np.int64, len(examples))
+    sources, targets = examples.lengths
     fits = fitting(examples, settings)
     if not fits.all():
         pair = int(fits.argmin())
         raise UserError(
-            f"batch: pair {pair} has {source_lengths[pair]} source and {target_lengths[pair]} target tokens, more "
+            f"batch: pair {pair} has {sources[pair]} source and {targets[pair]} target tokens, more "
             f"than source_tokens {settings.source_tokens} or target_tokens {settings.target_tokens}"
         )
-    units = _units(examples, source_lengths, target_lengths, settings)
-    shared = examples.source_of is not None  # then the pairs of a unit have one source
-    source_sums = np.asarray([source_lengths[unit[:1] if shared else unit].sum() for unit in units], np.int64)
-    target_sums = np.asarray([target_lengths[unit].sum() for unit in units], np.int64)
-    order = np.random.default_rng(seed).permutation(len(units))
-    rows: list[np.ndarray] = []
-    for start in range(0, len(order), 2048):
-        window = order[start : start + 2048]
-        window = window[np.argsort(-np.maximum(source_sums, target_sums)[window], kind="stable")]
-        packed = _pack(window, source_sums, target_sums, settings)
-        rows.extend(np.concatenate([units[unit] for unit in row]) for row in packed)
-    max_pairs = bucket(max((len(row) for row in rows), default=1))  # few programs to compile, whatever the examples
-    positions = max(1, len(rows) * settings.target_tokens)
-    return Plan(rows, max_pairs, 1.0 - float(target_lengths.sum()) / positions)
-
-
-def _units(
-    examples: Examples, source_lengths: np.ndarray, target_lengths: np.ndarray, settings: BatchSettings
-) -> list[np.ndarray]:
-    """What must share a row: every pair for itself, or a group's or a source's pairs, cut where they outgrow a row."""
-    shared = examples.source_of is not None
+    room, shared = (settings.source_tokens, settings.target_tokens), examples.source_of is not None
     groups = examples.source_of if examples.groups is None else examples.groups
-    if groups is None:
-        return list(np.arange(len(examples))[:, None])
-    order = np.argsort(groups, kind="stable")
-    units: list[list[int]] = []
-    last, source_room, target_room = None, 0, 0
-    for pair in order:
-        source_room, target_room = source_room - source_lengths[pair] * (not shared), target_room - target_lengths[pair]
-        if groups[pair] != last or min(source_room, target_room) < 0:
-            units.append([])
-            source_room = settings.source_tokens - source_lengths[pair]
-            target_room = settings.target_tokens - target_lengths[pair]
-        units[-1].append(int(pair))
-        last = groups[pair]
-    return [np.asarray(unit, np.int64) for unit in units]
-
-
-def _pack(
-    window: np.ndarray, source_lengths: np.ndarray, target_lengths: np.ndarray, settings: BatchSettings
-) -> list[np.ndarray]:
-    """Put each unit, longest first, into the first row that has room on both sides."""
-    source_room = np.zeros(len(window), np.int64)
-    target_room = np.zeros(len(window), np.int64)
-    contents: list[list[int]] = []
-    for pair in window:
-        source, target = source_lengths[pair], target_lengths[pair]
-        opened = len(contents)
-        fits = (source_room[:opened] >= source) & (target_room[:opened] >= target)
-        row = int(fits.argmax()) if fits.any() else opened
-        if row == opened:
-            contents.append([])
-            source_room[row], target_room[row] = settings.source_tokens, settings.target_tokens
-        contents[row].append(int(pair))
-        source_room[row] -= source
-        target_room[row] -= target
-    return [np.asarray(row, np.int64) for row in contents]
+    rows = pack(sources, targets, room, seed, groups, shared)
+    max_pairs = bucket(int(rows.lengths.max(initial=1)))  # few programs to compile, whatever the examples
+    positions = max(1, len(rows) * settings.target_tokens)
+    return Plan(rows, max_pairs, 1.0 - float(targets.sum(dtype=np.int64)) / positions)
 
 
 @dataclass(frozen=True)
@@ -278,9 +234,35 @@ class _Assemble:
             for name, values in self.examples.columns.items():
                 columns[name][segment - 1] = values[pair]
             for name, of_tokens in self.examples.token_columns.items():
-                token_columns[name][t : t + n] = of_tokens[pair]
+                if len(numbers := of_tokens[pair]):
+                    token_columns[name][t : t + n] = numbers
             t += n
         return Batch(**out, columns=columns, token_columns=token_columns)
+
+
+@dataclass(frozen=True)
+class Share:
+    """Some rows of a batch, as numpy, and which they are: what one of several processes assembles of it."""
+
+    batch: Batch  # k rows
+    rows: np.ndarray  # int64 [k], rising
+    of: int  # rows of the whole batch
+
+    @classmethod
+    def whole(cls, batch: Batch) -> Share:
+        return cls(batch, np.arange(len(batch.target)), len(batch.target))
+
+
+@dataclass(frozen=True)
+class _AssembleSome:
+    """Some of a batch's planned rows, side by side."""
+
+    assemble: _Assemble
+    chosen: np.ndarray | None  # None: all
+
+    def __call__(self, rows: Sequence[np.ndarray]) -> Batch:
+        chosen = range(len(rows)) if self.chosen is None else self.chosen
+        return jax.tree.map(lambda *parts: np.stack(parts), *[self.assemble(rows[k]) for k in chosen])
 
 
 def training_batches(
@@ -290,18 +272,19 @@ def training_batches(
     pad_id: int,
     seed: int,
     epochs: int | None = None,
-    process: tuple[int, int] = (0, 1),
+    held: np.ndarray | None = None,
 ) -> tuple[grain.DatasetIterator[Batch], Plan]:
     """An endless (or `epochs` long) iterator over batches, and the plan that it follows.
 
-    The iterator's `get_state` and `set_state` save and restore the position. `process` is (index, count): each
-    process reads its own share of the rows.
+    The iterator's `get_state` and `set_state` save and restore the position. Of each batch only the rows `held` are
+    assembled, rising, by default all: which batch has which rows is the same whatever a process holds.
     """
     plan = plan_rows(examples, settings, seed)
-    index, count = process
-    rows: Any = grain.MapDataset.source(plan.rows[index::count])
-    assembled = rows.seed(seed).shuffle().repeat(epochs).map(_Assemble(examples, settings, plan.max_pairs, pad_id))
-    batches = assembled.batch(settings.rows // count or 1, drop_remainder=epochs is None)
+    rows: Any = grain.MapDataset.source(plan.rows)
+    planned = (
+        rows.seed(seed).shuffle().repeat(epochs).batch(settings.rows, drop_remainder=epochs is None, batch_fn=list)
+    )
+    batches = planned.map(_AssembleSome(_Assemble(examples, settings, plan.max_pairs, pad_id), held))
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8))), plan
 
 
@@ -341,34 +324,53 @@ def padded_batches(
         start += height
 
 
-def evaluation_batches(examples: Examples, settings: BatchSettings, *, pad_id: int) -> list[Batch]:
+@dataclass(frozen=True)
+class Packed:
+    """Batches of planned rows, each assembled when it is asked for."""
+
+    assemble: _Assemble
+    rows: list[list[np.ndarray]]  # of each batch
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, batch: int) -> Batch:
+        return _AssembleSome(self.assemble, None)(self.rows[batch])
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.part(slice(None))
+
+    def part(self, chosen: slice) -> Iterator[Batch]:
+        """Some of them."""
+        return (self[k] for k in range(*chosen.indices(len(self))))
+
+
+def evaluation_batches(examples: Examples, settings: BatchSettings, *, pad_id: int) -> Packed:
     """All examples once, packed, in fixed batches; the last one is filled up with empty rows."""
     plan = plan_rows(examples, settings, seed=0)
-    assemble = _Assemble(examples, settings, plan.max_pairs, pad_id)
-    batches = []
-    empty = np.empty(0, np.int64)
-    for start in range(0, len(plan.rows), settings.rows):
-        rows = plan.rows[start : start + settings.rows]
-        rows += [empty] * (settings.rows - len(rows))
-        batches.append(jax.tree.map(lambda *parts: np.stack(parts), *[assemble(row) for row in rows]))
-    return batches
+    starts = range(0, len(plan.rows), settings.rows)
+    batches = [_filled(list(plan.rows[start : start + settings.rows]), settings) for start in starts]
+    return Packed(_Assemble(examples, settings, plan.max_pairs, pad_id), batches)
 
 
-def minibatches(examples: Examples, settings: BatchSettings, *, pad_id: int, seed: int) -> list[Batch]:
+def minibatches(examples: Examples, settings: BatchSettings, *, pad_id: int, seed: int) -> Packed:
     """All examples once, packed.
 
     Rows are shuffled and shared evenly between batches, and batches filled up with empty rows: whatever the examples,
     the shapes are the same, so that one program serves every rollout.
     """
     plan = plan_rows(examples, settings, seed)
-    assemble = _Assemble(examples, settings, settings.target_tokens, pad_id)  # no pair is shorter than a token
-    empty = np.empty(0, np.int64)
     order = np.random.default_rng(seed).permutation(len(plan.rows))
-    batches = []
-    for part in np.array_split(order, -(-len(order) // settings.rows)):
-        rows = [plan.rows[k] for k in part] + [empty] * (settings.rows - len(part))
-        batches.append(jax.tree.map(lambda *leaves: np.stack(leaves), *[assemble(row) for row in rows]))
-    return batches
+    batches = [
+        _filled([plan.rows[k] for k in part], settings)
+        for part in np.array_split(order, -(-len(order) // settings.rows))
+    ]
+    return Packed(_Assemble(examples, settings, settings.target_tokens, pad_id), batches)  # no pair is below a token
+
+
+def _filled(rows: list[np.ndarray], settings: BatchSettings) -> list[np.ndarray]:
+    """The rows of a batch, some of them empty."""
+    return rows + [np.empty(0, np.int64)] * (settings.rows - len(rows))
 
 
 def gather_tokens(parts: Iterable[tuple[Batch, np.ndarray]], pairs: int) -> list[np.ndarray]:

@@ -9,19 +9,24 @@ from __future__ import annotations
 import unicodedata
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from hashlib import blake2b
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from rest.data.synthetic import SyntheticLanguage
 from rest.errors import UserError
+from rest.folder import read_json
 from rest.statistics.words import count_words
 
 Gold = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 """Exact quality where a task knows it: (sources, hypotheses) -> float32 [n] in [0, 1]."""
+
+NonTranslation = Callable[[Sequence[str], Sequence[str]], np.ndarray]
+"""Which pairs are no translations of each other: (sources, references) -> bool [n]."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Corpus:
     gold: Gold | None = None
 
 
-COUNTS = ("read", "kept", "empty", "too_long", "ratio", "duplicate", "in_test")
+COUNTS = ("read", "kept", "empty", "too_long", "ratio", "duplicate", "in_test", "no_translation")
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,8 @@ class Cleaning:
     max_length_ratio: float | None = None  # drop training pairs with more source words per reference word
     drop_train_in_test: bool = True  # drop training pairs whose source is also in dev or test
     drop_duplicates: bool = False  # keep only the first of equal training pairs
+    # drop training pairs for which this function of n sources and n references is True: NonTranslations(…)
+    non_translations: Any = None
 
     def __post_init__(self) -> None:
         if self.unicode_form not in ("NFC", "NFKC", "none"):
@@ -92,7 +99,11 @@ class Cleaning:
             raise UserError(f"min_length_ratio {low} is above max_length_ratio {high}")
 
     def line(self, text: str) -> str:
-        """One line, cleaned; doing it twice changes nothing more."""
+        """One line, cleaned; doing it twice changes nothing more.
+
+        Byte order marks, which joined files have within, are left out, and a NUL is white space, whatever is set.
+        """
+        text = text.replace("\ufeff", "").replace("\0", " ")
         if self.unicode_form != "none":
             text = unicodedata.normalize(self.unicode_form, text)
         if self.lowercase:
@@ -112,6 +123,16 @@ class Cleaning:
         ratio = source_words / reference_words
         low, high = self.min_length_ratio, self.max_length_ratio
         return (low is not None and ratio < low) or (high is not None and ratio > high)
+
+
+def cleaning_of(folder: Path) -> Cleaning:
+    """How the text of a run was cleaned, of whose folder, or of a stage's in it; the usual where nothing says so."""
+    for place in (folder, *folder.absolute().parents[:2]):
+        if (record := place / "experiment.json").is_file():
+            known = read_json(record).get("cleaning") or {}
+            plain = {each.name for each in fields(Cleaning)} - {"non_translations"}  # a function, which is not in JSON
+            return Cleaning(**{name: value for name, value in known.items() if name in plain})
+    return Cleaning()
 
 
 @dataclass(frozen=True)
@@ -217,6 +238,8 @@ def cleaned(
     pairs = _without_fault(rows, cleaning, measured, counts)
     if rows.split == "train" and cleaning.drop_duplicates:
         pairs = _first_of_equals(pairs, counts)
+    if rows.split == "train" and cleaning.non_translations is not None:
+        pairs = _translations(pairs, cleaning.non_translations, counts)
     for found in pairs:
         counts["kept"] += 1
         yield found
@@ -268,6 +291,20 @@ def _first_of_equals(pairs: Iterator[tuple[int, Pair]], counts: dict[str, int]) 
                 yield found
             else:
                 counts["duplicate"] += 1
+
+
+def _translations(
+    pairs: Iterator[tuple[int, Pair]], non_translations: NonTranslation, counts: dict[str, int]
+) -> Iterator[tuple[int, Pair]]:
+    """Pairs that are no translations of each other are counted, and left out; 65,536 are compared at once."""
+    while block := list(islice(pairs, 1 << 16)):
+        there = [pair for _, pair in block if pair.reference is not None]
+        none = iter(non_translations([pair.source for pair in there], [pair.reference or "" for pair in there]))
+        for found in block:
+            if found[1].reference is not None and next(none):
+                counts["no_translation"] += 1
+            else:
+                yield found
 
 
 class Hashes:

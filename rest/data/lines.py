@@ -34,6 +34,8 @@ def decode_line(raw: bytes, place: Path | str, number: int) -> str:
     try:
         return raw.decode("utf-8-sig" if number == 1 else "utf-8")  # editors may put a byte order mark first
     except UnicodeDecodeError as error:
+        if number == 1 and raw.startswith(b"\x1f\x8b"):
+            raise UserError(f"{place} is compressed by gzip: give it a name that ends in .gz") from error
         wrong = raw[error.start]
         raise UserError(f"{place}, line {number}: byte {error.start + 1} is 0x{wrong:02x}, no UTF-8") from error
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import filelock
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -193,6 +194,23 @@ def reading(path: Path) -> Iterator[None]:
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} cannot be read, it may be damaged: {reason}") from error
+
+
+def made_once(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Writes a file unless it is there; of several processes one does, and those that come later wait for it.
+
+    What a process that was killed left half made is removed.
+    """
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(path.with_name(f".{path.name}.lock")):
+        if path.exists():
+            return
+        for leftover in path.parent.glob(f".{path.name}.*.writing"):
+            leftover.unlink()
+        with replacing(path) as file:
+            write(file)
 
 
 def write_parquet(path: Path, table: pa.Table, row_group: int) -> None:

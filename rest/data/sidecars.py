@@ -9,6 +9,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ import filelock
 import numpy as np
 import pyarrow as pa
 
+from rest import processes
 from rest.data.shards import (
     SCHEMA,
     SCHEMA_VERSION,
@@ -82,6 +84,19 @@ class Sidecars:
         `values`: numpy [rows] in row order, or an iterable with one entry a shard (so that not all need be
         held): an array [rows of the shard], or a list of that many arrays, None where a row has no value.
         """
+        edges = np.cumsum([shard.rows for shard in self.shards])[:-1]
+        parts = iter(np.split(values, edges) if isinstance(values, np.ndarray) else values)
+        folder = self._temporary(name)
+        try:
+            self._write_shards(folder, name, slice(None), lambda _: next(parts, []))
+            if next(parts, None) is not None:
+                raise ValueError(f"column {name}: values of more than {len(self.shards)} shards")
+            self._complete(folder, self.folder / "columns" / name, settings)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _temporary(self, name: str) -> Path:
+        """A new folder to write a column in; UserError where it cannot have this name."""
         if not name.isidentifier() or name in SCHEMA.names or name in DERIVED:
             raise UserError(f"column name {name!r} cannot be used: it must be an identifier that is not yet taken")
         final = self.folder / "columns" / name
@@ -89,36 +104,56 @@ class Sidecars:
             raise UserError(f"{final} exists already: columns never change, choose another name")
         temporary = final.with_name(f".{name}.{uuid.uuid4().hex[:8]}.writing")
         temporary.mkdir(parents=True)
-        try:
-            edges = np.cumsum([shard.rows for shard in self.shards])[:-1]
-            parts = np.split(values, edges) if isinstance(values, np.ndarray) else values
-            kind = None
-            for shard, part in zip(self.shards, parts, strict=True):
-                array = as_array(part, kind)
-                if len(array) != shard.rows or pa.types.is_null(array.type):
-                    raise ValueError(f"column {name}, {shard.name}: {array.type} [{len(array)}], not [{shard.rows}]")
-                kind = array.type
-                write_parquet(temporary / shard.name, pa.table({name: array}), self.row_group)
-            data = {
-                "dataset": self.dataset,
-                "settings": settings,
-                "schema_version": SCHEMA_VERSION,
-                "shards": [asdict(shard) for shard in describe_shards(temporary)],
-            }
-            write_json(temporary / "manifest.json", data)
-            os.replace(temporary, final)
-            sync_folder(final.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        return temporary
 
-    def write_once(self, name: str, make: Callable[[], Iterable[Any]], settings: dict[str, Any]) -> None:
-        """The same unless it is there; of several processes one makes it, and the others wait for it.
+    def _write_shards(self, folder: Path, name: str, which: slice, part: Callable[[int], Any]) -> None:
+        """Writes the values of some shards."""
+        kind = None
+        for number in range(*which.indices(len(self.shards))):
+            shard, array = self.shards[number], as_array(part(number), kind)
+            if len(array) != shard.rows or pa.types.is_null(array.type):
+                raise ValueError(f"column {name}, {shard.name}: {array.type} [{len(array)}], not [{shard.rows}]")
+            kind = array.type
+            write_parquet(folder / shard.name, pa.table({name: array}), self.row_group)
 
-        UserError if it is there and was made with other settings.
+    def _complete(self, folder: Path, final: Path, settings: dict[str, Any]) -> None:
+        """Writes the manifest of a column whose shards are all there, and gives it its name."""
+        data = {
+            "dataset": self.dataset,
+            "settings": settings,
+            "schema_version": SCHEMA_VERSION,
+            "shards": [asdict(shard) for shard in describe_shards(folder)],
+        }
+        write_json(folder / "manifest.json", data)
+        os.replace(folder, final)
+        sync_folder(final.parent)
+
+    def write_once(self, name: str, part: Callable[[int], Any], settings: dict[str, Any]) -> None:
+        """The same unless it is there; `part` gives the values of a shard by its number.
+
+        Of processes that do this together each makes a part of the shards; of others one makes all, and the rest wait
+        for it. UserError if it is there and was made with other settings.
         """
-        (self.folder / "columns").mkdir(exist_ok=True)
-        with filelock.FileLock(self.folder / "columns" / f".{name}.lock"):
-            if name not in self.names:
-                self.write(name, make(), settings)
-            elif self.open(name).settings != settings:
-                raise UserError(f"{self.folder / 'columns' / name} was made with other settings; remove it")
+        final = self.folder / "columns" / name
+        final.parent.mkdir(exist_ok=True)
+        with ExitStack() as held:
+
+            def enter() -> str | None:
+                held.enter_context(filelock.FileLock(final.parent / f".{name}.lock"))
+                return None if name in self.names else self._temporary(name).name
+
+            temporary = processes.lead(enter)
+            if temporary is None:
+                processes.visible(final)
+                if self.open(name).settings != settings:
+                    raise UserError(f"{final} was made with other settings; remove it")
+                return
+            folder = final.with_name(temporary)
+            processes.visible(folder)
+            try:
+                processes.divided(len(self.shards), lambda own: self._write_shards(folder, name, own, part))
+                processes.first(lambda: self._complete(folder, final, settings))
+                processes.visible(final)
+            finally:
+                if processes.talks():
+                    shutil.rmtree(folder, ignore_errors=True)

@@ -19,14 +19,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rest import __version__
 from rest.data.shards import (
     ROW_GROUP,
     SCHEMA,
@@ -34,6 +35,7 @@ from rest.data.shards import (
     Shard,
     check_shards,
     describe_shards,
+    made_once,
     open_shard,
     read_manifest,
     reading,
@@ -41,7 +43,7 @@ from rest.data.shards import (
 )
 from rest.data.sidecars import DERIVED, Sidecars
 from rest.errors import UserError
-from rest.folder import replacing, write_json
+from rest.folder import write_json
 
 DERIVE: dict[str, Callable[[Any], Any]] = {
     "is_reference": lambda origin: pc.equal(origin, "reference"),
@@ -95,7 +97,10 @@ def write_manifest(
     for leftover in folder.glob(".part-*.writing"):  # of a process that was killed
         leftover.unlink()
     shards = describe_shards(folder)
-    packages = {name: _version(name) for name in ("rest", "jax", "numpy", "pyarrow")}
+    packages: dict[str, str | None] = {
+        "rest": __version__,
+        **{name: version(name) for name in ("jax", "numpy", "pyarrow")},
+    }
     rows = sum(shard.rows for shard in shards)
     manifest = Manifest(
         SCHEMA_VERSION, rows, ROW_GROUP, shards, settings, dict(identities), seed, packages, scale, {}, 0, {}
@@ -242,17 +247,17 @@ class ScoredDataset:
         """The rows of `mask` (bool [rows]) as a memory-mapped table of stored columns and sidecars.
 
         It is an uncompressed Arrow file in `cache`, in row order, named by a hash of what it holds; written a
-        row group at a time whenever it is not there, so it may be deleted.
+        row group at a time whenever it is not there, so it may be deleted. Several processes read one file.
         """
         mask = _mask(mask, self.rows)
         sidecars = [self.sidecars.open(name).identity for name in names if name not in SCHEMA.names]
         key = hashlib.sha256(json.dumps([self.identity, list(names), sidecars]).encode())
         key.update(np.packbits(mask).tobytes())
         path = Path(cache) / f"{key.hexdigest()[:32]}.arrow"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
+
+        def write(file: BinaryIO) -> None:
             schema = pa.schema([self._field(name) for name in names])
-            with replacing(path) as file, pa.ipc.new_file(file, schema) as writer:
+            with pa.ipc.new_file(file, schema) as writer:
                 waiting: list[pa.Table] = []
                 for batch in self.batches(names, mask):
                     waiting.append(batch)
@@ -261,6 +266,8 @@ class ScoredDataset:
                         waiting = []
                 if waiting:
                     writer.write_table(pa.concat_tables(waiting).combine_chunks())
+
+        made_once(path, write)
         with reading(path):
             return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
@@ -312,11 +319,3 @@ def _scalars(name: str, column: pa.ChunkedArray, shared: dict[str, str]) -> np.n
         words = [shared.setdefault(word, word) for word in coded.dictionary.to_pylist()]
         return np.array(words, object)[coded.indices.to_numpy()]
     return column.to_numpy()
-
-
-def _version(package: str) -> str | None:
-    """The installed version, None where the package is not."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

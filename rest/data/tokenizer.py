@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import sentencepiece
 
+from rest.data.ragged import BLOCK, Ragged
 from rest.errors import UserError
 from rest.folder import read_json, write_json
 
@@ -113,7 +114,7 @@ class SentencePieceSettings:
         except (RuntimeError, OSError, ValueError) as error:
             raise UserError(
                 f"tokenizer: SentencePiece could not learn {self.vocabulary_size} pieces ({self.kind}): "
-                f"{str(error).strip().splitlines()[-1]}"
+                f"{str(error).strip().splitlines()[-1].rpartition('] ')[2]}"
             ) from error
         return SentencePieceTokenizer(model.getvalue())
 
@@ -247,7 +248,8 @@ class MarianTokenizer:
     def _encode(text: str, model: sentencepiece.SentencePieceProcessor, ids: Mapping[str, int]) -> list[int]:
         end = text.index("<<") + 2 if text.startswith(">>") and "<<" in text else 0
         pieces = [text[:end]] * bool(end) + model.encode(text[end:], out_type=str)
-        return [ids.get(piece, ids["<unk>"]) for piece in pieces]
+        known = {**ids, "<pad>": ids["<unk>"], "</s>": ids["<unk>"]}  # which text cannot say
+        return [known.get(piece, ids["<unk>"]) for piece in pieces]
 
     def decode(self, ids: Sequence[Sequence[int] | np.ndarray]) -> list[str]:
         silent = {self.pad_id, self.eos_id}
@@ -293,6 +295,9 @@ class HuggingFaceSettings:
             raise UserError(f"tokenizer: {self.name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
 
 
+_AS_TEXT = {"add_special_tokens": False, "split_special_tokens": True}
+
+
 class HuggingFaceTokenizer:
     """Any fast or slow tokenizer of `transformers` that has padding and EOS."""
 
@@ -334,12 +339,28 @@ class HuggingFaceTokenizer:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        return self._tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+        return self._spelt("text", list(texts))
 
     def encode_targets(self, texts: Sequence[str]) -> list[list[int]]:
         if self.prompt.forced:  # then sides differ by their languages alone, and these are the prompt's
             return self.encode(texts)
-        return self._tokenizer(text_target=list(texts), add_special_tokens=False)["input_ids"] if texts else []
+        return self._spelt("text_target", list(texts))
+
+    def _spelt(self, side: str, texts: list[str]) -> list[list[int]]:
+        """The ids of texts, none of them a control id: text that says </s> ends nothing."""
+        if not texts:
+            return []
+        rows = self._tokenizer(**{side: texts}, **_AS_TEXT)["input_ids"]
+        unknown = self._tokenizer.unk_token_id
+        control = {*self._tokenizer.all_special_ids} - {unknown}
+        for row, text in enumerate(texts):
+            if control.isdisjoint(rows[row]):
+                continue
+            for piece in self._tokenizer.all_special_tokens:  # some tokenizers know it as a piece, unless it is broken
+                text = text.replace(piece, f"{piece[0]} {piece[1:]}")
+            ids = self._tokenizer(**{side: [text]}, **_AS_TEXT)["input_ids"][0]
+            rows[row] = [unknown if i in control else i for i in ids]
+        return rows
 
     def decode(self, ids: Sequence[Sequence[int] | np.ndarray]) -> list[str]:
         rows = [[int(i) for i in row] for row in ids]
@@ -363,15 +384,25 @@ def _save_prompt(prompt: Prompt, pad_id: int, folder: Path) -> None:
 TokenizerSettings = SentencePieceSettings | HuggingFaceSettings
 
 
-def source_ids(tokenizer: Tokenizer, sources: Sequence[str]) -> list[np.ndarray]:
+def source_ids(tokenizer: Tokenizer, sources: Sequence[str]) -> Ragged:
     """Token ids of each source, the prompt's before them and EOS behind, int32 [tokens]."""
-    before = tokenizer.prompt.source
-    return [np.asarray([*before, *ids, tokenizer.eos_id], np.int32) for ids in tokenizer.encode(sources)]
+    before, eos = tokenizer.prompt.source, tokenizer.eos_id
+    return Ragged.of([*before, *ids, eos] for ids in each_once(tokenizer.encode, sources))
 
 
-def target_ids(tokenizer: Tokenizer, targets: Sequence[str]) -> list[np.ndarray]:
+def target_ids(tokenizer: Tokenizer, targets: Sequence[str]) -> Ragged:
     """Token ids of each text in the target language, ending in EOS: a human translation has ended."""
-    return [np.asarray([*ids, tokenizer.eos_id], np.int32) for ids in tokenizer.encode_targets(targets)]
+    eos = tokenizer.eos_id
+    return Ragged.of([*ids, eos] for ids in each_once(tokenizer.encode_targets, targets))
+
+
+def each_once(encode: Callable[[Sequence[str]], list[list[int]]], texts: Sequence[str]) -> Iterator[list[int]]:
+    """Ids of each text, not all in memory as lists; a text that comes again is encoded once."""
+    for start in range(0, len(texts), BLOCK):
+        block = texts[start : start + BLOCK]
+        known = dict.fromkeys(block)
+        ids = dict(zip(known, encode(list(known)), strict=True))
+        yield from (ids[text] for text in block)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

@@ -1,8 +1,9 @@
 """Conditions on the rows of a scored dataset: "reward > 0.9 and flags = ''".
 
 A condition is one of Python's: comparisons, `and`, `or`, `not`, `in (...)`, brackets, numbers and quoted text, where
-`=` means `==`. Names are stored columns, those derived from them (`is_reference`, `is_sample`, `is_truncated`,
-`is_flagged`, `length`) and sidecars. It is computed by pyarrow on whole columns; nothing is evaluated as Python.
+`=` means `==`, and quoting is SQL's: 'it''s'. Names are stored columns, those derived from them (`is_reference`,
+`is_sample`, `is_truncated`, `is_flagged`, `length`) and sidecars. Quoted text is normalised as that of the run is. It
+is computed by pyarrow on whole columns; nothing is evaluated as Python.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import ast
 import difflib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rest.data.corpus import cleaning_of
 from rest.data.shards import SCHEMA
 from rest.data.store import DERIVE, DERIVED, ScoredDataset
 from rest.errors import UserError
@@ -33,7 +35,7 @@ COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
 }
 YES_OR_NO = ("is_reference", "is_sample", "is_truncated", "is_flagged")
 _LIKE_SQL = re.compile(r"\b(AND|OR|NOT|IN)\b")
-_QUOTED = re.compile(r"""('[^']*'|"[^"]*")""")
+_QUOTED = re.compile(r"""((?:'[^']*')+|(?:"[^"]*")+)""")  # a mark within is written twice, as in SQL
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Condition:
     def parse(cls, text: str, known: Sequence[str]) -> Condition:
         """UserError, in one sentence, for what is no condition on the columns `known`."""
         parts = _QUOTED.split(text)  # what is quoted stays as it is
+        parts[1::2] = [repr(part[1:-1].replace(2 * part[0], part[0])) for part in parts[1::2]]
         parts[::2] = [_LIKE_SQL.sub(lambda word: word[0].lower(), part).replace("<>", "!=") for part in parts[::2]]
         parts[::2] = [re.sub(r"(?<![<>!=])=(?!=)", "==", part) for part in parts[::2]]
         try:
@@ -140,6 +143,10 @@ def rows_where(dataset: ScoredDataset, text: str) -> np.ndarray:
     lists = ("tokens", "log_probs", "behaviour_log_probs")
     known = [name for name in (*SCHEMA.names, *DERIVED, *dataset.sidecars.names) if name not in lists]
     condition = Condition.parse(text, known)
+    spelling = replace(cleaning_of(dataset.folder), collapse_white_space=False)
+    for node in ast.walk(condition.tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            node.value = spelling.line(node.value)
     for name, value in _compared(condition.tree):
         if name in SCHEMA.names and pa.types.is_string(SCHEMA.field(name).type) != isinstance(value, str):
             kind = "text, compared with quotes" if not isinstance(value, str) else "a number, compared without quotes"

@@ -17,10 +17,10 @@ import numpy as np
 
 from rest.data.corpus import Split
 from rest.errors import UserError
-from rest.evaluation.outputs import Chooser, Outputs, draw, flat_scores
+from rest.evaluation.outputs import Chooser, Outputs, draw_hypotheses, flat_scores
 from rest.learning.mesh import MachineSettings
 from rest.policy.policy import Policy
-from rest.policy.sampler import SamplingSettings
+from rest.policy.sampler import Hypotheses, SamplingSettings
 from rest.statistics.intervals import resampled_curves
 
 CELLS_AT_ONCE = 4_000_000  # pairs of samples compared at a time, about 100 MB
@@ -195,6 +195,9 @@ class BestOfN:
         """One hypothesis per source."""
         if reward is None:
             raise UserError("Best-of-N chooses by a reward, and there is none")
-        drawn = draw(policy, split, self.n, self.sampling, seed, machine)
-        best = flat_scores(reward, split, drawn).argmax(1)
-        return [texts[k] for texts, k in zip(drawn, best, strict=True)]
+        return self.chosen(draw_hypotheses(policy, split, self.n, self.sampling, seed, machine), split, reward)
+
+    def chosen(self, drawn: Hypotheses, split: Split, reward: Chooser) -> list[str]:
+        """The same of samples that have been drawn already."""
+        best = flat_scores(reward, split, drawn.texts).argmax(1)
+        return [texts[k] for texts, k in zip(drawn.texts, best, strict=True)]

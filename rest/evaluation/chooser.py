@@ -12,10 +12,11 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
+from rest import processes
 from rest.baselines.bc import dev_loss
 from rest.data.batches import BatchSettings
 from rest.data.corpus import Split
-from rest.errors import UserError
+from rest.errors import UserError, refuse_below
 from rest.evaluation.outputs import LEAST_PEERS, draw, rewards_of
 from rest.learning.mesh import MachineSettings
 from rest.policy.beam import BeamSettings, translate
@@ -88,8 +89,7 @@ class RewardOfSamples:
     by_reward: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.samples_per_source < 1:
-            raise UserError(f"choose.samples_per_source must be at least 1, not {self.samples_per_source}")
+        refuse_below("choose.", self, {"samples_per_source": 1, "sources": 0})
 
     @property
     def name(self) -> str:
@@ -108,8 +108,12 @@ class RewardOfSamples:
             )
 
         def score(policy: Policy) -> dict[str, float]:
-            drawn = draw(policy, split, n, dev.sampling, dev.seed, dev.machine)
-            return {"score": _mean(rewards_of(reward, split, drawn))}
+            def work(own: slice) -> np.ndarray:
+                part = split.take(own)
+                drawn = draw(policy, part, n, dev.sampling, dev.seed, dev.machine)
+                return _there(rewards_of(reward, part, drawn))
+
+            return {"score": _mean(processes.divided(len(split), work))}
 
         return score
 
@@ -123,6 +127,9 @@ class RewardOfGreedy:
     name: ClassVar[str] = "mean reward of greedy outputs"
     by_reward: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        refuse_below("choose.", self, {"sources": 0})
+
     def settings(self, dev: Dev) -> dict[str, Any]:
         return {"greedy": dev.greedy}
 
@@ -135,7 +142,11 @@ class RewardOfGreedy:
             )
 
         def score(policy: Policy) -> dict[str, float]:
-            return {"score": _mean(rewards_of(reward, split, [[y] for y in dev.translated(policy, split)]))}
+            def work(own: slice) -> np.ndarray:
+                part = split.take(own)
+                return _there(rewards_of(reward, part, [[y] for y in dev.translated(policy, part)]))
+
+            return {"score": _mean(processes.divided(len(split), work))}
 
         return score
 
@@ -170,6 +181,9 @@ class MetricOfGreedy:
     """Dev sources; 0: all."""
     by_reward: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        refuse_below("choose.", self, {"sources": 0})
+
     @property
     def name(self) -> str:
         return f"{getattr(self.metric, 'name', name_of(self.metric))} of greedy outputs"
@@ -198,9 +212,13 @@ class DevLoss:
         return lambda policy: dict(dev_loss(policy, dev.split, dev.batch)(policy))
 
 
-def _mean(rewards: np.ndarray | None) -> float:
+def _there(rewards: np.ndarray | None) -> np.ndarray:
     assert rewards is not None  # there are peers enough where they are needed
-    return float(rewards.mean(dtype=np.float64))
+    return rewards
+
+
+def _mean(rewards: list[np.ndarray]) -> float:
+    return float(np.concatenate(rewards).mean(dtype=np.float64))
 
 
 def _corpus(name: str, outputs: list[str], split: Split, bleu_tokenizer: str) -> float:

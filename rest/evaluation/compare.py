@@ -16,7 +16,7 @@ from rest.errors import UserError
 from rest.evaluation.outputs import Outputs
 from rest.folder import open_stage, read_json, seed_for
 from rest.journal import say
-from rest.statistics.intervals import corpus_metrics
+from rest.statistics.intervals import LEAST_SOURCES, corpus_metrics
 from rest.statistics.paired import PairedTest, paired_corpus, paired_means
 
 ROWS = 10  # shown beside an alarm
@@ -69,7 +69,7 @@ def paired_tests(new: Evaluated, old: Evaluated, seed: int, tokenize: str = "13a
     tests |= _scores(new.greedy, old.greedy, "_greedy", seed) | _texts(new.greedy, old.greedy, "", seed, tokenize)
     if new.beam is not None and old.beam is not None:
         tests |= _scores(new.beam, old.beam, "_beam", seed) | _texts(new.beam, old.beam, "_beam", seed, tokenize)
-    fell = fallen(tests)
+    fell = fallen(tests, len(new.samples.split))
     return {
         "tests": {name: test.record() for name, test in tests.items()},
         "fell": fell,
@@ -93,9 +93,12 @@ def _texts(new: Outputs, old: Outputs, of: str, seed: int, tokenize: str) -> dic
     return {f"{name}{of}": paired_corpus(metric, ours, theirs, references, seed) for name, metric in metrics.items()}
 
 
-def fallen(tests: dict[str, PairedTest]) -> list[str]:
-    """The metrics that got worse while the reward rose, all beyond their intervals; none where it did not rise."""
-    if "reward" not in tests or tests["reward"].lo <= 0:
+def fallen(tests: dict[str, PairedTest], sources: int = LEAST_SOURCES) -> list[str]:
+    """The metrics that got worse while the reward rose, all beyond their intervals; none where it did not rise.
+
+    And none of a few sources, which tell nothing from chance.
+    """
+    if sources < LEAST_SOURCES or "reward" not in tests or tests["reward"].lo <= 0:
         return []
     worse = {name: test.lo > 0 if name in ERRORS else test.hi < 0 for name, test in tests.items()}
     return [name for name, is_worse in worse.items() if is_worse and name not in TRAINED_ON]

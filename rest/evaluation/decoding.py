@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from rest.data.corpus import Gold, Split
+from rest.errors import UserError, refuse_below
 from rest.evaluation.best_of_n import BestOfN
 from rest.evaluation.mbr import MBR, UTILITIES, ConfidencePruning, ModelBased, MonteCarlo
 from rest.evaluation.outputs import Chooser, Outputs, draw, score
@@ -82,6 +83,11 @@ class DecodingSettings:
     """In mbr a sample counts as the policy's probability of it, not as often as it was drawn."""
     confidence: float = 1.0
     """mbr leaves out early what is not the best with this confidence, such as 0.99; 1: every pair is compared."""
+
+    def __post_init__(self) -> None:
+        refuse_below("", self, {"n": 1, "prune_to": 0})
+        if not 0 < self.confidence <= 1:
+            raise UserError(f"confidence must be above 0 and at most 1, not {self.confidence}")
 
     def decoder(self, beam: BeamSettings, sampling: SamplingSettings) -> Decoder:
         ways: dict[str, Decoder] = {

@@ -11,13 +11,13 @@ import numpy as np
 
 from rest.data.batches import BatchSettings, Examples
 from rest.data.corpus import Gold, Split
-from rest.errors import UserError
+from rest.errors import UserError, refuse_below
 from rest.evaluation.outputs import Outputs, draw, rewards_of, score
 from rest.folder import seed_for
 from rest.learning.mesh import MachineSettings
 from rest.policy.beam import BeamSettings, translate
 from rest.policy.policy import Policy, sequence_log_probs
-from rest.policy.sampler import SamplingOverrides, SamplingSettings, sample
+from rest.policy.sampler import SamplingOverrides, SamplingSettings, check_temperature, sample
 from rest.reward.reward import Reward
 from rest.statistics.correlation import spearman
 from rest.statistics.intervals import bootstrap_ci, corpus_scores, distinct_per_source, length_ratio
@@ -51,12 +51,10 @@ class EvaluationSettings:
     """What training can distil: the best of so many samples of BC, by the reward and by MBR; 0: not looked at."""
 
     def __post_init__(self) -> None:
-        for name, least in {"samples_per_source": 1, "kl_sources": 1, "ceiling_samples": 0}.items():
-            if getattr(self, name) < least:
-                raise UserError(f"evaluation.{name} must be at least {least}, not {getattr(self, name)}")
+        least = {"samples_per_source": 1, "kl_sources": 1, "ceiling_samples": 0, "shown": 0}
+        refuse_below("evaluation.", self, least)
         for temperature in self.bc_temperatures:
-            if not temperature > 0:
-                raise UserError(f"evaluation.bc_temperatures: {temperature} is not above 0")
+            check_temperature("evaluation.bc_temperatures", temperature)
 
     @property
     def of_every_policy(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from rest.errors import UserError
 from rest.evaluation.outputs import Chooser, draw_hypotheses, flat_scores
 from rest.learning.mesh import MachineSettings
 from rest.policy.policy import Policy
-from rest.policy.sampler import SamplingSettings
+from rest.policy.sampler import Hypotheses, SamplingSettings
 from rest.reward.utility import BLEU, ChrF, Mixture, Utility
 
 
@@ -173,7 +173,10 @@ class MBR:
         machine: MachineSettings | None = None,
     ) -> list[str]:
         """One hypothesis per source."""
-        hypotheses = draw_hypotheses(policy, split, self.n, self.sampling, seed, machine)
+        return self.chosen(draw_hypotheses(policy, split, self.n, self.sampling, seed, machine), split, reward)
+
+    def chosen(self, hypotheses: Hypotheses, split: Split, reward: Chooser | None) -> list[str]:
+        """The same of samples that have been drawn already."""
         drawn = hypotheses.texts
         allowed = drawn
         if self.prune_to:

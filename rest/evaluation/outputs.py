@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rest import processes
 from rest.data.corpus import Gold, Split
 from rest.data.shards import reading
 from rest.errors import UserError
@@ -50,6 +52,24 @@ def draw_hypotheses(
     return sample(policy, split.sources, split.ids, n, sampling, seed=own, machine=machine)
 
 
+@dataclass
+class LastDrawn:
+    """Samples of a split; the last are kept, for what chooses from the same ones in another way."""
+
+    split: Split
+    seed: int
+    machine: MachineSettings | None = None
+    kept: tuple[Any, Hypotheses] | None = None  # what was asked for, and what was drawn
+
+    def __call__(self, policy: Policy, n: int, sampling: SamplingSettings) -> Hypotheses:
+        """What `draw_hypotheses` draws."""
+        asked = policy.identity, n, sampling
+        if self.kept is None or self.kept[0] != asked:
+            drawn = draw_hypotheses(policy, self.split, n, sampling, self.seed, self.machine)
+            self.kept = asked, drawn
+        return self.kept[1]
+
+
 def score(
     reward: Reward,
     gold: Gold | None,
@@ -63,14 +83,20 @@ def score(
     There is no reward where `rewards_of` has none.
     """
     n = len(texts[0])
-    sources, flat, references = _rows(split, texts)
-    rewards = rewards_of(reward, split, texts, among)
-    scores = {} if rewards is None else {"reward": rewards}
-    if gold is not None:
-        scores["gold"] = gold(sources, flat)
-    if chrf and references is not None:
-        scores["chrf"] = SentenceChrF()(sources, flat, references)
-    return {name: np.asarray(values).reshape(-1, n) for name, values in scores.items()}
+
+    def work(own: slice) -> dict[str, np.ndarray]:
+        part, some = split.take(own), texts[own]
+        sources, flat, references = _rows(part, some)
+        rewards = rewards_of(reward, part, some, None if among is None else among[own])
+        scores = {} if rewards is None else {"reward": rewards}
+        if gold is not None:
+            scores["gold"] = gold(sources, flat)
+        if chrf and references is not None:
+            scores["chrf"] = SentenceChrF()(sources, flat, references)
+        return {name: np.asarray(values).reshape(-1, n) for name, values in scores.items()}
+
+    found = processes.divided(len(texts), work)
+    return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
 
 def rewards_of(

@@ -5,7 +5,7 @@ Everything that asks a network something, and does not train it, goes through he
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,7 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from rest import processes
 from rest.data.batches import (
+    Batch,
     BatchSettings,
     Examples,
     Ids,
@@ -22,7 +24,7 @@ from rest.data.batches import (
     minibatches,
     padded_batches,
 )
-from rest.learning.mesh import data_mesh, divide
+from rest.learning.mesh import DATA, divide, mesh_of
 
 Networks = Any
 """A `rest.model.network.Network`, which may be an argument of a compiled function and has a `module`; or some."""
@@ -34,12 +36,13 @@ def _apply(function: Callable[..., Any], networks: tuple[Any, ...], inputs: tupl
 
 
 def apply(function: Callable[..., Any], networks: Networks, *inputs: Any) -> Any:
-    """`function(module, ..., *inputs)` with the rows of the inputs divided over the devices; a tree of numpy arrays.
+    """`function(module, ..., *inputs)` with the rows of the inputs divided over the devices that the networks lie on; a
+    tree of numpy arrays.
 
     The function is compiled once if it is the same object, or equal (a frozen dataclass), each time.
     """
     each = networks if isinstance(networks, tuple) else (networks,)
-    return jax.tree.map(np.asarray, _apply(function, each, divide(inputs, data_mesh())))
+    return jax.tree.map(np.asarray, _apply(function, each, divide(inputs, mesh_of(each))))
 
 
 def per_token(
@@ -56,33 +59,60 @@ def per_token(
     With `same_shapes` one compiled program serves whatever the examples are, such as those of every rollout.
     """
     batches_of = partial(minibatches, seed=0) if same_shapes else evaluation_batches
-    batches = batches_of(examples, _for_devices(settings), pad_id=pad_id)
-    return gather_tokens(((batch, apply(function, networks, batch)) for batch in batches), len(examples))
+    batches = batches_of(examples, _for_devices(settings, networks), pad_id=pad_id)
+
+    def work(chosen: slice) -> tuple[np.ndarray, list[np.ndarray]]:
+        pairs = list[np.ndarray]()
+
+        def applied() -> Iterator[tuple[Batch, np.ndarray]]:
+            for batch in batches.part(chosen):
+                pairs.append(batch.sequence_ids[batch.real])
+                yield batch, apply(function, networks, batch)
+
+        values = gather_tokens(applied(), len(examples))
+        scored = np.concatenate([*pairs, np.empty(0, np.int32)])
+        processes.done["scored"] += len(scored)
+        return scored, [values[pair] for pair in scored]
+
+    out: list[np.ndarray] = [np.empty(0, np.float32)] * len(examples)
+    for scored, values in processes.divided(len(batches), work):
+        for pair, value in zip(scored, values, strict=True):
+            out[pair] = value
+    return out
 
 
 def per_sequence(
     function: Callable[..., Any], networks: Networks, examples: Examples, settings: BatchSettings, *, pad_id: int
 ) -> np.ndarray:
     """`function(module, ..., batch) -> [B, Q, ...]` of each pair: [n, ...], for at least one example."""
-    rows, found = [], []
-    for batch in evaluation_batches(examples, _for_devices(settings), pad_id=pad_id):
-        real = batch.sequence_ids >= 0
-        rows.append(batch.sequence_ids[real])
-        found.append(apply(function, networks, batch)[real])
-    return np.concatenate(found)[np.argsort(np.concatenate(rows))]
+    batches = evaluation_batches(examples, _for_devices(settings, networks), pad_id=pad_id)
+
+    def work(chosen: slice) -> list[tuple[np.ndarray, np.ndarray]]:
+        found = []
+        for batch in batches.part(chosen):
+            found.append((batch.sequence_ids[batch.real], apply(function, networks, batch)[batch.real]))
+            processes.done["scored"] += len(found[-1][0])
+        return found
+
+    parts = [part for found in processes.divided(len(batches), work) for part in found]
+    rows, values = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    return values[np.argsort(rows)]
 
 
-def _for_devices(settings: BatchSettings) -> BatchSettings:
+def _for_devices(settings: BatchSettings, networks: Networks) -> BatchSettings:
     """With as many rows more as make them a multiple of the devices; what is not filled is empty rows."""
-    devices = len(data_mesh().local_devices)
+    devices = mesh_of(networks).shape[DATA]
     return replace(settings, batch_tokens=-(-settings.rows // devices) * devices * settings.target_tokens)
 
 
 def per_row(
     function: Callable[..., Any], networks: Networks, rows: Sequence[Ids], batch_tokens: int, *, pad_id: int
 ) -> np.ndarray:
-    """`function(module, ..., ids [B, S], mask [B, S]) -> [B, ...]` of rows of ids: float32 [n, ...]; [0] of none."""
-    out, devices = np.zeros(len(rows), np.float32), len(data_mesh().local_devices)
+    """`function(module, ..., ids [B, S], mask [B, S]) -> [B, ...]` of rows of ids: float32 [n, ...]; [0] of none.
+
+    Of all rows in this process: what calls it remembers texts, and each of several processes others.
+    """
+    out, devices = np.zeros(len(rows), np.float32), mesh_of(networks).shape[DATA]
     for part, ids, mask in padded_batches(rows, batch_tokens, pad_id=pad_id, devices=devices):
         found = apply(function, networks, ids, mask)[: len(part)]
         if found.ndim > out.ndim:  # what a row is given is only known now

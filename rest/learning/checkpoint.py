@@ -12,8 +12,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
 
+from rest import processes
 from rest.errors import UserError
-from rest.learning.mesh import data_mesh, replicated
+from rest.learning.mesh import MachineSettings, own_mesh, shaped
 
 STATE = "state"  # what an optimizer's state is written under: Orbax writes no tree that is empty, as that of plain SGD
 
@@ -57,7 +58,7 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Steps that are kept, rising."""
         self._manager.wait_until_finished()
-        return sorted(self._manager.all_steps())
+        return processes.lead(lambda: sorted(map(int, self._manager.all_steps())))
 
     def save(self, step: int, state: State, score: float) -> None:
         self._manager.save(
@@ -73,14 +74,21 @@ class Checkpoints:
     def restore(self, step: int, like: State) -> State:
         """The state at a step, with the shapes, types and devices of `like`."""
         self._manager.wait_until_finished()
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                parameters=ocp.args.StandardRestore(_abstract(like.parameters)),
-                optimizer=ocp.args.StandardRestore(_abstract({STATE: like.optimizer})),
-                progress=ocp.args.JsonRestore(),
-            ),
-        )
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    parameters=ocp.args.StandardRestore(_abstract(like.parameters)),
+                    optimizer=ocp.args.StandardRestore(_abstract({STATE: like.optimizer})),
+                    progress=ocp.args.JsonRestore(),
+                ),
+            )
+        except Exception as error:  # Orbax has many ways to say that a file is cut or missing
+            folder = self._manager.directory
+            what = str(error).strip().partition("\n")[0][:200]
+            raise UserError(
+                f"{folder}/{step}: the checkpoint cannot be read ({what}); remove {folder} to train from the start"
+            ) from error
         return State(restored["parameters"], restored["optimizer"][STATE], restored["progress"])
 
     def parameters(self, step: int, like: Any) -> Any:
@@ -98,14 +106,26 @@ def _abstract(tree: Any) -> Any:
 
 
 def save_parameters(folder: Path, parameters: Any) -> None:
-    """Write one set of parameters."""
-    with ocp.StandardCheckpointer() as checkpointer:
+    """Write one set of parameters; this process alone does."""
+    if jax.process_count() > 1:
+        parameters = jax.tree.map(np.asarray, parameters)  # arrays of one of several processes are refused
+    with _alone() as checkpointer:
         checkpointer.save(folder.absolute(), parameters, force=True)
 
 
-def load_parameters(folder: Path, shapes: Any) -> Any:
-    """Read one set of parameters, of these shapes and types, onto every device."""
+def load_parameters(folder: Path, shapes: Any, machine: MachineSettings | None = None) -> Any:
+    """Read one set of parameters, of these shapes and types, onto the devices of this process."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no parameters there")
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(folder.absolute(), replicated(shapes, data_mesh()))
+    with _alone() as checkpointer:
+        return checkpointer.restore(folder.absolute(), shaped(shapes, own_mesh(machine)))
+
+
+def _alone() -> ocp.StandardCheckpointer:
+    """What reads and writes without waiting for other processes."""
+    me = jax.process_index()
+    return ocp.StandardCheckpointer(
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+        )
+    )

@@ -37,14 +37,14 @@ class LoRA:
             raise UserError(f"lora.rank must be at least 0, not {self.rank}")
 
     def start(self, kernel: jax.Array, key: jax.Array) -> Parameters:
-        """The addition to one kernel [in, out], which is zero."""
+        """The addition to one kernel [in, out], which is zero; float32, whatever the kernel is."""
         inputs, outputs = kernel.shape
-        a = jax.random.normal(key, (inputs, self.rank), kernel.dtype) * inputs**-0.5
-        return {"lora_a": a, "lora_b": jnp.zeros((self.rank, outputs), kernel.dtype)}
+        a = jax.random.normal(key, (inputs, self.rank), jnp.float32) * inputs**-0.5
+        return {"lora_a": a, "lora_b": jnp.zeros((self.rank, outputs), jnp.float32)}
 
     def merged(self, kernel: jax.Array, added: Mapping[str, jax.Array]) -> jax.Array:
-        """The kernel with its addition."""
-        return kernel + (self.alpha / self.rank) * (added["lora_a"] @ added["lora_b"])
+        """The kernel with its addition, in the kernel's type."""
+        return (kernel + (self.alpha / self.rank) * (added["lora_a"] @ added["lora_b"])).astype(kernel.dtype)
 
 
 @dataclass(frozen=True)

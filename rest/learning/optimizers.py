@@ -7,9 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
-from rest.errors import UserError
+from rest.errors import UserError, refuse_below, refuse_shares
 
 Optimizer = Callable[[], optax.GradientTransformation]
 """Makes the direction that is multiplied with the learning rate and subtracted: `Adam()`, `Adafactor()`, or any
@@ -31,6 +34,10 @@ class Adam:
     clip_norm: float = 1.0
     """Gradients longer than this are scaled down to it; 0 leaves them."""
 
+    def __post_init__(self) -> None:
+        refuse_shares("optimizer.", self, "beta1", "beta2")
+        refuse_below("optimizer.", self, {"epsilon": 0, "weight_decay": 0, "clip_norm": 0})
+
     def __call__(self) -> optax.GradientTransformation:
         return optax.chain(
             optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity(),
@@ -50,12 +57,45 @@ class Adafactor:
     clip_norm: float = 1.0
     """Gradients longer than this are scaled down to it; 0 leaves them."""
 
+    def __post_init__(self) -> None:
+        refuse_below("optimizer.", self, {"decay": 0, "clip_rms": 0, "clip_norm": 0})
+
     def __call__(self) -> optax.GradientTransformation:
         return optax.chain(
             optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity(),
             optax.scale_by_factored_rms(decay_rate=self.decay),
             optax.clip_by_block_rms(self.clip_rms),
         )
+
+
+def initial_state(optimizer: Optimizer, parameters: Any) -> Any:
+    """Before the first update: moments are float32, whatever type the parameters have."""
+    if all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(parameters)):
+        return optimizer().init(parameters)
+    # compiled, so that no float32 copy of the parameters is made of which only the shapes are read
+    return jax.jit(lambda p: optimizer().init(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), p)))(parameters)
+
+
+def stepped(parameters: Any, updates: Any, learning_rate: jax.Array, key: jax.Array) -> Any:
+    """Parameters after an update; those of bfloat16 are rounded up or down at random, so that the mean is exact.
+
+    To the nearest, most updates would be lost: numbers of bfloat16 lie 1/256 to 1/128 of themselves apart (Zamirai et
+    al. 2020, "Revisiting BFloat16 Training").
+    """
+    leaves, form = jax.tree.flatten(jax.tree.map(lambda p, u: p - learning_rate * u, parameters, updates))
+    types = [leaf.dtype for leaf in jax.tree.leaves(parameters)]
+    moved = [
+        leaf if kind == leaf.dtype else rounded(leaf, jax.random.fold_in(key, n))
+        for n, (leaf, kind) in enumerate(zip(leaves, types, strict=True))
+    ]
+    return jax.tree.unflatten(form, moved)
+
+
+def rounded(x: Float[Array, "*D"], key: jax.Array) -> Float[Array, "*D"]:
+    """bfloat16 of float32: the next one below or above, each as probable as it is near."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    below = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)  # what is cut off carries this often
+    return jax.lax.bitcast_convert_type(((bits + below) >> 16).astype(jnp.uint16), jnp.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -99,6 +139,7 @@ class Schedule:
     """The step at which a linear decay reaches zero."""
 
     def __post_init__(self) -> None:
+        refuse_below("schedule.", self, {"learning_rate": 0, "warmup_steps": 0, "zero_at": 0})
         if (self.decay == "linear") != (self.zero_at > self.warmup_steps):
             raise UserError(
                 f"schedule: zero_at {self.zero_at} is for decay 'linear', and then above warmup_steps "

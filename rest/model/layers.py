@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from rest.errors import UserError
+from rest.errors import UserError, refuse_below, refuse_shares
+from rest.model.attention import attend
 
-BLOCKED = -1e9  # logit of an id that must never be produced; finite, so that 0 x BLOCKED is not NaN
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
@@ -73,9 +73,14 @@ class TransformerSettings:
     zero_start: bool = True
     """The decoder starts from a zero embedding (Marian) instead of that of padding (T5)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of activations and matrix products; parameters, softmax and log-probabilities are float32."""
+    """Of activations and matrix products; norms, softmax and log-probabilities are float32."""
+    parameter_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the parameters in memory and on disk; what an optimizer keeps of them is float32."""
 
     def __post_init__(self) -> None:
+        sizes = ("width", "heads", "feed_forward", "encoder_layers", "decoder_layers", "head_width", "max_positions")
+        refuse_below("model: ", self, dict.fromkeys(sizes, 1))
+        refuse_shares("model: ", self, "dropout")
         if self.head_width is None and self.width % (2 * self.heads):
             raise UserError(f"model: width {self.width} must be a multiple of twice the heads, {self.heads}")
 
@@ -178,11 +183,7 @@ class Attention(nnx.Module):
         bias: Float[Array, "#B H T M"] | None = None,
     ) -> Float[Array, "B T D"]:
         query = self.split(self.query(x)) * self.scale
-        logits = jnp.einsum("bhtk,bhmk->bhtm", query, attended.keys).astype(jnp.float32)
-        if bias is not None:
-            logits = logits + bias
-        weights = jax.nn.softmax(jnp.where(mask[:, None], logits, BLOCKED), axis=-1).astype(x.dtype)
-        mixed = jnp.einsum("bhtm,bhmk->bhtk", weights, attended.values)
+        mixed = attend(query, attended.keys, attended.values, mask, bias)
         return self.output(mixed.swapaxes(1, 2).reshape(*x.shape[:2], -1))
 
 

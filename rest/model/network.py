@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rest.learning.checkpoint import identity_of, load_parameters, save_parameters
+from rest.learning.mesh import MachineSettings
 
 Build = Callable[[nnx.Rngs], nnx.Module]
 
@@ -50,10 +51,10 @@ class Network:
         return cls.of(settings, nnx.eval_shape(lambda: build(nnx.Rngs(0))))
 
     @classmethod
-    def load(cls, folder: Path, settings: Any, build: Build) -> Network:
-        """With the parameters that `save` wrote, on every device; UserError where there are none."""
+    def load(cls, folder: Path, settings: Any, build: Build, machine: MachineSettings | None = None) -> Network:
+        """With the parameters that `save` wrote, on the devices of this process; UserError where there are none."""
         shapes = cls.shaped(settings, build)
-        return shapes.with_parameters(load_parameters(folder / "parameters", shapes.parameters))
+        return shapes.with_parameters(load_parameters(folder / "parameters", shapes.parameters, machine))
 
     def save(self, folder: Path) -> None:
         """Write the parameters. Settings are few, and whoever owns the network writes them beside what it adds."""

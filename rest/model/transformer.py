@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from rest.model.attention import BLOCKED
+from rest.model.flops import WithLogits
 from rest.model.layers import (
-    BLOCKED,
     Attention,
     Block,
     KeysAndValues,
@@ -63,7 +64,7 @@ class Embedding(nnx.Module):
     def __call__(
         self, ids: Int[Array, "B T"], table: nnx.Param, positions: Int[Array, "#B T"], key: Array | None
     ) -> Float[Array, "B T D"]:
-        settings, x = self.settings, table[...][ids]
+        settings, x = self.settings, table[...][ids].astype(jnp.float32)
         if settings.scale_embedding:
             x = x * settings.width**0.5
         if settings.zero_start:
@@ -80,6 +81,12 @@ class Embedding(nnx.Module):
         return dropout(x.astype(settings.dtype), settings.dropout, key)
 
 
+def _keep_as(module: nnx.Module, dtype: str) -> None:
+    """Parameters of this type, which are made as float32."""
+    if dtype != "float32":
+        nnx.update(module, jax.tree.map(lambda leaf: leaf.astype(dtype), nnx.state(module)))
+
+
 def _relative(settings: TransformerSettings, layers: int, *, causal: bool, rngs: nnx.Rngs) -> Any:
     """Relative positions of a side: one for all its layers, one each, or none."""
     count = 0 if settings.positions != "relative" else layers if settings.relative_each_layer else 1
@@ -87,7 +94,7 @@ def _relative(settings: TransformerSettings, layers: int, *, causal: bool, rngs:
     return nnx.List([RelativePositions(*sizes, causal=causal, rngs=rngs) for _ in range(count)])
 
 
-class Transformer(nnx.Module):
+class Transformer(WithLogits, nnx.Module):
     """Encoder-decoder. Masks are bool, True = may be seen; padding is never produced.
 
     `prompt` is what the decoder is given before it may choose, a start id and maybe others; by default padding.
@@ -112,11 +119,11 @@ class Transformer(nnx.Module):
         self.output_bias = nnx.Param(jnp.zeros(padded)) if settings.biases and settings.output_bias else None
         self.encoder = nnx.List([Block(settings, cross=False, rngs=rngs) for _ in range(settings.encoder_layers)])
         self.decoder = nnx.List([Block(settings, cross=True, rngs=rngs) for _ in range(settings.decoder_layers)])
-        self.encoder_norm = Norm(settings) if settings.norm_first else None
-        self.decoder_norm = Norm(settings) if settings.norm_first else None
+        self.encoder_norm, self.decoder_norm = (Norm(settings) if settings.norm_first else None for _ in range(2))
         self.encoder_positions = _relative(settings, settings.encoder_layers, causal=False, rngs=rngs)
         self.decoder_positions = _relative(settings, settings.decoder_layers, causal=True, rngs=rngs)
         self.output: nnx.Param | None = None if settings.tied_output else _table(padded, settings, rngs)
+        _keep_as(self, settings.parameter_dtype)
 
     def encode(
         self,
@@ -197,15 +204,15 @@ class Transformer(nnx.Module):
                 return a(y.reshape(sources, -1, y.shape[-1]), keys, visible).reshape(y.shape)
 
             x = block(x, attend, attend_source, None)
-        if self.decoder_norm is not None:
-            x = self.decoder_norm(x)
+        x = x if self.decoder_norm is None else self.decoder_norm(x)
         return self.logits(x[:, 0]), new_cache
 
     def blocked_bias(self) -> Float[Array, " V"]:
         """Output bias with padding, and the ids that only fill the last block of 64, out of reach."""
         ids = jnp.arange(self.embedding.shape[0])
         allowed = (ids < self.vocabulary_size) & (ids != self.pad_id)
-        return jnp.where(allowed, 0.0 if self.output_bias is None else self.output_bias[...], BLOCKED)
+        bias = 0.0 if self.output_bias is None else self.output_bias[...].astype(jnp.float32)
+        return jnp.where(allowed, bias, BLOCKED)
 
     def output_layer(self, hidden: Float[Array, "*B D"]) -> tuple[Float[Array, "*B D"], Float[Array, "V D"]]:
         """What is multiplied for the logits: scaled hidden states, and the weights in their dtype."""

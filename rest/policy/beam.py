@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,13 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from rest import processes
 from rest.data.batches import pad
-from rest.errors import UserError
+from rest.errors import UserError, refuse_below
 from rest.learning.mesh import MachineSettings
-from rest.model.layers import BLOCKED
+from rest.model.attention import BLOCKED
 from rest.model.network import Network
 from rest.policy.policy import Policy
-from rest.policy.sampler import Hypotheses, SamplingSettings, placed
+from rest.policy.sampler import Hypotheses, Place, SamplingSettings, placed
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,11 @@ class BeamSettings:
     """A hypothesis of n tokens scores log-probability / n^length_penalty (Wu et al. 2016 without the offset)."""
     max_target_tokens: int | None = None
     """Longest output, EOS included; None: as long as samples may be."""
+
+    def __post_init__(self) -> None:
+        refuse_below("", self, {"beams": 1, "max_target_tokens": 1})
+        if not math.isfinite(self.length_penalty):
+            raise UserError(f"length_penalty must be a number, not {self.length_penalty}")
 
 
 def longest(settings: BeamSettings) -> int:
@@ -150,11 +157,16 @@ def translate(
     policy: Policy, sources: Sequence[str], settings: BeamSettings, machine: MachineSettings | None = None
 ) -> list[str]:
     """The best hypothesis of each source."""
-    ids: list[np.ndarray] = [np.empty(0, np.int32)] * len(sources)
-    for chosen, (texts, _, _) in _searched(policy, sources, settings, machine):
-        for i, row in zip(chosen, np.asarray(texts.tokens[:, 0]), strict=False):
-            ids[i] = row
-    return policy.tokenizer.decode(ids)
+
+    def work(own: slice) -> list[np.ndarray]:
+        ids: list[np.ndarray] = [np.empty(0, np.int32)] * len(sources[own])
+        for chosen, (texts, _, _) in _searched(policy, sources[own], settings, machine):
+            for i, row in zip(chosen, np.asarray(texts.tokens[:, 0]), strict=False):
+                ids[i] = row
+        processes.done["decoded"] += len(ids)
+        return ids
+
+    return policy.tokenizer.decode([ids for found in processes.divided(len(sources), work) for ids in found])
 
 
 def n_best(
@@ -163,18 +175,18 @@ def n_best(
     settings: BeamSettings,
     *,
     machine: MachineSettings | None = None,
-    device: jax.Device | None = None,
+    place: Place | None = None,
     ended: Callable[[int], None] = lambda rows: None,
 ) -> Hypotheses:
     """The `settings.beams` best hypotheses of each source, different sequences of tokens, the one of `translate` first.
 
-    Those that ended come before those that were cut, each from best to worst. `device` and `ended` as in `sample`.
+    Those that ended come before those that were cut, each from best to worst. `place` and `ended` as in `sample`.
     UserError where the policy knows fewer hypotheses.
     """
     beams, eos, steps = settings.beams, policy.tokenizer.eos_id, 0
     tokens: list[list[np.ndarray]] = [[] for _ in sources]
     log_probs: list[list[np.ndarray]] = [[] for _ in sources]
-    with placed(policy, device) as here:
+    with placed(policy, place) as here:
         for chosen, (texts, scores, taken) in _searched(here, sources, settings, machine):
             columns = [np.asarray(column)[: len(chosen)] for column in (texts.tokens, texts.log_probs, scores)]
             if columns[2].min() < BLOCKED / 2:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rest.data.ragged import Ragged
 from rest.data.store import ScoredDataset
 from rest.data.tokenizer import Tokenizer
 from rest.policy.sampler import Hypotheses
@@ -39,6 +39,5 @@ def drawn_before(dataset: ScoredDataset, shard: int, tokenizer: Tokenizer) -> Hy
 
 def _rows(column: pa.ChunkedArray) -> list[np.ndarray | None]:
     """A list column as one array a row; None where it is null."""
-    whole = column.combine_chunks()
-    offsets, values, there = whole.offsets.to_numpy(), whole.values.to_numpy(), whole.is_valid().to_pylist()
-    return [values[a:b] if valid else None for (a, b), valid in zip(pairwise(offsets), there, strict=True)]
+    there = column.is_valid().to_pylist()
+    return [row if valid else None for row, valid in zip(Ragged.of_column(column), there, strict=True)]

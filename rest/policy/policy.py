@@ -17,11 +17,13 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from rest.data.batches import Batch, BatchSettings, Examples
+from rest.data.ragged import Ragged
 from rest.data.tokenizer import Tokenizer, load_tokenizer, source_ids, target_ids
 from rest.errors import UserError
-from rest.folder import StageName, read_json, write_json
+from rest.folder import StageName, check_seal, read_json, seal, write_json
 from rest.learning.apply import per_sequence, per_token
 from rest.learning.losses import Loss, PolicyLoss, Tokens
+from rest.learning.mesh import MachineSettings
 from rest.model.families.huggingface import HuggingFaceModel
 from rest.model.layers import TransformerSettings
 from rest.model.network import Network
@@ -62,11 +64,11 @@ class Policy:
         settings = json.dumps(dataclasses.asdict(self.settings), sort_keys=True)
         return self.network.identity(settings + self.tokenizer.identity)
 
-    def encode_sources(self, sources: Sequence[str]) -> list[np.ndarray]:
+    def encode_sources(self, sources: Sequence[str]) -> Ragged:
         """Token ids of each source, ending in EOS."""
         return source_ids(self.tokenizer, sources)
 
-    def encode_references(self, references: Sequence[str]) -> list[np.ndarray]:
+    def encode_references(self, references: Sequence[str]) -> Ragged:
         """Token ids of each text in the target language, ending in EOS: a human translation has ended."""
         return target_ids(self.tokenizer, references)
 
@@ -74,17 +76,20 @@ class Policy:
         self.network.save(folder)
         self.tokenizer.save(folder / "tokenizer")
         write_json(folder / "policy.json", dataclasses.asdict(self.settings))
+        seal(folder)
 
     @classmethod
-    def load(cls, folder: Path) -> Policy:
+    def load(cls, folder: Path, machine: MachineSettings | None = None) -> Policy:
         """Read what `save` wrote."""
         if not (folder / "policy.json").exists():
             raise UserError(f"{folder}: no policy there (it has no policy.json)")
+        check_seal(folder)
         settings, tokenizer = (
             TransformerSettings(**read_json(folder / "policy.json")),
             load_tokenizer(folder / "tokenizer"),
         )
-        return cls(Network.load(folder, settings, lambda rngs: transformer(settings, tokenizer, rngs)), tokenizer)
+        network = Network.load(folder, settings, lambda rngs: transformer(settings, tokenizer, rngs), machine)
+        return cls(network, tokenizer)
 
 
 def last_policy(folder: Path | str) -> Policy:

@@ -20,18 +20,31 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array
 
+from rest import processes
 from rest.data.batches import bucket, pad
 from rest.data.tokenizer import Tokenizer
 from rest.errors import UserError
-from rest.learning.mesh import MachineSettings, on_device
+from rest.learning.mesh import MachineSettings, at_place, places
 from rest.policy.policy import Policy
 from rest.policy.slots import Ended, Queue, SamplingDistribution, advance, empty_slots, encode, row_keys, widen
 
 T = TypeVar("T")
+Place = Mesh
+"""Devices of this process that share one copy of a network: mostly one."""
 
+COLDEST, WARMEST = 1e-4, 1e4  # temperatures
 LANES = 2  # samplers a device: while one waits for a small operation or for Python, the other keeps the device busy
+
+
+def check_temperature(name: str, temperature: float) -> None:
+    """UserError unless logits divided by it are numbers that differ from each other."""
+    if not COLDEST <= temperature <= WARMEST:
+        raise UserError(
+            f"{name} must be from {COLDEST:g} to {WARMEST:g}, not {temperature}; what is colder is greedy decoding"
+        )
 
 
 @dataclass(frozen=True)
@@ -49,8 +62,7 @@ class SamplingSettings:
     """Longest hypothesis, EOS included; a longer one is cut (finish = length)."""
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise UserError(f"temperature must be above 0, not {self.temperature}")
+        check_temperature("temperature", self.temperature)
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p must be above 0 and at most 1, not {self.top_p}")
         if not 0 <= self.epsilon < 1:
@@ -100,6 +112,21 @@ class Hypotheses:
         tokens = sum(len(y) for samples in self.tokens for y in samples)
         return tokens / max(1, self.decoder_steps)
 
+    def record(self) -> dict[str, Any]:
+        """All of it but the tokenizer, as one process tells it to another."""
+        flat = [[y for of_source in rows for y in of_source] for rows in (self.tokens, self.log_probs)]
+        behaviour = [y for of_source in self.behaviour_log_probs for y in of_source]
+        return {"rows": [*flat, behaviour], "finished": self.finished, "steps": self.decoder_steps}
+
+    @classmethod
+    def of(cls, records: Sequence[dict[str, Any]], sources: int, tokenizer: Tokenizer) -> Hypotheses:
+        """Those of so many sources from records of one part after another."""
+        rows = [[y for record in records for y in record["rows"][k]] for k in range(3)]
+        n = len(rows[0]) // max(1, sources)
+        tokens, log_probs, behaviour = ([flat[k : k + n] for k in range(0, len(flat), n or 1)] for flat in rows)
+        steps = sum(record["steps"] for record in records)
+        return cls(tokens, log_probs, behaviour, np.concatenate([r["finished"] for r in records]), steps, tokenizer)
+
     @classmethod
     def beside(cls, parts: Sequence[Hypotheses]) -> Hypotheses:
         """Those of the same sources from several distributions or searches, as N1 + N2 + … a source."""
@@ -128,17 +155,42 @@ def sample(
     grow_step: int = 0,
     first_index: int = 0,
     machine: MachineSettings | None = None,
-    device: jax.Device | None = None,
+    place: Place | None = None,
     ended: Callable[[int], None] = lambda rows: None,
 ) -> Hypotheses:
     """Draw `samples_per_source` hypotheses for every source.
 
-    Their sample indices start at `first_index`: with others, they share no randomness. On `device`, by default on all
-    of this process, a share of the sources each. `ended` is told, in the threads that sample, how many more hypotheses
-    are whole; what it raises ends the sampling.
+    Their sample indices start at `first_index`: with others, they share no randomness. At one `place`, by default at
+    all of all processes, a share of the sources each. `ended` is told, in the threads that sample, how many more
+    hypotheses are whole; what it raises ends the sampling.
     """
+
+    def work(own: slice) -> dict[str, Any]:
+        draws = partial(_sample, policy, sources[own], source_ids[own], samples_per_source, settings)
+        drawn = draws(seed, grow_step, first_index, machine, place, ended)
+        processes.done["sampled"] += len(sources[own]) * samples_per_source
+        return drawn.record()
+
+    found = processes.divided(len(sources), work)
+    return Hypotheses.of(found, len(sources), policy.tokenizer)
+
+
+def _sample(
+    policy: Policy,
+    sources: Sequence[str],
+    source_ids: np.ndarray,
+    samples_per_source: int,
+    settings: SamplingSettings,
+    seed: int,
+    grow_step: int,
+    first_index: int,
+    machine: MachineSettings | None,
+    place: Place | None,
+    ended: Callable[[int], None],
+) -> Hypotheses:
+    """What `sample` draws in this process."""
     n = len(sources)
-    lanes = [place for place in (jax.local_devices() if device is None else [device]) for _ in range(LANES)]
+    lanes = [each for each in (places(machine) if place is None else [place]) for _ in range(LANES)]
     slots = -(-(machine or MachineSettings()).rows // LANES)
     encoded = policy.encode_sources(sources)
     order = np.argsort([len(x) for x in encoded], kind="stable")
@@ -171,33 +223,33 @@ def sample(
 
 
 @contextmanager
-def placed(policy: Policy, device: jax.Device | None) -> Iterator[Policy]:
-    """The policy on one device, where everything is computed in the meantime; None: where it is."""
-    if device is None:
+def placed(policy: Policy, place: Place | None) -> Iterator[Policy]:
+    """The policy at one place, where everything is computed in the meantime; None: where it is."""
+    if place is None:
         yield policy
         return
-    with jax.default_device(device):
-        yield policy.with_network(policy.network.with_parameters(on_device(policy.network.parameters, device)))
+    with jax.default_device(place.devices.flat[0]):
+        yield policy.with_network(policy.network.with_parameters(at_place(policy.network.parameters, place)))
 
 
-class Devices:
-    """The devices of this process, each lent to one sampling at a time."""
+class Places:
+    """The places of this process, each lent to one sampling at a time."""
 
-    def __init__(self) -> None:
-        self._free = SimpleQueue[jax.Device]()
+    def __init__(self, machine: MachineSettings | None = None) -> None:
+        self._free = SimpleQueue[Place]()
         self.count = 0
-        for device in jax.local_devices():
-            self._free.put(device)
+        for place in places(machine):
+            self._free.put(place)
             self.count += 1
 
     @contextmanager
-    def lent(self) -> Iterator[jax.Device]:
+    def lent(self) -> Iterator[Place]:
         """One that is free, for as long as it is used; waits until there is one."""
-        device = self._free.get()
+        place = self._free.get()
         try:
-            yield device
+            yield place
         finally:
-            self._free.put(device)
+            self._free.put(place)
 
 
 class _Drawn(NamedTuple):
@@ -246,10 +298,11 @@ class _Worker:
             width = queue.cross[0].keys.shape[2]
             ring = given + (longest if last else min(longest, -(-width * 3 // 16) * 8 + 8))
             if slots is None:
-                # put where the queue is, as slots that come back are: else every program is compiled for both
-                slots = jax.device_put(
-                    empty_slots(network, queue.cross, size, ring, longest), queue.cross[0].keys.device
-                )
+                slots = empty_slots(network, queue.cross, size, ring, longest)
+                where = queue.cross[0].keys.device
+                if isinstance(where, jax.Device):
+                    # put where the queue is, as slots that come back are: else every program is compiled for both
+                    slots = jax.device_put(slots, where)
             elif slots.cross[0].keys.shape[2] < width:
                 slots = widen(slots, width, ring)
             slots, now = go(slots, queue, jnp.int32(size))

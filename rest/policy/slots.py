@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from rest.model.layers import BLOCKED, KeysAndValues
+from rest.model.attention import BLOCKED
+from rest.model.layers import KeysAndValues
 from rest.model.network import Network
 
 BLOCK = 64  # entries of the vocabulary that are searched together
@@ -73,7 +74,7 @@ def _truncate(logits: Float[Array, "R V"], distribution: SamplingDistribution) -
         likely = jax.nn.softmax(logits, axis=-1) >= epsilon
         logits = jnp.where(likely | (logits == logits.max(-1, keepdims=True)), logits, BLOCKED)
     if top_k:
-        threshold = jax.lax.top_k(logits, top_k)[0][:, -1:]
+        threshold = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][:, -1:]
         logits = jnp.where(logits >= threshold, logits, BLOCKED)
     if top_p < 1:
         descending = -jnp.sort(-logits, axis=-1)

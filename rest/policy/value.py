@@ -19,8 +19,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from rest.data.batches import Batch, BatchSettings, Examples
+from rest.folder import check_seal, seal
 from rest.learning.apply import per_token
 from rest.learning.losses import Loss, SquaredError
+from rest.learning.mesh import MachineSettings
+from rest.model.flops import forward_flops
 from rest.model.layers import Linear
 from rest.model.network import Network
 from rest.model.transformer import Transformer
@@ -39,6 +42,11 @@ class ValueNetwork(nnx.Module):
         """The value before each token of packed pairs is drawn: of the source and the tokens that precede it."""
         states = hidden_states(self.body, batch, key)
         return self.head(states.astype(jnp.float32))[..., 0]
+
+    def arithmetic(self, rows: int, source: int, target: int) -> tuple[int, str]:
+        """FLOPs of the products of a forward pass, which has no logits; their type."""
+        settings = self.body.settings
+        return forward_flops(settings, 0, rows, source, target), settings.dtype
 
 
 def _values(network: ValueNetwork, batch: Batch) -> Float[Array, "B T"]:
@@ -89,13 +97,15 @@ class Value:
 
     def save(self, folder: Path) -> None:
         self.network.save(folder)
+        seal(folder)
 
     @classmethod
-    def load(cls, folder: Path, policy: Policy) -> Value:
+    def load(cls, folder: Path, policy: Policy, machine: MachineSettings | None = None) -> Value:
         """Read what `save` wrote; the body is built as that of the policy."""
+        check_seal(folder)
         settings, tokenizer = policy.settings, policy.tokenizer
 
         def build(rngs: nnx.Rngs) -> ValueNetwork:
             return ValueNetwork(transformer(settings, tokenizer, rngs), rngs=rngs)
 
-        return cls(Network.load(folder, settings, build), tokenizer.pad_id)
+        return cls(Network.load(folder, settings, build, machine), tokenizer.pad_id)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
@@ -42,6 +42,12 @@ class Ratings:
         columns = (getattr(self, field.name) for field in dataclasses.fields(self))
         taken: Iterable[Any] = (x[rows] if isinstance(x, np.ndarray) else [x[r] for r in rows] for x in columns)
         return Ratings(*taken)
+
+    def cleaned(self, line: Callable[[str], str]) -> Ratings:
+        """With every text as `line` writes it."""
+        sources, hypotheses = ([line(text) for text in side] for side in (self.sources, self.hypotheses))
+        references = [None if text is None else line(text) for text in self.references]
+        return dataclasses.replace(self, sources=sources, hypotheses=hypotheses, references=references)
 
     def with_scores(self, scores: np.ndarray) -> Ratings:
         return dataclasses.replace(self, scores=scores)

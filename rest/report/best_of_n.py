@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from rest.evaluation.best_of_n import Crossing, Curve, crossing, curves_of, kl_bound
+from rest.evaluation.exact import majority_at, pass_at, right
 from rest.evaluation.outputs import Outputs
 from rest.folder import StageName
 from rest.report.plots import GREY, ORANGE, STYLE, WIDTH, name_at_edge
@@ -27,7 +28,12 @@ class PolicyCurves:
     """One policy's samples and what the best of N of them is worth."""
 
     name: StageName
-    samples: dict[str, np.ndarray]  # float32 [sources, M] of each metric
+    outputs: Outputs
+
+    @property
+    def samples(self) -> dict[str, np.ndarray]:
+        """float32 [sources, M] of each metric."""
+        return self.outputs.scores
 
     @cached_property
     def measured(self) -> tuple[dict[str, Curve], dict[str, Curve]]:
@@ -38,6 +44,14 @@ class PolicyCurves:
     def curves(self) -> dict[str, Curve]:
         return self.measured[0]
 
+    @cached_property
+    def exact(self) -> tuple[Curve, Curve] | None:
+        """How often one of N is exactly right, and how often the most frequent is; None where nothing ever is."""
+        found = right(self.outputs)
+        if found is None or not found.any():
+            return None
+        return Curve.of(pass_at(found), seed=0), Curve.of(majority_at(self.outputs.texts, found), seed=0)
+
 
 def read_curves(run: Path) -> list[PolicyCurves]:
     """Every policy of the run whose samples were drawn, with the largest M where there are several."""
@@ -47,7 +61,7 @@ def read_curves(run: Path) -> list[PolicyCurves]:
         if samples.isdigit() and name and (file.parent / "stage.json").is_file():
             found[name] = max(found.get(name, (0, file)), (int(samples), file))
     names = sorted(found, key=lambda name: name.order)
-    return [PolicyCurves(name, Outputs.read(found[name][1]).scores) for name in names]
+    return [PolicyCurves(name, Outputs.read(found[name][1])) for name in names]
 
 
 def section(run: Path) -> Section | None:
@@ -73,12 +87,15 @@ def lines(policies: list[PolicyCurves]) -> Lines:
     """A line for each policy and N."""
     metrics = [metric for metric in TITLES if any(metric in policy.curves for policy in policies)]
     wins = [f"{TITLES[metric]}: wins against N = 1" for metric in metrics if metric != "chrf"]
-    found = [["policy", "N", *(TITLES[m] for m in metrics), *wins, "KL to the policy: bound (nats, at most)"]]
+    exact = ["exactly right: one of N (pass@N)", "the most frequent of N (maj@N)"]
+    exact = exact if any(policy.exact for policy in policies) else []
+    found = [["policy", "N", *(TITLES[m] for m in metrics), *wins, *exact, "KL to the policy: bound (nats, at most)"]]
     for policy in policies:
         curves, won = policy.measured
         for n in shown_n(len(curves["reward"].mean)):
             cells = [_cell(curves.get(metric), n, DIGITS.get(metric, 3)) for metric in metrics]
             cells += [_share(won.get(metric), n) for metric in metrics if metric != "chrf"]
+            cells += [_share(curve, n) for curve in policy.exact or [None] * len(exact)]
             found.append([policy.name.label, str(n), *cells, f"{kl_bound(n):.2f}"])
     return found
 

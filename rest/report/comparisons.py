@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rest.folder import StageName, newest_evaluations, read_json
-from rest.report.sections import Lines, Section, label_of
+from rest.report.sections import Lines, Section, asked_for, label_of
 
 TITLES = {
     "bleu": "BLEU",
@@ -39,10 +39,11 @@ def read(run: Path) -> list[dict[str, Any]]:
     pairs = [tuple(filter(None, (StageName.parse(result[side]) for side in ("new", "old")))) for result in results]
     controls = {name for pair in pairs for name in pair if name.made_by.kind == "bc_continued"}
     last = max((name.steps for name in controls), default=0)  # the others are of a run that had fewer steps
+    asked = asked_for(run)
     shown = [
         ([name.order for name in pair], place)
         for place, pair in enumerate(pairs)
-        if not any(name in controls and name.steps < last for name in pair)
+        if not any(name in controls and name.steps < last for name in pair) and all(map(asked, pair))
     ]
     return [results[place] for _, place in sorted(shown)]
 

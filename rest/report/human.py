@@ -24,7 +24,8 @@ def section(run: Path) -> Section | None:
         by_reward = f"{result['reward_difference']:+.3f}", f"{people:g}", f"{reward:g}"
         lines.append([label_of(result["policy"]), *change, *by_reward])
     said = [
-        f"{found['raters']} raters saw a source and two outputs without knowing whose, and scored each from 0 to 6; "
+        f"{found['raters']} rater{'s' * (found['raters'] != 1)} saw a source and two outputs without knowing whose, "
+        "and scored each from 0 to 6; "
         f"shown is the mean score minus {baseline}'s. Equal outputs count as 0."
     ]
     if found["kendall"] is not None:

@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 from markupsafe import Markup
 
 from rest.errors import UserError
-from rest.folder import StageName, stages_in
-from rest.report import best_of_n, comparisons, human, plots, tables, under_way
+from rest.folder import StageName
+from rest.report import best_of_n, comparisons, data, human, pace, plots, tables, under_way
 from rest.report.rewards import reward_tables, reward_warnings
-from rest.report.sections import Drawing, Section, markdown_lines
-from rest.report.tables import Row
-from rest.report.verdict import verdict
+from rest.report.sections import Drawing, Section, markdown_lines, stages_of
+from rest.report.tables import Row, label
+from rest.report.verdict import advice, differences, verdict
 
 MORE = (("Rewards of greedy and beam outputs", tables.DECODING_COLUMNS), ("The text itself", tables.TEXT_COLUMNS))
 SAMPLES_OPEN = 6  # sample translations in view at first
@@ -69,6 +69,21 @@ def write_report(run: Path, refresh: float | None = None) -> Path:
     return page
 
 
+def write_waiting(run: Path, refresh: float) -> Path:
+    """A page of what is under way, while no policy has been evaluated; it loads itself again."""
+    found = under_way.section(run) or Section("Under way", ["No stage has recorded anything yet."])
+    here, page = Path(__file__).parent, run / "report.html"
+    style = (here / "page.css").read_text(encoding="utf-8")
+    name = run.resolve().name
+    text = (
+        _environment()
+        .get_template("waiting.html.jinja")
+        .render(name=name, section=found, refresh=refresh, style=Markup(style))
+    )
+    page.write_text(text, encoding="utf-8")
+    return page
+
+
 # Reading
 
 
@@ -80,29 +95,38 @@ def _read(run: Path) -> Content:
     rows = _rows(_json(path), path)
     split = next((name for name in tables.SPLITS if any(row["split"] == name for row in rows)), rows[0]["split"])
     experiment, samples = run / "experiment.json", run / "evaluation" / "samples.json"
-    grows = {name.g: run / name.folder for name in stages_in(run, "grow")}
+    grows = {name.g: run / name.folder for name in stages_of(run, "grow")}
     return Content(
         name=run.resolve().name,
         rows=rows,
         split=split,
         settings=_typed(_json(experiment), dict, experiment) if experiment.is_file() else {},
         samples=_samples(_json(samples), samples) if samples.is_file() else [],
-        stages=[_improved(run / name.folder) for name in stages_in(run, "improve")],
-        grows={
-            g: _typed(_json(folder / "manifest.json"), dict, folder / "manifest.json")
-            for g, folder in grows.items()
-            if (folder / "manifest.json").is_file()
-        },
+        stages=[_improved(run / name.folder) for name in stages_of(run, "improve")],
+        grows=grown(run),
         rewards={g: rewards for g, folder in grows.items() if (rewards := _rewards(folder)) is not None},
-        fits={name.g: _result(run / name.folder) for name in stages_in(run, "reward")},
+        fits={name.g: _result(run / name.folder) for name in stages_of(run, "reward")},
         spent=_spent(run),
         compared=comparisons.read(run),
         sections=[
             section
-            for read in (under_way.section, comparisons.section, human.section, best_of_n.section)
+            for read in (
+                under_way.section,
+                comparisons.section,
+                data.section,
+                human.section,
+                best_of_n.section,
+                pace.section,
+            )
             if (section := read(run))
         ],
     )
+
+
+def grown(run: Path) -> dict[int, dict[str, Any]]:
+    """The manifest of every Grow step."""
+    paths = {name.g: run / name.folder / "manifest.json" for name in stages_of(run, "grow")}
+    return {g: _typed(_json(path), dict, path) for g, path in paths.items() if path.is_file()}
 
 
 def _json(path: Path) -> Any:
@@ -162,7 +186,7 @@ def _spent(run: Path) -> dict[StageName, dict[str, Any]]:
         part = {"bc": 0, "reward_start": 0, "bc_continued": 2, "ppo": 2}.get(name.kind, 1)
         return part, max(1, name.g), name.order
 
-    results = {name: _result(run / name.folder) for name in sorted(stages_in(run), key=ran)}
+    results = {name: _result(run / name.folder) for name in sorted(stages_of(run), key=ran)}
     return {name: result for name, result in results.items() if result.get("wall_s") is not None}
 
 
@@ -177,6 +201,21 @@ def _rewards(folder: Path) -> np.ndarray | None:
 # What the page says
 
 
+def _first(run: Content) -> list[Drawing]:
+    """What a user would see of the last policy, at one glance."""
+    found = [
+        plots.Shipped(each.column.title, label(each.base), *(each.test[key] for key in ("difference", "lo", "hi")))
+        for each in differences(run.rows, run.split, run.compared)
+        if each.test is not None
+    ]
+    caption = (
+        "What the last policy's outputs have more than the baselines', with paired 95% intervals: right of the line it "
+        "is better, and beyond chance where the interval does not touch the line."
+    )
+    figure = plots.shipped(found)
+    return [] if figure is None else [(figure, "shipped", caption)]
+
+
 def _origin(run: Content) -> list[str]:
     """How the report was made, in sentences."""
     read = ["summary.json"]
@@ -187,6 +226,7 @@ def _origin(run: Content) -> list[str]:
     read += [f"{name.folder}/stage.json" for name in names]
     read += [f"{StageName('grow', g).folder}/manifest.json" for g in run.grows]
     read += [f"{StageName('grow', g).folder}/part-*.parquet" for g in run.rewards]
+    read += ["*/metrics.jsonl"] if any(section.title == pace.TITLE for section in run.sections) else []
     return [
         "ReST starts from behavioural cloning (BC) on human pairs. A Grow step (G) samples hypotheses from "
         "the policy and scores them; each Improve step (I) fine-tunes on the rows whose reward is above its "
@@ -209,7 +249,8 @@ def _markdown(run: Content) -> str:
     parts = [
         f"# {text(run.name)}",
         "## Verdict",
-        *(f"- {text(line)}" for line in verdict(run.rows, run.split, run.compared)),
+        f"- {text(advice(run.rows, run.split, run.compared))}",
+        *(f"- {text(line)}" for line in verdict(run.rows, run.split, run.compared, run.grows)),
     ]
     parts += [f"## Results on {text(run.split)}", tables.markdown(run.rows, run.split).rstrip()]
     for title, columns in MORE:
@@ -247,8 +288,38 @@ def _markdown(run: Content) -> str:
 def _html(run: Content, refresh: float | None = None) -> str:
     """The page, from page.html.jinja, page.css and page.js beside this file; what is not our own markup is escaped."""
     here, rows = Path(__file__).parent, tables.of_split(run.rows, run.split)
+    return (
+        _environment()
+        .get_template("page.html.jinja")
+        .render(
+            run=run,
+            refresh=refresh,
+            verdict=verdict(run.rows, run.split, run.compared, run.grows),
+            advice=advice(run.rows, run.split, run.compared),
+            first=_first(run),
+            shown=_results(rows, tables.COLUMNS),
+            notes=tables.notes(rows),
+            curves=_curves(run),
+            more_results=[(title, _results(rows, columns)) for title, columns in MORE if tables.present(rows, columns)],
+            improved=tables.improve_lines(run.stages),
+            grown=tables.grow_lines(run.grows),
+            spent=tables.spent_lines(run.spent),
+            warnings=reward_warnings(run.fits),
+            rewards=reward_tables(run.fits, run.rows, run.split),
+            samples=[_sample(sample) for sample in run.samples],
+            policies={"all": ""} | {str(o["policy"]): str(o["policy"]) for s in run.samples for o in s["outputs"]},
+            settings=tables.setting_lines(run.settings),
+            origin=_origin(run),
+            style=Markup((here / "page.css").read_text(encoding="utf-8")),
+            script=Markup((here / "page.js").read_text(encoding="utf-8")),
+        )
+    )
+
+
+def _environment() -> jinja2.Environment:
+    """The templates beside this file."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(here),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -257,26 +328,7 @@ def _html(run: Content, refresh: float | None = None) -> str:
     )
     environment.filters["svg"] = plots.svg
     environment.globals.update(SAMPLES_OPEN=SAMPLES_OPEN, STANDS=STANDS, ORDERS=ORDERS)
-    return environment.get_template("page.html.jinja").render(
-        run=run,
-        refresh=refresh,
-        verdict=verdict(run.rows, run.split, run.compared),
-        shown=_results(rows, tables.COLUMNS),
-        notes=tables.notes(rows),
-        curves=_curves(run),
-        more_results=[(title, _results(rows, columns)) for title, columns in MORE if tables.present(rows, columns)],
-        improved=tables.improve_lines(run.stages),
-        grown=tables.grow_lines(run.grows),
-        spent=tables.spent_lines(run.spent),
-        warnings=reward_warnings(run.fits),
-        rewards=reward_tables(run.fits, run.rows, run.split),
-        samples=[_sample(sample) for sample in run.samples],
-        policies={"all": ""} | {str(o["policy"]): str(o["policy"]) for s in run.samples for o in s["outputs"]},
-        settings=tables.setting_lines(run.settings),
-        origin=_origin(run),
-        style=Markup((here / "page.css").read_text(encoding="utf-8")),
-        script=Markup((here / "page.js").read_text(encoding="utf-8")),
-    )
+    return environment
 
 
 def _curves(run: Content) -> list[Drawing]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 import math
 import re
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -54,6 +55,43 @@ STYLE = {
 def reward_steps(rows: list[Row], split: str = "test") -> Figure | None:
     """Mean reward of samples at each (g, i) with its interval, baselines as lines with bands, or None."""
     return _step_figure(rows, split, (REWARD,), height=3.5)
+
+
+def shipped(found: Sequence[Shipped]) -> Figure | None:
+    """A panel a metric: how far the last policy's outputs are from those of each baseline, with paired intervals."""
+    titles = list(dict.fromkeys(each.title for each in found))
+    if not titles:
+        return None
+    across = min(3, len(titles))
+    down = math.ceil(len(titles) / across)
+    baselines = list(dict.fromkeys(each.baseline for each in found))
+    with mpl.rc_context(STYLE | {"axes.grid.axis": "x"}):
+        figure = Figure(figsize=(WIDTH, (0.62 + 0.26 * len(baselines)) * down), layout="constrained")
+        panels = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
+        for axes, title in zip(panels, titles, strict=False):
+            axes.axvline(0, color=INK, linewidth=1)
+            for each in (each for each in found if each.title == title):
+                place = baselines.index(each.baseline)
+                colour = GREEN if each.low > 0 else ORANGE if each.high < 0 else GREY
+                axes.hlines(place, each.low, each.high, color=colour, linewidth=2.2)
+                axes.plot(each.difference, place, "o", color=colour, markersize=6)
+            axes.set(title=title, yticks=range(len(baselines)), yticklabels=[f"against {name}" for name in baselines])
+            axes.set_ylim(len(baselines) - 0.5, -0.5)
+            axes.xaxis.set_major_locator(MaxNLocator(5))
+            axes.margins(x=0.12)
+        for axes in panels[len(titles) :]:
+            axes.set_visible(False)
+    return figure
+
+
+class Shipped(NamedTuple):
+    """A difference of a metric of what a user sees: what the last policy has more than a baseline."""
+
+    title: str
+    baseline: str
+    difference: float
+    low: float
+    high: float
 
 
 def held_out_steps(rows: list[Row], split: str = "test") -> Figure | None:

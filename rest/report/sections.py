@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from rest.folder import StageName
+from rest.folder import StageName, read_json, stages_in
 from rest.journal import literal
 from rest.report.tables import markdown_text
 
@@ -42,6 +43,27 @@ class Section:
             yield shown
         for sentence in self.sentences:
             yield literal(sentence)
+
+
+def stages_of(run: Path, kind: str | None = None) -> list[StageName]:
+    """The complete stages that the run's settings ask for."""
+    return list(filter(asked_for(run), stages_in(run, kind)))
+
+
+def asked_for(run: Path) -> Callable[[StageName], bool]:
+    """Whether the run's settings ask for a stage: steps of a longer run in the same folder are left out."""
+    path = run / "experiment.json"
+    settings = read_json(path) if path.is_file() else {}
+    settings = settings if isinstance(settings, dict) else {}
+    rule = (settings.get("improve") or {}).get("rule") or {}
+    lists = [value for value in rule.values() if isinstance(value, list)]
+    most = {"g": settings.get("grow_steps"), "i": len(lists[0]) if len(lists) == 1 else None}
+
+    def asked(name: StageName) -> bool:
+        within = (limit is None or getattr(name, step) <= limit for step, limit in most.items())
+        return name.kind not in ("grow", "improve") or all(within)
+
+    return asked
 
 
 def label_of(folder: str) -> str:

@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
+from rest.data.shards import reading
 from rest.errors import UserError
-from rest.folder import StageName, newest_evaluations, read_json, stages_in, write_json
+from rest.folder import StageName, newest_evaluations, read_json, write_json
+from rest.report.sections import stages_of
 
 DECODED = ("decode", "n", "metrics")  # what another way of decoding changes in a row; and the temperature of samples
 
@@ -29,6 +33,7 @@ def summarise(run: Path) -> list[dict[str, Any]]:
             "decode": "sample",
             "n": record["settings"]["evaluation"]["samples_per_source"],
             "split": "test",
+            **_sources(evaluation.with_name("greedy.parquet")),
             "metrics": record["result"]["metrics"],
             "samples_drawn": sum(stage.get("samples", 0) for stage in made),
             "gradient_steps": sum(stage.get("gradient_steps", 0) for stage in made),
@@ -50,7 +55,7 @@ def summarise(run: Path) -> list[dict[str, Any]]:
 
 def _policies(run: Path) -> list[StageName]:
     """The policies of a run in the order of the table, and of its controls the one with as many steps as the rest."""
-    improves, ppo = stages_in(run, "improve"), stages_in(run, "ppo")
+    improves, ppo = stages_of(run, "improve"), stages_of(run, "ppo")
     paths = [name for name in improves if name.on_the_way], ppo
     spent = max(sum(_result(run, name)["gradient_steps"] for name in path) for path in paths)
     controls = (StageName(kind, steps=spent) for kind in ("bc_continued", "bc_continued_last"))
@@ -62,7 +67,7 @@ def _lineage(run: Path, name: StageName) -> list[StageName]:
     bc = StageName("bc")
     if name.kind != "improve":
         return list(dict.fromkeys([bc, name.made_by]))
-    before = [step for step in stages_in(run, "improve") if step.on_the_way and step.order < name.order]
+    before = [step for step in stages_of(run, "improve") if step.on_the_way and step.order < name.order]
     return [bc, *(StageName("grow", g) for g in range(1, name.g + 1)), *before, name]
 
 
@@ -71,6 +76,14 @@ def _chosen(name: StageName, made: dict[str, Any]) -> dict[str, Any]:
     if name != name.made_by:  # the last is the last
         return {}
     return {key: made[key] for key in ("chosen_by", "last_is_chosen") if key in made}
+
+
+def _sources(outputs: Path) -> dict[str, int]:
+    """How many sources the numbers are of, where their outputs are kept."""
+    if not outputs.exists():
+        return {}
+    with reading(outputs):
+        return {"sources": pq.read_metadata(outputs).num_rows}
 
 
 def _hottest_first(path: Path) -> tuple[float, str]:

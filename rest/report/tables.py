@@ -17,6 +17,7 @@ from rich.text import Text
 
 from rest.errors import UserError
 from rest.folder import KINDS, StageName
+from rest.statistics.intervals import LEAST_SOURCES
 
 Row = dict[str, Any]  # one row of summary.json
 
@@ -125,7 +126,9 @@ def number(row: Row, key: str) -> float | None:
 
 
 def interval(row: Row, key: str | None) -> tuple[float, float] | None:
-    """A row's interval (lo, hi), or None where it is absent, null or not two finite numbers."""
+    """A row's interval (lo, hi), or None where it is absent, null, not two finite numbers, or of a few sources only."""
+    if row.get("sources", LEAST_SOURCES) < LEAST_SOURCES:
+        return None
     pair = row["metrics"].get(key) if key else None
     if not isinstance(pair, (list, tuple)) or len(pair) != 2:
         return None

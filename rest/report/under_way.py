@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rest.folder import StageName
+from rest.folder import StageName, read_json
 from rest.report.sections import Section
 from rest.report.tables import plain
 
@@ -15,8 +16,9 @@ from rest.report.tables import plain
 def section(run: Path) -> Section | None:
     """A line for each stage that has begun and is not whole; None where there is none."""
     begun: dict[StageName, Path] = {}
-    for journal in run.glob(".*.partial/metrics.jsonl"):
-        if name := StageName.parse(journal.parent.name.removeprefix(".").removesuffix(".partial")):
+    for journal in [*run.glob(".*.partial/metrics.jsonl"), *_of_study(run)]:
+        folder = journal.parent.name.removeprefix(".").removesuffix(".partial")
+        if name := StageName.parse(folder) or StageName.parse(re.sub(r"-[0-9a-f]{16}$", "", folder)):
             begun[name] = journal
     lines = []
     for name in sorted(begun, key=lambda name: name.order):
@@ -27,6 +29,18 @@ def section(run: Path) -> Section | None:
     if not lines:
         return None
     return Section("Under way", [], [[["stage", "step", "written (UTC)", "last numbers"], *lines]])
+
+
+def _of_study(run: Path) -> list[Path]:
+    """The journals of stages of this run's seed that its study makes, in the folder that runs of a study share."""
+    settings, found = run / "experiment.json", []
+    if settings.is_file():
+        seed = read_json(settings).get("seed")
+        for journal in (run.absolute().parents[1] / "stages").glob(".*.partial/metrics.jsonl"):
+            stage = journal.parent / "stage.json"
+            if stage.is_file() and read_json(stage)["settings"].get("seed") == seed:
+                found.append(journal)
+    return found
 
 
 def _last(journal: Path) -> dict[str, Any]:

@@ -6,13 +6,15 @@ greedy or beam outputs would see.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from rest.folder import StageName
 from rest.report import tables
 from rest.report.tables import BY_KEY, Column, Row, cell, label, number, relation
+from rest.statistics.intervals import LEAST_SOURCES
 
 REWARD, GOLD = BY_KEY["reward_mean"], BY_KEY["gold_mean"]
 SHIPPED = {  # way of decoding -> its metrics that nothing was trained on, each by the name of its paired test
@@ -74,15 +76,23 @@ class Difference:
         return a, b
 
 
-def verdict(rows: list[Row], split: str = "test", compared: Sequence[dict[str, Any]] = ()) -> list[str]:
+def verdict(
+    rows: list[Row],
+    split: str = "test",
+    compared: Sequence[dict[str, Any]] = (),
+    grown: Mapping[int, dict[str, Any]] = MappingProxyType({}),
+) -> list[str]:
     """What the last ReST policy showed against BC and BC continued: the conclusion, its evidence, then cautions.
 
-    `compared` are the paired comparisons of the test split, as report/comparisons.py reads them.
+    `compared` are the paired comparisons of the test split, as report/comparisons.py reads them, and `grown` the
+    manifests of Grow steps, which tell why there is no policy where there is none.
     """
     every, rows = tables.of_split(rows, split), tables.whole(tables.of_split(rows, split))
     last = tables.last_rest(rows, split)
     if last is None:
-        return [f"No ReST policy was evaluated on the {split} split, so there is nothing to compare."]
+        return [f"No ReST policy was evaluated on the {split} split, so there is nothing to compare.", *_why(grown)]
+    if few := last.get("sources", LEAST_SOURCES) < LEAST_SOURCES:
+        compared = ()
     baselines = _baselines(rows)
     if not baselines:
         return [f"Neither BC nor BC continued was evaluated on the {split} split to compare {label(last)} with."]
@@ -95,7 +105,52 @@ def verdict(rows: list[Row], split: str = "test", compared: Sequence[dict[str, A
     else:
         said = [_conclusion(last, baselines, ways, of_samples)]
         said += [_sentence(way, split, found) for way, found in shown.items() if found]
+    if few:
+        said.append(f"Caution: {last['sources']} {split} sources are too few to tell any difference from chance.")
     return said + _as_varied(every, last) + _cautions(rows, last, baselines, [d for f in shown.values() for d in f])
+
+
+def _why(grown: Mapping[int, dict[str, Any]]) -> list[str]:
+    """Why nothing was learned: the rewards of the first Grow step that no Improve step followed."""
+    for g, manifest in grown.items():
+        rewards = (manifest.get("reward") or {}).get("all") or {}
+        if "max" in rewards:
+            low, high = (tables.plain(float(rewards[end])) for end in ("min", "max"))
+            between = f"all {low}" if low == high else f"from {low} to {high}"
+            return [
+                f"Nothing was learned from {StageName('grow', g).label}: no row passed its first threshold, and the "
+                f"rewards are {between}. A reward that tells translations apart, or a lower threshold, is needed."
+            ]
+    return []
+
+
+def advice(rows: list[Row], split: str = "test", compared: Sequence[dict[str, Any]] = ()) -> str:
+    """One sentence on whether the last policy may take the place of BC."""
+    shipped = differences(rows, split, compared)
+    if not shipped or all(each.stands in ("higher", "lower", "equal") for each in shipped):
+        return "May it be shipped? These numbers cannot tell."
+    name, others = label(shipped[0].last), " and ".join(dict.fromkeys(label(each.base) for each in shipped))
+    gained, lost = _names(shipped, "above", all), _names(shipped, "below", any)
+    if gained and lost:
+        return f"May it be shipped? Only where {gained} matters more than {lost}."
+    if gained and not any(each.base["policy"].startswith("bc_continued") for each in shipped):
+        return "May it be shipped? In place of BC, yes; whether BC trained for longer is as good, is not known."
+    if gained:
+        return "May it be shipped? Yes: no metric of greedy or beam outputs fell."
+    if lost:
+        return f"May it be shipped? No: against {others} {name} loses {lost}."
+    return f"May it be shipped? There is no reason to: no metric of what users see is above {others} beyond chance."
+
+
+def differences(rows: list[Row], split: str = "test", compared: Sequence[dict[str, Any]] = ()) -> list[Difference]:
+    """How greedy and beam outputs of the last policy stand to those of the baselines; none where there is neither."""
+    rows = tables.whole(tables.of_split(rows, split))
+    last = tables.last_rest(rows, split)
+    if last is None:
+        return []
+    few = last.get("sources", LEAST_SOURCES) < LEAST_SOURCES
+    tests = {} if few or split != "test" else _tests(last, compared)
+    return [each for metrics in SHIPPED.values() for each in _differences(metrics, last, _baselines(rows), tests)]
 
 
 def _baselines(rows: list[Row]) -> list[Row]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rest.errors import UserError
-from rest.folder import describe
+from rest.identity import describe
 from rest.reward.language import Languages, scripts
 from rest.statistics.words import count_words, words
 

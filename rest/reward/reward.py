@@ -13,8 +13,9 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from rest import processes
 from rest.errors import UserError
-from rest.folder import describe
+from rest.identity import describe
 from rest.reward.guards import Guards
 
 
@@ -194,6 +195,45 @@ class Reward:
 
         `groups` may always be given, and must be where the reward `compares`.
         """
+        which = np.arange(len(hypotheses))
+        if self.compares and groups is not None:  # those of a source together
+            which = np.unique(groups.ids, return_inverse=True)[1]
+
+        def work(own: slice) -> dict[str, np.ndarray]:
+            rows = np.flatnonzero((which >= own.start) & (which < own.stop))
+            chosen = rows.tolist()
+            x, y = [sources[r] for r in chosen], [hypotheses[r] for r in chosen]
+            some = None if groups is None else Groups(groups.ids[rows], groups.peers[rows])
+            processes.done["rewarded"] += len(rows)
+            z = None if references is None else [references[r] for r in chosen]
+            return {"rows": rows, "raw": self._raw(x, y, z, some)}
+
+        parts = processes.divided(int(which.max(initial=-1)) + 1, work)
+        raw = np.zeros(len(hypotheses), np.float32)
+        for part in parts:
+            raw[part["rows"]] = part["raw"]
+        self._refuse(~np.isfinite(raw), raw, hypotheses, "is not a finite number")
+        if self.scale is None:
+            outside = (raw < 0) | (raw > 1)
+            self._refuse(outside, raw, hypotheses, "is outside [0, 1] and the reward has no scale")
+            return Scored(raw, self._guarded(raw, sources, hypotheses), 0)
+        if isinstance(self.scale, Calibration):
+            low, high = self.scale.ends
+            clipped = int(((raw < low) | (raw > high)).sum())
+            return Scored(raw, self._guarded(self.scale(raw), sources, hypotheses), clipped)
+        low, high = self.scale
+        scaled = (raw - np.float32(low)) / np.float32(high - low)
+        reward = np.clip(scaled, 0, 1).astype(np.float32)
+        return Scored(raw, self._guarded(reward, sources, hypotheses), int((scaled != reward).sum()))
+
+    def _raw(
+        self,
+        sources: Sequence[str],
+        hypotheses: Sequence[str],
+        references: Sequence[str] | None,
+        groups: Groups | None,
+    ) -> np.ndarray:
+        """The function's own scores, float32 [n]; UserError where it gives something else."""
         n, function = len(hypotheses), with_references(self.function)
         further = [groups] if self.compares else []
         try:
@@ -208,20 +248,8 @@ class Reward:
             raise UserError(f"reward {self.name}: returned shape {raw.shape} for {n} hypotheses, not ({n},)")
         if not np.issubdtype(raw.dtype, np.number) or np.issubdtype(raw.dtype, np.complexfloating):
             raise UserError(f"reward {self.name}: returned {raw.dtype}, not numbers")
-        raw = raw.astype(np.float32)
-        self._refuse(~np.isfinite(raw), raw, hypotheses, "is not a finite number")
-        if self.scale is None:
-            outside = (raw < 0) | (raw > 1)
-            self._refuse(outside, raw, hypotheses, "is outside [0, 1] and the reward has no scale")
-            return Scored(raw, self._guarded(raw, sources, hypotheses), 0)
-        if isinstance(self.scale, Calibration):
-            low, high = self.scale.ends
-            clipped = int(((raw < low) | (raw > high)).sum())
-            return Scored(raw, self._guarded(self.scale(raw), sources, hypotheses), clipped)
-        low, high = self.scale
-        scaled = (raw - np.float32(low)) / np.float32(high - low)
-        reward = np.clip(scaled, 0, 1).astype(np.float32)
-        return Scored(raw, self._guarded(reward, sources, hypotheses), int((scaled != reward).sum()))
+        with np.errstate(over="ignore"):  # what float32 cannot hold is refused
+            return raw.astype(np.float32)
 
     def _guarded(self, reward: np.ndarray, sources: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:
         if self.guards is None:

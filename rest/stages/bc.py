@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from rest import processes
 from rest.baselines.bc import clone, dev_loss
 from rest.evaluation.chooser import DevLoss
 from rest.folder import StageFolder, StageName, seed_for
@@ -27,7 +28,7 @@ class _Cloning:
     shared: ClassVar[bool] = False
 
     def read(self, inputs: Inputs, folder: Path) -> Policy:
-        return Policy.load(folder / "policy")
+        return inputs.policy(folder / "policy")
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def _clone(
 ) -> None:
     """Behavioural cloning of a new policy, and its stage, whose result says what is known of the start."""
     e = inputs.experiment
-    new.tokenizer.save(folder.path / "tokenizer")
+    processes.first(lambda: new.tokenizer.save(folder.path / "tokenizer"))
     trained = clone(
         new,
         inputs.parts.bc,
@@ -144,6 +145,6 @@ class BCContinued(_Cloning):
             say("bc_continued: no checkpoint scored above BC, which is kept")
         same = trained.last.identity == trained.best.identity
         if not same:
-            trained.last.save(folder.path / "policy-last")
+            processes.first(lambda: trained.last.save(folder.path / "policy-last"))
         result = {"gradient_steps": trained.steps, "best_step": trained.best_step, "dev_reward": trained.history}
         finish_policy(folder, trained.best, result | {"chosen_by": e.choose.name, "last_is_chosen": same})

@@ -6,12 +6,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from rest import processes
 from rest.errors import UserError
-from rest.evaluation.best_of_n import record
+from rest.evaluation.best_of_n import BestOfN, record
 from rest.evaluation.decoding import DecodingSettings, evaluate_decoding
 from rest.evaluation.evaluate import evaluate, of_mean, variety
+from rest.evaluation.mbr import MBR
 from rest.evaluation.outputs import LEAST_PEERS, Outputs, chooser_of, draw, score
-from rest.folder import StageFolder, StageName, describe, read_json
+from rest.folder import StageFolder, StageName, read_json
+from rest.identity import describe
 from rest.journal import say
 from rest.policy.policy import Policy
 from rest.policy.sampler import SamplingSettings
@@ -74,9 +77,8 @@ class Evaluate(_Evaluation):
             previous=self.previous,
             machine=e.machine,
         )
-        result.samples.write(folder.path / "samples.parquet")
-        result.greedy.write(folder.path / "greedy.parquet")
-        result.beam.write(folder.path / "beam.parquet")
+        for name in ("samples", "greedy", "beam"):
+            _write(getattr(result, name), folder.path / f"{name}.parquet")
         _say(self.name.folder, result.metrics)
         folder.finish({"metrics": result.metrics, "shown": result.shown})
 
@@ -97,11 +99,11 @@ class BestOfNCurves(_Evaluation):
 
     def make(self, inputs: Inputs, folder: StageFolder) -> None:
         e, test = inputs.experiment, inputs.corpus.test
-        drawn = draw(self.policy, test, self.samples, e.evaluation_sampling, e.seed, e.machine)
+        drawn = inputs.drawn(self.policy, self.samples, e.evaluation_sampling).texts
         outputs = Outputs(test, drawn, score(self.reward, inputs.corpus.gold, test, drawn, chrf=True))
         if "reward" not in outputs.scores:
             raise UserError(f"{self.samples} samples: the reward compares them, and {LEAST_PEERS} are needed for that")
-        outputs.write(folder.path / "samples.parquet")
+        _write(outputs, folder.path / "samples.parquet")
         found = record(outputs)
         rewards = found["curves"]["reward"]["mean"]
         say(
@@ -132,10 +134,14 @@ class Decode(_Evaluation):
     def make(self, inputs: Inputs, folder: StageFolder) -> None:
         e, test, gold = inputs.experiment, inputs.corpus.test, inputs.corpus.gold
         decoder = self.decoding.decoder(e.beam, e.evaluation_sampling)
-        texts = decoder(self.policy, test, chooser_of(self.reward, len(test)), e.seed, e.machine)
+        chooser = chooser_of(self.reward, len(test))
+        if isinstance(decoder, BestOfN | MBR):
+            texts = decoder.chosen(inputs.drawn(self.policy, decoder.n, decoder.sampling), test, chooser)
+        else:
+            texts = decoder(self.policy, test, chooser, e.seed, e.machine)
         tokenize = e.evaluation.bleu_tokenizer
         metrics, outputs = evaluate_decoding(texts, test, self.reward, gold, e.seed, tokenize)
-        outputs.write(folder.path / "outputs.parquet")
+        _write(outputs, folder.path / "outputs.parquet")
         _say(f"{self.name.folder}, {self.decoding.name}", metrics)
         folder.finish({"metrics": metrics, "decode": self.decoding.decode, "n": self.decoding.draws})
 
@@ -164,12 +170,16 @@ class SampledAt(_Evaluation):
         n = e.evaluation.samples_per_source
         drawn = draw(self.policy, test, n, self._sampling(inputs), e.seed, e.machine)
         outputs = Outputs(test, drawn, score(self.reward, gold, test, drawn))
-        outputs.write(folder.path / "samples.parquet")
+        _write(outputs, folder.path / "samples.parquet")
         metrics: dict[str, Any] = {"reward_samples": n, **variety(drawn)}
         for name in ("reward", "gold"):
             metrics |= of_mean(name, outputs.scores.get(name), e.seed)
         _say(f"{self.name.folder} at temperature {self.temperature:g}", metrics)
         folder.finish({"metrics": metrics, "decode": "sample", "n": n, "temperature": self.temperature})
+
+
+def _write(outputs: Outputs, path: Path) -> None:
+    processes.first(lambda: outputs.write(path))
 
 
 def _say(what: str, metrics: dict[str, Any]) -> None:

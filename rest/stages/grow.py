@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from rest.data.store import ScoredDataset
-from rest.folder import StageFolder, StageName, describe, read_json
+from rest.folder import StageFolder, StageName, read_json
 from rest.grow import grow, open_dataset
+from rest.identity import describe
 from rest.journal import say
 from rest.policy.policy import Policy
 from rest.reward.reward import Reward

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from rest import processes
 from rest.columns import Scorers, learn_value
 from rest.data.store import ScoredDataset
 from rest.folder import StageFolder, StageName, discard
@@ -62,7 +63,7 @@ class Improve:
         finish_policy(folder, policy, result | {"chosen_by": e.choose.name})
 
     def read(self, inputs: Inputs, folder: Path) -> Policy:
-        return Policy.load(folder / "policy")
+        return inputs.policy(folder / "policy")
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,9 @@ class LearnValue:
         value, result = learn_value(
             self.bc, self.dataset, e.improve.value, e.batch, folder=folder.path, seed=e.seed, machine=e.machine
         )
-        value.save(folder.path / "network")
-        discard(folder.path / "checkpoints")
+        processes.first(lambda: value.save(folder.path / "network"))
+        processes.first(lambda: discard(folder.path / "checkpoints"))
         folder.finish(result)
 
     def read(self, inputs: Inputs, folder: Path) -> Value:
-        return Value.load(folder / "network", self.bc)
+        return Value.load(folder / "network", self.bc, inputs.experiment.machine)

@@ -10,12 +10,15 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
+from rest import processes
 from rest.baselines.bc import drop_long
 from rest.data.corpus import Corpus, Split
 from rest.data.files import source_text
+from rest.data.known import Remembering
 from rest.data.tokenizer import Tokenizer, load_tokenizer
 from rest.errors import UserError
 from rest.evaluation.chooser import Dev, Score
+from rest.evaluation.outputs import LastDrawn
 from rest.experiment import Experiment
 from rest.folder import StageFolder, StageName, discard, seed_for
 from rest.journal import say
@@ -26,7 +29,7 @@ from rest.reward.guards import Guards
 from rest.reward.learned.encoder import HuggingFaceEncoder
 from rest.reward.learned.fit import human_ratings
 from rest.reward.learned.settings import RewardSettings
-from rest.reward.reward import Groups, Reward
+from rest.reward.reward import Reward
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -72,6 +75,8 @@ class Inputs:
 
     experiment: Experiment
     out: Path
+    pool: Path | None = None
+    """Where runs that share stages have them; None: they share none."""
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -101,6 +106,7 @@ class Inputs:
         if e.grow.text is None:
             return None
         text, counts = source_text(e.grow.text, e.cleaning, self.corpus)
+        self.tokenizer.remember(text)
         kept, dropped = drop_long(self.tokenizer, text, e.batch)
         say(f"grow text: {_counts(counts)}" + f", longer than a row of a batch {dropped}" * bool(dropped))
         if not len(kept):
@@ -108,8 +114,19 @@ class Inputs:
         return kept
 
     @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """That of every policy, kept in BC's folder; the same text and settings give the same."""
+    def drawn(self) -> LastDrawn:
+        """Samples of the test sources."""
+        return LastDrawn(self.corpus.test, self.experiment.seed, self.experiment.machine)
+
+    @cached_property
+    def tokenizer(self) -> Remembering:
+        """That of every policy. What it makes of the text is kept in `tokens`, and no stage asks it again."""
+        corpus = self.corpus
+        return Remembering(self._tokenizer, (self.pool or self.out) / "tokens", (corpus.dev, corpus.test, corpus.train))
+
+    @property
+    def _tokenizer(self) -> Tokenizer:
+        """It is kept in BC's folder; the same text and settings give the same."""
         e, kept = self.experiment, self.out / StageName("bc").folder / "tokenizer"
         if kept.exists():
             return load_tokenizer(kept)
@@ -121,8 +138,17 @@ class Inputs:
         """What BC starts from: a published model, or a random network. It is made anew at each call."""
         e = self.experiment
         if isinstance(e.model, HuggingFaceModel):
-            return Policy.start(e.model)
+            return self.remembering(Policy.start(e.model))
         return Policy.new(e.model, self.tokenizer, seed_for(e.seed, "policy"))
+
+    def policy(self, folder: Path) -> Policy:
+        """The policy of a stage."""
+        return self.remembering(Policy.load(folder, self.experiment.machine))
+
+    def remembering(self, policy: Policy) -> Policy:
+        """The same policy, whose tokenizer knows the text."""
+        same = policy.tokenizer.identity == self.tokenizer.identity
+        return replace(policy, tokenizer=self.tokenizer) if same else policy
 
     @property
     def learns_reward(self) -> bool:
@@ -148,14 +174,6 @@ class Inputs:
         rows = np.random.default_rng(seed_for(e.seed, "rated sources")).permutation(len(rest))
         return Parts(bc, rest.take(np.sort(rows[wanted:])), rest.take(np.sort(rows[:wanted])))
 
-    def try_reward(self) -> None:
-        """Call a given reward on a few references, so that what is wrong with it shows before anything is trained."""
-        if not self.learns_reward:
-            self.on_dev(self.experiment.reward)
-            few = self.corpus.dev.take(np.repeat(np.arange(min(4, len(self.corpus.dev))), 2))  # twice: to be compared
-            groups = Groups.of_samples(len(few) // 2, 2)
-            self.experiment.reward(few.sources, few.references or few.sources, few.references, groups)
-
     def human_ratings(self, g: int) -> Rated:
         """The ratings in files that the reward of Grow step g is learned from."""
         e = self.experiment
@@ -165,7 +183,8 @@ class Inputs:
                 f"refresh.ratings: no files of ratings to add before Grow {g}; let people rate samples of the latest "
                 f"policy, and name the files"
             )
-        return human_ratings(e.reward, added)
+        rated, line = human_ratings(e.reward, added), e.cleaning.line
+        return replace(rated, sources=[line(x) for x in rated.sources], hypotheses=[line(y) for y in rated.hypotheses])
 
     @cached_property
     def given_reward(self) -> Reward:
@@ -211,8 +230,8 @@ def fetched(model: Any) -> dict[str, str]:
 
 def finish_policy(folder: StageFolder, policy: Policy, result: dict[str, Any]) -> None:
     """Keep the policy, drop the checkpoints that only a killed stage needs, and give the folder its name."""
-    policy.save(folder.path / "policy")
-    discard(folder.path / "checkpoints")
+    processes.first(lambda: policy.save(folder.path / "policy"))
+    processes.first(lambda: discard(folder.path / "checkpoints"))
     folder.finish(result)
 
 

@@ -51,7 +51,7 @@ class PPO:
         finish_policy(folder, policy, result | {"sources": _overlap(inputs), "chosen_by": e.choose.name})
 
     def read(self, inputs: Inputs, folder: Path) -> Policy:
-        return Policy.load(folder / "policy")
+        return inputs.policy(folder / "policy")
 
 
 def _overlap(inputs: Inputs) -> dict[str, int]:

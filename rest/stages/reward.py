@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from rest.folder import StageFolder, StageName, describe
+from rest import processes
+from rest.folder import StageFolder, StageName
+from rest.identity import describe
 from rest.journal import say
 from rest.policy.policy import Policy
 from rest.ratings.rated import Rated
@@ -67,7 +70,7 @@ class LearnReward:
         if rated is None:
             rated = self._rated(inputs)
             if self.g > 1:
-                rated.save(folder.path / "ratings.parquet")
+                processes.first(partial(rated.save, folder.path / "ratings.parquet"))
         names = ("first", "before")
         before = {name: with_references(reward.function) for name, reward in zip(names, self.earlier, strict=False)}
         fitted = fit(
@@ -81,8 +84,13 @@ class LearnReward:
             before=before,
             machine=e.machine,
         )
-        fitted.reward.save(folder.path / "network", fitted.calibration)
-        np.save(folder.path / "network" / SEEN, source_keys(rated.sources))
+        seen = source_keys(rated.sources)
+
+        def save() -> None:
+            fitted.reward.save(folder.path / "network", fitted.calibration)
+            np.save(folder.path / "network" / SEEN, seen)
+
+        processes.first(save)
         folder.finish(fitted.report | fetched(e.reward.start))
 
     def _rated(self, inputs: Inputs) -> Rated:
@@ -107,6 +115,7 @@ class LearnReward:
         return before() + new
 
     def read(self, inputs: Inputs, folder: Path) -> Reward:
-        function, calibration = LearnedReward.load(folder / "network")
+        function, calibration = LearnedReward.load(folder / "network", inputs.experiment.machine)
+        function = function.with_tokenizer(inputs.tokenizer)
         guards = inputs.experiment.reward.guards
         return Reward(function, calibration, None if guards is None else inputs.fitted(guards))

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import stats
 
 
 def pearson(a: np.ndarray, b: np.ndarray) -> float:
     """Pearson's r of a and b [n]; 0 where one side does not vary."""
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return 0.0
+    from scipy import stats  # takes half a second, and most of what imports this asks for no correlation
+
     return float(stats.pearsonr(a.astype(np.float64), b.astype(np.float64)).statistic)
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
     """Spearman's rho of a and b [n], ties at their mean rank; 0 where one side does not vary."""
-    return pearson(stats.rankdata(a), stats.rankdata(b))
+    from scipy.stats import rankdata
+
+    return pearson(rankdata(a), rankdata(b))
 
 
 def kendall(a: np.ndarray, b: np.ndarray) -> float:
     """Kendall's tau-b of a and b [n]; 0 where one side does not vary."""
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return 0.0
-    return float(stats.kendalltau(a, b).statistic)
+    from scipy.stats import kendalltau
+
+    return float(kendalltau(a, b).statistic)
 
 
 def ranked_right(scores: np.ndarray, ratings: np.ndarray, groups: np.ndarray) -> float:

@@ -11,6 +11,7 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 from rest.errors import UserError
 from rest.statistics.words import count_words
 
+LEAST_SOURCES = 6  # below it even the same sign everywhere may be chance, at 95%: 2 / 2^5 = 6%
 DRAWS_AT_ONCE = 4_000_000  # source indices held in memory while resampling, about 50 MB with what they pick
 
 

@@ -195,7 +195,7 @@ def greedy_agreement(
 
 
 def ties(policy: Policy, sources: list[str], flags: Flags) -> dict[str, int]:
-    """Rows whose tokens change with the number of slots: a draw that falls within the last bit of a border."""
+    """Rows whose tokens change with the number of slots: rare floating-point ties."""
     few = evenly(sources, max(1, int(4096 * flags.scale) // 8))
     found = []
     for rows in flags.at_once:

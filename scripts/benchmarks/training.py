@@ -31,14 +31,14 @@ from turns import faster_by, fastest, in_turns, peer, shown
 from workload import described, evenly, flops, lines, machine, matrix_rate, sizes
 
 from rest.allocator import keep_freed_memory
-from rest.data.batches import BatchSettings, Examples, fitting, training_batches
+from rest.data.batches import BatchSettings, Examples, Share, fitting, training_batches
 from rest.data.tokenizer import SentencePieceSettings
 from rest.folder import write_json
+from rest.learning.learner import Learner, update
 from rest.learning.lora import Trainable
 from rest.learning.losses import NLL
-from rest.learning.mesh import MachineSettings, data_mesh, divide
+from rest.learning.mesh import MachineSettings, global_batch, training_mesh
 from rest.learning.optimizers import Adam, Schedule
-from rest.learning.train import Learner, in_parts, update
 from rest.policy.policy import Policy, PolicyObjective
 
 OURS, PEER = "rest", "PyTorch"
@@ -111,7 +111,7 @@ class Ours:
     def temporary_megabytes(self) -> float:
         """What the compiled update takes besides its arguments."""
         made = self.learner
-        batch = divide(in_parts(next(self.batches), 1), data_mesh(), axis=1)
+        batch = global_batch(Share.whole(next(self.batches)), training_mesh(MachineSettings()))
         lowered = update.lower(
             made.objective, made.optimizer, made.trainable, made.network, made.trained, made.frozen, made.state,
             batch, np.float32(1e-4), jax.random.key(0),

@@ -148,7 +148,7 @@ def test_sources_are_gone_through_before_any_comes_again(corpus):
 def test_what_no_ratio_can_be_taken_of_is_refused(rolled):
     sampling = SETTINGS.sampling(12)  # no setting of a rollout cuts the distribution
     assert (sampling.temperature, sampling.top_k, sampling.top_p) == (0.8, 0, 1.0)
-    with pytest.raises(UserError, match="temperature must be above 0, not 0"):
+    with pytest.raises(UserError, match=r"temperature must be from 0.0001 to 10000, not 0"):
         RolloutSettings(temperature=0.0)
     with pytest.raises(UserError, match=r"batch\.target_tokens 64 is less than .* 65"):
         rolled(max_target_tokens=65)

@@ -1,7 +1,7 @@
 """Packing pairs into rows, and rows into batches that can be resumed and shared between processes."""
 
 from dataclasses import replace
-from itertools import chain, islice, pairwise
+from itertools import islice, pairwise
 
 import jax
 import jax.numpy as jnp
@@ -154,15 +154,14 @@ def test_the_seed_alone_decides_the_order():
     assert sequence_ids(first) != sequence_ids(other)
 
 
-def test_the_processes_have_disjoint_shares_that_are_the_whole_together():
-    shares = [sequence_ids(epoch(many(), process=(index, 3))) for index in range(3)]
-    assert sorted(chain(*shares)) == list(range(60))
-    assert all(shares)
-
-
-def test_processes_together_read_as_many_rows_a_step_as_one_does():
-    batches, _ = training_batches(many(), settings(rows=4), pad_id=PAD, seed=0, process=(1, 2))
-    assert next(batches).target.shape == (2, 16)
+def test_what_is_held_of_a_batch_does_not_change_what_it_is():
+    held = np.asarray([0, 3])
+    whole, some = (
+        training_batches(many(), settings(rows=4), pad_id=PAD, seed=0, held=rows)[0] for rows in (None, held)
+    )
+    for _ in range(9):
+        assert same(jax.tree.map(lambda leaf: leaf[held], next(whole)), next(some))
+    assert whole.get_state() == some.get_state()
 
 
 @pytest.mark.parametrize("before", [0, 1, 9])
@@ -259,11 +258,15 @@ def test_padded_batches_hold_every_row_once_in_few_shapes(devices):
 def test_numbers_of_tokens_are_packed_with_their_pairs_and_found_again(lengths):
     pairs = made(lengths)
     of_tokens = [y.astype(np.float32) + 0.25 for y in pairs.targets]
-    examples = Examples(pairs.sources, pairs.targets, token_columns={"number": of_tokens})
+    some = [y[: len(y) * (pair % 2)] for pair, y in enumerate(of_tokens)]  # every second pair has none
+    examples = Examples(pairs.sources, pairs.targets, token_columns={"number": of_tokens, "some": some})
     batches = evaluation_batches(examples, settings(), pad_id=PAD)
     for batch in batches:
         real = batch.target_segments > 0
         np.testing.assert_array_equal(batch.token_columns["number"], np.where(real, batch.target + 0.25, 0))
+        pair = np.take_along_axis(batch.sequence_ids, np.maximum(batch.target_segments - 1, 0), 1)
+        has = real & (pair % 2 == 1)
+        np.testing.assert_array_equal(batch.token_columns["some"], np.where(has, batch.target + 0.25, 0))
     found = gather_tokens([(batch, batch.token_columns["number"]) for batch in batches], len(examples))
     assert [y.tolist() for y in found] == [y.tolist() for y in of_tokens]
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +16,12 @@ import tyro
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rest.data.corpus import Cleaning, Combined, Corpus, Hashes, SyntheticCorpus
+from rest.data.corpus import Cleaning, Combined, Corpus, Hashes, SyntheticCorpus, cleaning_of
 from rest.data.files import FairseqText, TabSeparated, TextFiles
 from rest.data.synthetic import SyntheticLanguage
 from rest.errors import UserError
 from rest.experiment import CorpusSettings
+from rest.identity import describe
 
 PAIRS = {
     "train": [("ein Hund", "a dog"), ("zwei Hunde", "two dogs"), ("drei Katzen", "three cats")],
@@ -83,7 +86,7 @@ def test_text_files_are_read_plain_and_gzipped(tmp_path: Path, suffix: str) -> N
     assert corpus.train.ids.dtype == np.int64
     assert corpus.train.ids.tolist() == [0, 1, 2]
     assert corpus.counts["test"] == {
-        "read": 2, "kept": 2, "empty": 0, "too_long": 0, "ratio": 0, "duplicate": 0, "in_test": 0
+        "read": 2, "kept": 2, "empty": 0, "too_long": 0, "ratio": 0, "duplicate": 0, "in_test": 0, "no_translation": 0
     }  # fmt: skip
 
 
@@ -247,13 +250,29 @@ def test_dropped_training_pairs_are_counted(tmp_path: Path) -> None:
     cleaning = Cleaning(max_words=4, min_length_ratio=0.5, max_length_ratio=2.0, drop_duplicates=True)
     corpus = settings.load(cleaning)
     assert corpus.counts["train"] == {
-        "read": 11, "kept": 2, "empty": 2, "too_long": 2, "ratio": 2, "duplicate": 1, "in_test": 2
+        "read": 11, "kept": 2, "empty": 2, "too_long": 2, "ratio": 2, "duplicate": 1, "in_test": 2, "no_translation": 0
     }  # fmt: skip
     assert corpus.train.ids.tolist() == [0, 8]
     assert pairs_of(corpus)["train"] == [("ein Hund", "a dog"), ("ein Hund", "one dog")]
     lenient = settings.load(Cleaning(max_words=None, drop_train_in_test=False))
     assert lenient.counts["train"]["kept"] == 9
     assert pairs_of(lenient)["train"][-2] == ("vier Vögel", "some birds")
+
+
+def one_has_words_that_the_other_has_not(sources: Sequence[str], references: Sequence[str]) -> np.ndarray:
+    return np.array([len(x.split()) != len(y.split()) for x, y in zip(sources, references, strict=True)])
+
+
+def test_pairs_that_are_no_translations_are_dropped_and_counted(tmp_path: Path) -> None:
+    sides = [joined(["eins", "eins zwei", "eins zwei", "drei", ""]), joined(["one", "one", "one", "three", "four"])]
+    settings = text_files(tmp_path, train_source=sides[0], train_reference=sides[1])
+    corpus = settings.load(Cleaning(drop_duplicates=True, non_translations=one_has_words_that_the_other_has_not))
+    counts = {name: count for name, count in corpus.counts["train"].items() if count}
+    assert counts == {"read": 5, "kept": 2, "empty": 1, "duplicate": 1, "no_translation": 1}
+    assert corpus.train.ids.tolist() == [0, 3]
+    assert not corpus.counts["dev"]["no_translation"]
+    alone = replace(settings, train_reference=None).load(Cleaning(non_translations=lambda x, y: np.ones(len(x), bool)))
+    assert len(alone.train) == 4  # text without translations is not asked about
 
 
 @given(st.lists(st.lists(st.integers(0, 9), max_size=8), max_size=8))
@@ -380,3 +399,18 @@ def test_multi30k(tmp_path: Path) -> None:
     }  # fmt: skip
     assert corpus.counts["train"]["kept"] > 28_900
     assert not set(corpus.train.sources) & {*corpus.dev.sources, *corpus.test.sources}
+
+
+def test_marks_of_byte_order_and_nul_are_no_text():
+    cleaning = Cleaning()
+    spellings = ("größe der", "gro\u0308ße der", "größe\u00a0der", "größe\t  der", "\ufeffgröße der", "größe\0der ")
+    assert {cleaning.line(text) for text in spellings} == {"größe der"}
+    assert cleaning.line("\ufeff \0") == ""
+
+
+def test_a_run_and_its_stages_know_how_its_text_was_cleaned(tmp_path):
+    assert cleaning_of(tmp_path / "bc") == Cleaning()
+    (tmp_path / "bc").mkdir()
+    settings = describe(Cleaning(lowercase=True, max_words=7))
+    (tmp_path / "experiment.json").write_text(json.dumps({"cleaning": settings}))
+    assert cleaning_of(tmp_path) == cleaning_of(tmp_path / "bc") == Cleaning(lowercase=True, max_words=7)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -292,7 +293,7 @@ def test_kept_rows_are_memory_mapped_and_made_once(dataset, tmp_path):
     table = dataset.keep(mask, names, tmp_path / "cache")
     assert pa.total_allocated_bytes() - before < 1000
     assert table.equals(whole.filter(pa.array(mask)))
-    (path,) = (tmp_path / "cache").iterdir()
+    (path,) = (tmp_path / "cache").glob("*.arrow")
     stamp = path.stat().st_mtime_ns
     assert dataset.keep(mask, names, tmp_path / "cache").equals(table) and path.stat().st_mtime_ns == stamp
     content = path.read_bytes()
@@ -301,16 +302,32 @@ def test_kept_rows_are_memory_mapped_and_made_once(dataset, tmp_path):
     assert path.read_bytes() == content
     dataset.keep(~mask, names, tmp_path / "cache")
     dataset.keep(mask, names[:2], tmp_path / "cache")
-    assert len(list((tmp_path / "cache").iterdir())) == 3
+    assert len(list((tmp_path / "cache").glob("*.arrow"))) == 3
     assert len(dataset.keep(np.zeros(36, np.bool_), names, tmp_path / "cache")) == 0
     with pytest.raises(ValueError, match=r"the mask has shape \(3,\), not \(36,\)"):
         dataset.keep(np.ones(3, np.bool_), names, tmp_path / "cache")
 
 
+def test_of_several_that_keep_the_same_rows_one_writes_them(dataset, tmp_path, monkeypatch):
+    written, replacing, mask = [], shards.replacing, np.arange(36) % 2 == 0
+    monkeypatch.setattr(shards, "replacing", lambda path: written.append(path) or replacing(path))
+
+    def keep(_: int) -> pa.Table:
+        return dataset.keep(mask, ["source_id", "tokens"], tmp_path)
+
+    with ThreadPoolExecutor(4) as threads:
+        tables = list(threads.map(keep, range(4)))
+    assert len(written) == 1 and all(table.equals(tables[0]) for table in tables)
+    left = written[0].with_name(f".{written[0].name}.0.writing")  # by a process that was killed
+    left.write_bytes(b"half")
+    written[0].unlink()
+    assert keep(0).equals(tables[0]) and not left.exists()
+
+
 def test_a_damaged_cache_is_named(dataset, tmp_path):
     mask = np.ones(36, np.bool_)
     dataset.keep(mask, ["reward"], tmp_path / "cache")
-    (path,) = (tmp_path / "cache").iterdir()
+    (path,) = (tmp_path / "cache").glob("*.arrow")
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(UserError, match=r"\.arrow cannot be read, it may be damaged"):
         dataset.keep(mask, ["reward"], tmp_path / "cache")

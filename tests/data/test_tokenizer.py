@@ -18,6 +18,7 @@ from rest.data.tokenizer import (
 )
 from rest.errors import UserError
 
+GOLDEN = Path(__file__).parent.parent / "golden"
 TEXT = ["the dog sees the cat", "a cat sees a dog", "the dogs see a bird", "birds see the cats"] * 5
 
 
@@ -163,3 +164,13 @@ def test_a_missing_folder_and_a_folder_without_a_tokenizer_are_refused(tmp_path)
         load_tokenizer(tmp_path / "empty")
     with pytest.raises(UserError, match=r"no-such-tokenizer.* cannot be loaded"):
         HuggingFaceSettings(str(Path("no-such-tokenizer"))).train([], 0)
+
+
+@pytest.mark.parametrize("folder", ["t5", "mt5", "mbart"])
+def test_text_cannot_say_what_ends_or_pads_it(folder):
+    tokenizer = HuggingFaceSettings(str(GOLDEN / "huggingface" / folder)).train([], 0)
+    control = {tokenizer.eos_id, tokenizer.pad_id}
+    for text in ("a </s> b <pad> c", "</s>", "<pad></s>a"):
+        for encode in (tokenizer.encode, tokenizer.encode_targets):
+            few = encode(["a b", text])
+            assert control.isdisjoint(few[1]) and few[1] and few[0] == encode(["a b"])[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from rest.__main__ import main
 from rest.data.shards import write_shard
 from rest.data.store import ScoredDataset, write_manifest
-from rest.data.where import rows_where
+from rest.data.where import Condition, rows_where
 
 ROWS = 60
 
@@ -129,3 +130,12 @@ def test_disputes_and_duplicates_are_found_across_shards_and_row_groups(
     assert "20 of 50 samples (40.0%) repeat" in shown  # y0 y0 y1 y1 y2 for each source
     disputed = shown.split("Most disputed")[1]
     assert "0.0625" in disputed and "0.0000" in disputed  # source 0's best and worst sample
+
+
+def test_text_is_quoted_as_in_sql_and_spelt_as_the_run_spells_it(dataset: ScoredDataset) -> None:
+    names = ("hypothesis", "flags")
+    assert Condition.parse("hypothesis = 'it''s' or flags = \"a\"\"b\"", names).text
+    values = [node.value for node in ast.walk(Condition.parse("hypothesis = 'it''s'", names).tree)
+              if isinstance(node, ast.Constant)]  # fmt: skip
+    assert values == ["it's"]
+    assert rows_where(dataset, "hypothesis != 'e\u0301'").all()

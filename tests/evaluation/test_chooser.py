@@ -19,7 +19,8 @@ from rest.evaluation.chooser import (
     RewardOfGreedy,
     RewardOfSamples,
 )
-from rest.folder import describe, seed_for
+from rest.folder import seed_for
+from rest.identity import describe
 from rest.learning.mesh import MachineSettings
 from rest.policy.beam import BeamSettings, translate
 from rest.policy.policy import token_log_probs

@@ -285,7 +285,7 @@ def test_the_outputs_behind_the_numbers_are_kept(evaluation, dev):
 def test_wrong_settings_are_refused():
     with pytest.raises(UserError, match=r"evaluation.ceiling_samples must be at least 0, not -1"):
         EvaluationSettings(ceiling_samples=-1)
-    with pytest.raises(UserError, match=r"evaluation.bc_temperatures: 0.0 is not above 0"):
+    with pytest.raises(UserError, match=r"evaluation.bc_temperatures must be from 0.0001 to 10000, not 0.0"):
         EvaluationSettings(bc_temperatures=(0.5, 0.0))
     controls = EvaluationSettings(bc_temperatures=(0.1,), ceiling_samples=2)
     assert controls.of_every_policy == EvaluationSettings().of_every_policy != EvaluationSettings(2).of_every_policy

@@ -13,7 +13,7 @@ from rest.errors import UserError
 from rest.evaluation.best_of_n import BestOfN
 from rest.evaluation.decoding import Beam, DecodingSettings, Sampled, evaluate_decoding
 from rest.evaluation.mbr import MBR, ConfidencePruning, ModelBased, MonteCarlo, choose, diverse
-from rest.evaluation.outputs import draw, draw_hypotheses
+from rest.evaluation.outputs import LastDrawn, draw, draw_hypotheses
 from rest.learning.mesh import MachineSettings
 from rest.policy.beam import BeamSettings, translate
 from rest.policy.sampler import SamplingSettings
@@ -128,6 +128,15 @@ def test_split(corpus, policy):
     return corpus.dev.take(short[:12])
 
 
+def test_the_last_samples_are_drawn_once_for_all_that_choose_from_them(lively, test_split):
+    drawn = LastDrawn(test_split, 0, MACHINE)
+    first = drawn(lively, 4, SAMPLING)
+    assert first.texts == draw(lively, test_split, 4, SAMPLING, 0, MACHINE)
+    assert drawn(lively, 4, SAMPLING) is first
+    assert drawn(lively, 2, SAMPLING).texts == [row[:2] for row in first.texts]
+    assert drawn(lively, 4, SAMPLING) is not first
+
+
 def test_every_way_gives_what_it_says(lively, test_split):
     samples = draw(lively, test_split, 4, SAMPLING, 0, MACHINE)
     beam = BeamSettings(2, max_target_tokens=12)
@@ -137,16 +146,16 @@ def test_every_way_gives_what_it_says(lively, test_split):
     assert [len(y.split()) for y in best] == [max(len(y.split()) for y in row) for row in samples]
     mbr = MBR(4, sampling=SAMPLING)
     assert mbr(lively, test_split, None, 0, MACHINE) == [choose(ChrF(), "", row) for row in samples]
-    pruned = replace(mbr, prune_to=1)(lively, test_split, words, 0, MACHINE)
-    assert pruned == best
-    drawn = draw_hypotheses(lively, test_split, 4, SAMPLING, 0, MACHINE)
-    by_model = replace(mbr, weights=ModelBased())(lively, test_split, None, 0, MACHINE)
-    assert by_model == [
+    drawn = draw_hypotheses(lively, test_split, 4, SAMPLING, 0, MACHINE)  # what it draws itself
+    assert mbr.chosen(drawn, test_split, None) == mbr(lively, test_split, None, 0, MACHINE)
+    assert BestOfN(4, SAMPLING).chosen(drawn, test_split, words) == best
+    assert replace(mbr, prune_to=1).chosen(drawn, test_split, words) == best
+    assert replace(mbr, weights=ModelBased()).chosen(drawn, test_split, None) == [
         choose(ChrF(), "", row, weights=ModelBased()(row, np.array([part.sum() for part in parts])))
         for row, parts in zip(samples, drawn.log_probs, strict=True)
     ]
     sure = replace(mbr, pruning=ConfidencePruning(1.0, first=2, resamples=10))
-    assert sure(lively, test_split, None, 0, MACHINE) == mbr(lively, test_split, None, 0, MACHINE)
+    assert sure.chosen(drawn, test_split, None) == mbr.chosen(drawn, test_split, None)
     metrics, outputs = evaluate_decoding(best, test_split, Reward(words, (0.0, 24.0)), None, 0)
     assert metrics["reward_mean"] == pytest.approx(np.mean([len(y.split()) / 24 for y in best]))
     assert {"bleu", "chrf", "ter", "length_ratio", "copy_rate"} <= set(metrics) and "gold_mean" not in metrics

@@ -14,7 +14,7 @@ from flax import nnx
 from rest.data.batches import Batch, BatchSettings, Examples
 from rest.errors import UserError
 from rest.learning.losses import Loss
-from rest.learning.optimizers import Adafactor, Adam, InTurn, Schedule, Stretch
+from rest.learning.optimizers import Adafactor, Adam, InTurn, Schedule, Stretch, initial_state, rounded, stepped
 from rest.learning.train import Trained, TrainSettings, shuffled, train
 from rest.model.network import Network
 
@@ -112,6 +112,44 @@ def test_adafactor_clips_the_gradients_of_all_parameters_together():
         wanted = [x * size / np.sqrt(old * (0.5 * x) ** 2 + (1 - old) * (x * size) ** 2) for x in (0.6, 0.8)]
         found = second(clip_norm)
         assert [float(found["a"][0]), float(found["b"][0])] == pytest.approx(wanted, rel=1e-4)
+
+
+# Parameters of bfloat16
+
+
+def test_moments_are_float32_whatever_the_parameters_are():
+    parameters = {"w": jnp.ones((128, 128), jnp.bfloat16), "b": jnp.ones(3, jnp.float32)}
+    for optimizer in (Adam(), Adafactor(), optax.scale_by_lion):
+        state = initial_state(optimizer, parameters)
+        assert {leaf.dtype for leaf in jax.tree.leaves(state) if leaf.ndim} == {jnp.dtype("float32")}
+    float32 = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), parameters)
+    assert jax.tree.structure(initial_state(Adam(), float32)) == jax.tree.structure(initial_state(Adam(), parameters))
+
+
+def test_what_is_rounded_at_random_is_a_neighbour_and_right_on_average():
+    x = jnp.asarray([1 + 1 / 1024, -3.3, 1e-3, 0.0, 1.5], jnp.float32)  # numbers of bfloat16 above 1 lie 1/128 apart
+    many = np.asarray(rounded(jnp.tile(x, (20_000, 1)), jax.random.key(0)).astype(jnp.float32))
+    apart = [1 / 128, 1 / 64, 2.0**-17]
+    for k, step in enumerate(apart):
+        assert len(np.unique(many[:, k])) == 2 and np.ptp(many[:, k]) == step
+        share = (abs(float(x[k])) - float(np.abs(many[:, k]).min())) / step
+        sigma = step * (share * (1 - share) / len(many)) ** 0.5
+        assert float(many[:, k].mean(dtype=np.float64)) == pytest.approx(float(x[k]), abs=4 * sigma)
+    assert (many[:, 3:] == [0.0, 1.5]).all()  # what bfloat16 has stays
+
+
+def test_small_updates_of_bfloat16_are_not_lost():
+    """A thousand steps of 1e-4 from 1, whose neighbours are 1/128 above and 1/256 below."""
+    start = {"w": jnp.ones(2000, jnp.bfloat16), "b": jnp.ones(1)}
+    up = {"w": -jnp.ones(2000), "b": -jnp.ones(1)}
+
+    def go(i, parameters):
+        return stepped(parameters, up, jnp.float32(1e-4), jax.random.fold_in(jax.random.key(1), i))
+
+    end = jax.lax.fori_loop(0, 1000, go, start)
+    assert end["w"].dtype == jnp.bfloat16 and end["b"].dtype == jnp.float32
+    assert float(end["w"].astype(jnp.float32).mean()) == pytest.approx(1.1, abs=3e-3)
+    assert float(end["b"][0]) == pytest.approx(1.1, abs=1e-4)
 
 
 # Driving training

@@ -1,5 +1,6 @@
 """The update loop: what it minimises, when it stops, what it keeps, and that it can be killed."""
 
+import functools
 import itertools
 import json
 from collections.abc import Mapping
@@ -15,11 +16,14 @@ from flax import nnx
 
 from rest.data.batches import Batch, BatchSettings, Examples
 from rest.errors import UserError
+from rest.learning.learner import Learner
 from rest.learning.losses import Loss, SquaredError
-from rest.learning.mesh import MachineSettings
+from rest.learning.mesh import MachineSettings, in_parts
 from rest.learning.optimizers import Adam, Schedule
-from rest.learning.train import Learner, Trained, TrainSettings, in_parts, shuffled, train
+from rest.learning.train import Trained, TrainSettings, shuffled, train
 from rest.model.network import Network
+
+pytestmark = pytest.mark.slow
 
 
 class LineNetwork(nnx.Module):
@@ -139,7 +143,7 @@ def interrupted(at: int, error: type[BaseException] = RuntimeError):
 
 def metrics(folder: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "time"} for line in lines]
+    return [{k: v for k, v in line.items() if k != "time" and not k.startswith("pace/")} for line in lines]
 
 
 QUICK = TrainSettings(max_steps=15, evaluate_every=5, patience=9, schedule=Schedule(0.05))
@@ -154,28 +158,46 @@ def test_the_loss_falls_until_the_line_is_found(tmp_path):
     assert len(losses) == 10 and losses[-1] < 0.01 < losses[0]
 
 
-def test_the_parameters_it_starts_from_are_left_alone(tmp_path):
-    start = Line.start()
-    run(tmp_path, QUICK, start=start)
-    assert start.values == {"slope": 0, "offset": 0}
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """The folder of a training, what it started from and what came of it."""
+    folder, start = tmp_path_factory.mktemp("quick"), Line.start()
+    return folder, start, run(folder, QUICK, start=start)
+
+
+def test_the_parameters_it_starts_from_are_left_alone(quick):
+    _, start, trained = quick
+    assert start.values == {"slope": 0, "offset": 0} != trained.best.values
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A function: a training with these settings that nothing stops, and its metrics."""
+
+    @functools.cache
+    def made(settings: TrainSettings) -> tuple[Trained[Line], list[dict[str, float]]]:
+        folder = tmp_path_factory.mktemp("undisturbed")
+        return run(folder, settings, objective=Fit(noise=0.5)), metrics(folder)
+
+    return made
 
 
 @pytest.mark.parametrize(("at", "average", "ema"), [(1, 1, 0.0), (2, 1, 0.0), (4, 3, 0.0), (3, 1, 0.5)])
-def test_killed_and_resumed_is_as_if_nothing_had_happened(at, average, ema, tmp_path):
+def test_killed_and_resumed_is_as_if_nothing_had_happened(at, average, ema, undisturbed, tmp_path):
     settings = replace(QUICK, average=average, ema=ema)
-    wanted = run(tmp_path / "undisturbed", settings, objective=Fit(noise=0.5))
+    wanted, recorded = undisturbed(settings)
     with pytest.raises(RuntimeError, match="killed"):
         run(tmp_path / "killed", settings, objective=Fit(noise=0.5), evaluate=interrupted(at))
     resumed = run(tmp_path / "killed", settings, objective=Fit(noise=0.5))
     assert resumed == replace(wanted, best=resumed.best)
     assert resumed.best.values == wanted.best.values  # to the last bit
-    assert metrics(tmp_path / "killed") == metrics(tmp_path / "undisturbed")
+    assert metrics(tmp_path / "killed") == recorded
 
 
-def test_ctrl_c_loses_nothing_that_was_evaluated(tmp_path):
+def test_ctrl_c_loses_nothing_that_was_evaluated(quick, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, QUICK, evaluate=interrupted(3, KeyboardInterrupt))
-    assert run(tmp_path, QUICK).best.values == run(tmp_path / "whole", QUICK).best.values
+    assert run(tmp_path, QUICK).best.values == quick[-1].best.values
 
 
 def test_a_kill_between_the_journal_and_the_checkpoint_leaves_every_step_once(tmp_path):
@@ -191,16 +213,16 @@ def test_a_kill_between_the_journal_and_the_checkpoint_leaves_every_step_once(tm
     assert evaluated == [0, 5, 10, 15]
 
 
-def test_a_finished_training_is_not_done_again(tmp_path):
-    first = run(tmp_path, QUICK)
-    again = run(tmp_path, QUICK, evaluate=interrupted(1))
+def test_a_finished_training_is_not_done_again(quick):
+    folder, _, first = quick
+    again = run(folder, QUICK, evaluate=interrupted(1))
     assert again == replace(first, best=again.best)
     assert again.best.values == first.best.values
 
 
-def test_more_steps_go_on_with_a_finished_training(tmp_path):
-    run(tmp_path / "on", replace(QUICK, max_steps=10))
-    on, whole = run(tmp_path / "on", QUICK), run(tmp_path / "whole", QUICK)
+def test_more_steps_go_on_with_a_finished_training(quick, tmp_path):
+    run(tmp_path, replace(QUICK, max_steps=10))
+    on, whole = run(tmp_path, QUICK), quick[-1]
     assert on.best.values == whole.best.values and on.history == whole.history
 
 
@@ -211,8 +233,8 @@ def test_two_micro_batches_are_one_batch_twice_as_large(tmp_path):
     given[0].sequence_ids[0::2] = -1
     given[1].sequence_ids[1:3] = -1
     given[3].sequence_ids[3] = -1
-    parts = [in_parts(batch, 2) for batch in given]
-    assert [part.real.any(-1).sum(-1).tolist() for part in parts] == [[0, 2], [1, 1], [2, 2], [2, 1]]
+    parts = [in_parts(batch.real, 2) for batch in given]
+    assert [part.any(-1).sum(-1).tolist() for part in parts] == [[0, 2], [1, 1], [2, 2], [2, 1]]
     halves = run(tmp_path / "halves", QUICK, batches=Ordered(given), machine=MachineSettings(micro_batches=2))
     whole = run(tmp_path / "whole", QUICK, batches=Ordered(given))
     assert halves.best.values == pytest.approx(whole.best.values, abs=1e-6)
@@ -224,7 +246,7 @@ def test_two_micro_batches_are_one_batch_twice_as_large(tmp_path):
 def test_rows_are_dealt_to_micro_batches_like_cards():
     batch = next(batches())
     for parts in (1, 2, 4):
-        dealt = in_parts(batch, parts)
+        dealt = jax.tree.map(lambda leaf, parts=parts: in_parts(leaf, parts), batch)
         for part in range(parts):
             mine = jax.tree.map(lambda leaf, part=part: leaf[part], dealt)
             assert jax.tree.all(jax.tree.map(lambda a, b, n=(part, parts): (a == b[n[0] :: n[1]]).all(), mine, batch))
@@ -262,7 +284,7 @@ def test_it_stops_when_as_many_evaluations_as_patience_bring_no_new_best(tmp_pat
 
 def test_the_start_is_kept_when_nothing_scores_above_it(tmp_path):
     start = Line.start(2.0, 1.0)
-    away = replace(QUICK, schedule=Schedule(-0.5))  # uphill
+    away = replace(QUICK, schedule=Schedule(0.5))  # each update leaps away from the line
     trained = run(tmp_path, away, start=start, objective=Fit(noise=0.5))
     assert trained.best_step == 0 and trained.score == 0
     assert trained.best.values == start.values
@@ -346,3 +368,11 @@ def test_dual_variables_are_trained_beside_the_network_and_are_no_part_of_it():
     assert seen == pytest.approx([1.0, 0.75, 0.5], abs=1e-5)  # a gradient of 2 has the size of one of 1 for Adam
     assert learner.now.values == pytest.approx({"slope": 0.75, "offset": 0.0}, abs=1e-5)
     assert learner.now.network.graph == start.network.graph
+
+
+def test_pace_and_a_trace_of_some_updates(tmp_path):
+    run(tmp_path, replace(QUICK, max_steps=10), machine=MachineSettings(profile=2))
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["pace/tokens_per_second_per_device"] > 0 and 0 < last["pace/lost_to_compiling"] < 1
+    assert "pace/model_flop_utilisation" not in last  # a line has no known cost
+    assert len(list(tmp_path.glob("profile/**/*.xplane.pb"))) == 1

@@ -17,6 +17,8 @@ from rest.model.positions import distance_buckets, sinusoids
 from rest.model.transformer import Scores, Transformer
 from rest.policy.policy import hidden_states
 
+pytestmark = pytest.mark.slow
+
 VOCABULARY, PAD = 70, 0  # not a multiple of 64: the last block is filled up
 SMALL = TransformerSettings(width=16, heads=2, feed_forward=24, encoder_layers=1, decoder_layers=2)
 PRE_NORM = dataclasses.replace(SMALL, norm_first=True, norm="rms", gated=True, activation="gelu_tanh")

@@ -3,13 +3,12 @@
 from dataclasses import replace
 from itertools import product
 
-import jax
 import numpy as np
 import pytest
 
 from rest.errors import UserError
-from rest.learning.mesh import MachineSettings
-from rest.model.layers import BLOCKED
+from rest.learning.mesh import MachineSettings, places
+from rest.model.attention import BLOCKED
 from rest.policy.beam import BeamSettings, longest, n_best, translate
 from rest.policy.sampler import SamplingSettings
 
@@ -164,8 +163,8 @@ def test_the_n_best_begin_with_the_best_and_have_the_log_probabilities_of_their_
 def test_the_n_best_do_not_depend_on_batches_order_or_device(many_words, sources):
     policy, _ = many_words
     together = n_best(policy, sources, settings_of(4), machine=MachineSettings(beam_rows=40))
-    device = jax.local_devices()[0]
-    apart = n_best(policy, sources[::-1], settings_of(4), machine=MachineSettings(beam_rows=8), device=device)
+    (place,) = places()
+    apart = n_best(policy, sources[::-1], settings_of(4), machine=MachineSettings(beam_rows=8), place=place)
     assert apart.texts == together.texts[::-1]
     for ours, theirs in zip(together.log_probs, apart.log_probs[::-1], strict=True):
         np.testing.assert_allclose(np.concatenate(ours), np.concatenate(theirs), atol=1e-4)

@@ -9,10 +9,10 @@ import pytest
 from rest.data.batches import Batch, Examples
 from rest.data.tokenizer import SentencePieceSettings
 from rest.errors import UserError
+from rest.learning.learner import update
 from rest.learning.lora import Trainable
 from rest.learning.losses import NLL
 from rest.learning.optimizers import Adam
-from rest.learning.train import update
 from rest.model.layers import TransformerSettings
 from rest.model.network import Network
 from rest.model.transformer import Transformer
@@ -68,7 +68,7 @@ def test_ids_of_sources_and_references_end_in_eos_once(policy, corpus):
 
 def test_packed_pairs_score_as_they_do_one_by_one(lively, corpus, batch, teacher_forced):
     sources, references = corpus.dev.sources[:12], corpus.dev.references[:12]
-    targets = lively.encode_references(references)
+    targets = list(lively.encode_references(references))
     targets[5] = targets[5][:-1]  # a truncated one is scored without EOS
     examples = Examples(lively.encode_sources(sources), targets)
     wanted = []
@@ -141,3 +141,17 @@ def test_the_stage_that_is_named(found):
 def test_a_folder_without_a_policy(tmp_path):
     with pytest.raises(UserError, match="no policy there, neither a stage's nor a run's"):
         last_policy(tmp_path)
+
+
+def test_changed_weights_are_refused_and_named(policy, tmp_path):
+    policy.save(tmp_path / "policy")
+    assert Policy.load(tmp_path / "policy").identity == policy.identity
+    weights = max(
+        (p for p in (tmp_path / "policy" / "parameters").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
+    )
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    for damaged in (bytes(content), bytes(content[: len(content) // 2])):
+        weights.write_bytes(damaged)
+        with pytest.raises(UserError, match=f"{weights.name} is damaged"):
+            Policy.load(tmp_path / "policy")

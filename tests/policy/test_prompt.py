@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rest.data.batches import BatchSettings, Examples
+from rest.data.batches import BatchSettings, Examples, pad
 from rest.data.tokenizer import Prompt, SentencePieceTokenizer
 from rest.learning.mesh import MachineSettings
 from rest.model.layers import TransformerSettings
@@ -33,20 +33,20 @@ def told(lively) -> Policy:
 
 
 @jax.jit
-def plain(network, source, target_input):
-    """Logits of one pair that is not packed."""
+def plain(network, source, length, target_input):
+    """Logits of one pair that is not packed; what stands after either is not looked at."""
     module, here, there = network.module, jnp.arange(source.shape[1])[None], jnp.arange(target_input.shape[1])[None]
-    encoded = module.encode(source, here, jnp.ones((1, 1, source.shape[1]), bool))
+    mask = (here < length)[:, None]
+    encoded = module.encode(source, here, mask)
     causal = jnp.tril(jnp.ones((target_input.shape[1],) * 2, bool))[None]
-    return module.logits(
-        module.decode(target_input, there, causal, encoded, jnp.ones((1, 1, source.shape[1]), bool))[0]
-    )
+    return module.logits(module.decode(target_input, there, causal, encoded, mask)[0])
 
 
 def by_hand(policy: Policy, source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """log π of each token, from the source and the whole input of the decoder written out."""
     given = [PROMPT.start, *PROMPT.forced, *target[:-1]]
-    logits = plain(policy.network, jnp.asarray(source)[None], jnp.asarray(given)[None])[len(PROMPT.forced) :]
+    wide = pad([source, np.asarray(given, np.int32)], 72, policy.tokenizer.pad_id)  # one program serves all pairs
+    logits = plain(policy.network, wide[:1], len(source), wide[1:])[len(PROMPT.forced) :]
     return np.asarray(jax.nn.log_softmax(logits))[np.arange(len(target)), target]
 
 

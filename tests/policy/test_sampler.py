@@ -10,7 +10,7 @@ from scipy import stats
 
 from rest.errors import UserError
 from rest.learning.mesh import MachineSettings
-from rest.model.layers import BLOCKED
+from rest.model.attention import BLOCKED
 from rest.policy.beam import BeamSettings, translate
 from rest.policy.sampler import Hypotheses, SamplingSettings, sample
 from rest.policy.slots import SamplingDistribution, draw_tokens
@@ -62,15 +62,9 @@ def distribution(logits: np.ndarray, settings: SamplingSettings) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [
-        SETTINGS,
-        replace(SETTINGS, top_k=5),
-        replace(SETTINGS, top_p=0.7),
-        replace(SETTINGS, epsilon=0.02),
-        replace(SETTINGS, temperature=1.3, top_k=40, top_p=0.9, epsilon=0.001),
-    ],
-    ids=["whole", "top_k", "top_p", "epsilon", "all"],
+    "settings",  # each cut by itself is held to the same distribution below, on logits
+    [SETTINGS, replace(SETTINGS, temperature=1.3, top_k=40, top_p=0.9, epsilon=0.001)],
+    ids=["whole", "cut"],
 )
 def test_both_log_probabilities_are_those_of_a_teacher_forced_pass(lively, split, teacher_forced, settings):
     found = draws(lively, split, settings)

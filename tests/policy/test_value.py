@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from rest.data.batches import Examples, minibatches
+from rest.learning.learner import Learner
 from rest.learning.lora import Trainable
 from rest.learning.mesh import MachineSettings
 from rest.learning.optimizers import Adam, Schedule
-from rest.learning.train import Learner
 from rest.policy.value import Value, ValueObjective
 
 

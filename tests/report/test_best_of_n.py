@@ -60,6 +60,15 @@ def test_policies_stand_in_the_order_of_the_run(run: Path) -> None:
     assert rows[1][-1] == "0.19" and rows[1][4] == "66.7%"
 
 
+def test_what_is_exactly_right_has_columns_of_its_own(tmp_path: Path) -> None:
+    gold = np.tile(np.array([1.0, 0.5, 0.5, 0.5], np.float32), (SOURCES, 1))
+    store(tmp_path, "bc", np.ones((SOURCES, 4), np.float32), gold)
+    head, *rows = lines(read_curves(tmp_path))
+    one = head.index("exactly right: one of N (pass@N)")
+    assert [row[one] for row in rows] == ["25.0%", "50.0%", "100.0%"]
+    assert rows[-1][head.index("the most frequent of N (maj@N)")] == "25.0%"
+
+
 def test_crossings_in_words(run: Path) -> None:
     said = sentences(read_curves(run))
     assert any(

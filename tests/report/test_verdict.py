@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rest.report.verdict import verdict
+from rest.report.verdict import advice, differences, verdict
 
 Ends = tuple[float, float, float]  # difference, low, high
 UP, SAME, DOWN = (1.0, 0.5, 1.5), (0.1, -0.4, 0.6), (-1.0, -1.5, -0.5)
@@ -182,3 +182,44 @@ def test_the_last_step_is_meant_and_whether_it_is_the_best_is_said() -> None:
     assert verdict(rows)[1].startswith("Greedy on test: BLEU 30.0") and "G2 I1" in verdict(rows)[0]
     assert "No ReST policy" in verdict([row("bc", 0.7)])[0]
     assert "No ReST policy" in verdict([row("bc", 0.7), row("rest", 0.9, 1, 0)])[0]  # only the side branch
+
+
+def test_a_few_sources_tell_nothing_from_chance() -> None:
+    few = [each | {"sources": 1} for each in run(bleu=40, beam=40)]
+    said = verdict(few, compared=both(UP, UP))
+    assert said[0].startswith("Whether users of G1 I2 gain is not known")
+    assert any(line == "Caution: 1 test sources are too few to tell any difference from chance." for line in said)
+    assert advice(few, compared=both(UP, UP)) == "May it be shipped? These numbers cannot tell."
+    assert not any("above" in line or "below" in line for line in said)
+    equal = [each | {"metrics": each["metrics"] | {"reward_mean": 0.7}} for each in few]
+    assert not any("highest reward" in line for line in verdict(equal))
+
+
+def test_what_was_not_learned_is_explained() -> None:
+    only = [row("bc", 0.5, **text(30, 31))]
+    rewards = {"all": {"rows": 4, "min": 0.5, "max": 0.5}}
+    said = verdict(only, grown={1: {"reward": rewards}})
+    assert said[0].startswith("No ReST policy was evaluated") and "the rewards are all 0.500" in said[1]
+    rewards["all"] |= {"max": 0.75}
+    assert "from 0.500 to 0.750" in verdict(only, grown={1: {"reward": rewards}})[1]
+    assert verdict(only)[1:] == []
+
+
+@pytest.mark.parametrize(
+    ("compared", "said"),
+    [
+        (both(UP, SAME), "Yes: no metric of greedy or beam outputs fell."),
+        (both(UP, DOWN), "Only where greedy BLEU matters more than beam BLEU."),
+        (both(SAME, DOWN), "No: against BC continued and BC G1 I2 loses beam BLEU."),
+        (both(SAME, SAME), "There is no reason to: no metric of what users see is above BC continued and BC beyond"),
+    ],
+)
+def test_whether_it_may_be_shipped(compared: list[dict[str, Any]], said: str) -> None:
+    assert advice(run(), compared=compared).startswith(f"May it be shipped? {said}")
+    assert [each.metric for each in differences(run(), compared=compared)] == ["bleu"] * 2 + ["bleu_beam"] * 2
+
+
+def test_without_bc_continued_it_may_only_take_the_place_of_bc() -> None:
+    rows = [each for each in run() if each["policy"] != "bc_continued"]
+    said = advice(rows, compared=both(UP, UP)[:1])
+    assert said == "May it be shipped? In place of BC, yes; whether BC trained for longer is as good, is not known."

@@ -59,7 +59,7 @@ def test_a_grow_step_that_is_half_done_is_finished_on_another_machine_with_the_s
     begun = {path.name: path.read_bytes() for path in (out / ".grow-1.partial").glob("part-*")}
     assert len(begun) == 2 and not (out / "grow-1").exists()
 
-    other = Run(replace(TINY, machine=MachineSettings(rows=2000, beam_rows=64, micro_batches=2, remat=True)), out)
+    other = Run(replace(TINY, machine=MachineSettings(rows=200, beam_rows=64, micro_batches=2, remat=True)), out)
     made, whole = other.grow(1, other.policy(BC), other.reward()), open_dataset(finished / "grow-1")
     assert {name: (out / "grow-1" / name).read_bytes() for name in begun} == begun
     same = ("source_id", "sample_index", "origin", "source", "hypothesis", "tokens", "finish")

@@ -1,17 +1,16 @@
 """What stages read: which text is used where."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from rest import Consensus, MetricOfGreedy, RewardOfGreedy, UserError, load_experiment, open_dataset
+from rest import load_experiment, open_dataset
 from rest.__main__ import main
 from rest.model.families.huggingface import HuggingFaceModel
 from rest.reward.learned.encoder import HuggingFaceEncoder
 from rest.runs import Run
-from rest.stages.inputs import Inputs, fetched
+from rest.stages.inputs import fetched
 
 TINY = str(Path(__file__).parent.parent / "tiny.py")
 
@@ -38,12 +37,3 @@ def test_a_stage_knows_the_commit_that_it_started_from(tmp_path: Path) -> None:
         for model in (HuggingFaceModel(folder), HuggingFaceEncoder(folder)):
             assert fetched(model) == known
     assert fetched(load_experiment(TINY).model) == fetched(None) == {}
-
-
-def test_what_cannot_choose_by_a_reward_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
-    tiny = load_experiment(f"{TINY}:given")
-    inputs = Inputs(replace(tiny, reward=Consensus().reward, choose=RewardOfGreedy()), tmp_path)
-    with pytest.raises(UserError, match="the reward Consensus compares samples and cannot score greedy outputs alone"):
-        inputs.try_reward()
-    Inputs(replace(tiny, reward=Consensus().reward, choose=MetricOfGreedy()), tmp_path).try_reward()
-    assert not list(tmp_path.iterdir())

@@ -226,7 +226,7 @@ def test_what_cannot_be_refreshed_is_refused(tmp_path: Path, capsys: pytest.Capt
         replace(REFRESHED, refresh=Refresh(ratings=((),)))
     assert isinstance(REFRESHED.reward, RewardSettings)
     for flags, said in (
-        (["--refresh.temperature", "0"], "temperature 0.0 above 0"),
+        (["--refresh.temperature", "0"], "refresh.temperature must be from 0.0001 to 10000, not 0.0"),
         (["--g", "3"], "--g 3: must be from 1 to 2"),
     ):
         with pytest.raises(SystemExit):

@@ -17,8 +17,9 @@ from safetensors.numpy import save_file
 from rest.data.tokenizer import HuggingFaceTokenizer, MarianTokenizer, Prompt
 from rest.errors import UserError
 from rest.folder import write_json
+from rest.model.attention import BLOCKED
 from rest.model.families.files import Config, Place, fill, refuse_left
-from rest.model.layers import BLOCKED, TransformerSettings, head_width
+from rest.model.layers import TransformerSettings, head_width
 from rest.model.network import Network
 from rest.model.transformer import Transformer
 
@@ -151,14 +152,14 @@ def write_folder(
     tensors = {}
     for path, leaf in jax.tree.leaves_with_path(network.parameters):
         place = tuple(part.key for part in path)
-        array = np.array(leaf, np.float32)[: rows.get(place[0])]
+        array = np.asarray(leaf)[: rows.get(place[0])]
         array = array.T if place[-1] == "kernel" else array[None] if place == ("output_bias",) else array
         tensors[family.tensor_name(settings, place)] = np.ascontiguousarray(array)
     special: dict[str, Any] = {"pad_token_id": tokenizer.pad_id, "eos_token_id": tokenizer.eos_id}
     special |= {"decoder_start_token_id": prompt.start}
     config = {
         "is_encoder_decoder": True,
-        "dtype": "float32",
+        "dtype": settings.parameter_dtype,
         **family.write_settings(settings),
         "vocab_size": settings.encoder_vocabulary or tokenizer.vocabulary_size,
         **special,
@@ -180,7 +181,8 @@ def write_folder(
 def _refuse_unlike(family: Family, settings: TransformerSettings, config: Config, tensors: Tensors) -> None:
     """A family holds a network if reading what is written gives the same settings."""
     again = family.read_settings(config, tensors)
-    ours, theirs = _explicit(settings), _explicit(dataclasses.replace(again, dtype=settings.dtype))
+    again = dataclasses.replace(again, dtype=settings.dtype, parameter_dtype=settings.parameter_dtype)
+    ours, theirs = _explicit(settings), _explicit(again)
     for field in dataclasses.fields(settings):
         if getattr(ours, field.name) != getattr(theirs, field.name):
             value = getattr(settings, field.name)

@@ -153,7 +153,7 @@ def fill(
     name_of: Callable[[Place], str],
     adapt: Callable[[Place, np.ndarray, tuple[int, ...]], np.ndarray] | None = None,
 ) -> tuple[Network, dict[str, np.ndarray]]:
-    """A network that has only shapes with the tensors of these names, as float32, and the tensors that are left.
+    """A network that has only shapes with the tensors of these names, in its own types, and the tensors that are left.
 
     A kernel is theirs transposed; `adapt` may change an array before its shape is compared.
     """
@@ -173,7 +173,7 @@ def fill(
             ours = adapt(place, ours, wanted.shape)
         if ours.shape != wanted.shape:
             raise UserError(f"{folder}: the shape of tensor {name} is {given.shape}, not what config.json asks for")
-        return jnp.asarray(ours)
+        return jnp.asarray(ours, wanted.dtype)
 
     return network.with_parameters(jax.tree.map_with_path(take, network.parameters)), left
 

@@ -51,6 +51,8 @@ class HuggingFaceModel:
     """While training; None: what config.json says."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of activations and matrix products."""
+    parameter_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the parameters, in memory and in what is exported."""
 
     def read(self, tokenizer_folder: Path | None = None) -> Checkpoint:
         """The network and its tokenizer, whose files may be in another folder."""
@@ -64,7 +66,9 @@ class HuggingFaceModel:
         prompt = family.prompt(family, config, tokenizer, self.source_language, self.target_language)
         tokenizer = tokenizer.prompted(prompt)
         dropout = settings.dropout if self.dropout is None else self.dropout
-        settings = dataclasses.replace(settings, dtype=self.dtype, dropout=dropout)
+        settings = dataclasses.replace(
+            settings, dtype=self.dtype, parameter_dtype=self.parameter_dtype, dropout=dropout
+        )
         return Checkpoint(read_network(folder, family, settings, tokenizer, tensors), tokenizer)
 
     @property

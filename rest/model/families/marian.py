@@ -15,10 +15,11 @@ import numpy as np
 from rest.data.tokenizer import MarianTokenizer, SentencePieceTokenizer, Tokenizer
 from rest.errors import UserError
 from rest.folder import write_json
+from rest.model.attention import BLOCKED
 from rest.model.families.bart import EMBEDDINGS, SINUSOIDS, read_sizes, tensor_name, write_sizes
 from rest.model.families.family import Family, Tensors, told_target
 from rest.model.families.files import Config
-from rest.model.layers import BLOCKED, TransformerSettings
+from rest.model.layers import TransformerSettings
 from rest.model.network import Network
 
 

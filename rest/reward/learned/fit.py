@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
+from rest import processes
 from rest.data.batches import BatchSettings, Examples
 from rest.data.corpus import Gold, Split
 from rest.errors import UserError
@@ -84,7 +85,9 @@ def rate(
         hypotheses += text.references
         groups = np.concatenate([groups, text.ids])
         references = (references or []) + text.references
-    ratings = settings.rater.rate(sources, hypotheses, references, gold, seed_for(seed, "raters"))
+    with processes.alone():
+        given = settings.rater.rate(sources, hypotheses, references, gold, seed_for(seed, "raters"))
+    ratings = processes.agreed(np.asarray(given, np.float32))
     human = np.arange(len(sources)) >= n * len(text)
     return Rated(sources, hypotheses, np.asarray(ratings, np.float32), groups, references=references, human=human)
 
@@ -152,7 +155,8 @@ def fit(
     reward = dataclasses.replace(reward, caution=settings.caution)
     training, held_out = _examples(reward, rated, ranked=settings.loss.ranking > 0)
     reward = reward.probe(training, settings.ridge)
-    batches, _ = shuffled(training, batch, pad_id=start.tokenizer.pad_id, seed=seed_for(seed, "reward batches"))
+    pad_id, own = start.tokenizer.pad_id, seed_for(seed, "reward batches")
+    batches, _ = shuffled(training, batch, pad_id=pad_id, seed=own, machine=machine)
     rows = rated.parts[1]
     ratings, groups = rated.ratings[rows], rated.groups[rows]
     choice = _choice(settings.choose, ratings, groups)

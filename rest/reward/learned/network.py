@@ -25,11 +25,12 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from rest.data.batches import Batch, BatchSettings, Examples
-from rest.data.tokenizer import load_tokenizer
+from rest.data.tokenizer import Tokenizer, load_tokenizer
 from rest.errors import UserError
-from rest.folder import read_json, write_json
+from rest.folder import check_seal, read_json, seal, write_json
 from rest.learning.apply import per_sequence
 from rest.learning.losses import Loss, SquaredError
+from rest.learning.mesh import MachineSettings
 from rest.learning.preferences import BradleyTerry
 from rest.model.families.xlmr import XLMR, XLMRSettings
 from rest.model.layers import Linear, TransformerSettings
@@ -92,6 +93,10 @@ class RewardNetwork(nnx.Module):
     def __call__(self, batch: Batch, key: Array | None) -> Float[Array, "B Q K"]:
         """A raw score of each of K heads for each packed pair."""
         return self.head(self.features(batch, key))
+
+    def arithmetic(self, rows: int, source: int, target: int) -> tuple[int, str] | None:
+        """FLOPs of the products of a forward pass, but for the heads; their type. None where an encoder reads."""
+        return self.body.arithmetic(rows, source, target) if isinstance(self.body, Transformer) else None
 
 
 def _features(network: RewardNetwork, batch: Batch) -> Float[Array, "B Q F"]:
@@ -192,6 +197,16 @@ class LearnedReward:
     def with_network(self, network: Network) -> LearnedReward:
         return dataclasses.replace(self, network=network)
 
+    def with_tokenizer(self, tokenizer: Tokenizer) -> LearnedReward:
+        """The same with this one, wherever it has an equal one."""
+        found = self
+        if self.reader.tokenizer.identity == tokenizer.identity:
+            found = dataclasses.replace(found, reader=dataclasses.replace(self.reader, tokenizer=tokenizer))
+        if (read := self.likelihood) is not None and read.policy.tokenizer.identity == tokenizer.identity:
+            policy = dataclasses.replace(read.policy, tokenizer=tokenizer)
+            found = dataclasses.replace(found, likelihood=dataclasses.replace(read, policy=policy))
+        return found
+
     @property
     def heads(self) -> int:
         return self.network.settings.heads
@@ -287,19 +302,21 @@ class LearnedReward:
         record |= {"view": self.reader.view.record(), "heads": self.heads, "caution": self.caution}
         record |= {"batch": vars(self.batch)}
         write_json(folder / "reward.json", record | {"calibration": vars(calibration)})
+        seal(folder)
 
     @classmethod
-    def load(cls, folder: Path) -> tuple[LearnedReward, Calibration]:
+    def load(cls, folder: Path, machine: MachineSettings | None = None) -> tuple[LearnedReward, Calibration]:
         """Read what `save` wrote: the reward function and its calibration."""
         if not (folder / "reward.json").exists():
             raise UserError(f"{folder}: no learned reward there (it has no reward.json)")
+        check_seal(folder)
         record, tokenizer = read_json(folder / "reward.json"), load_tokenizer(folder / "tokenizer")
         body = XLMRSettings if record["body"] == XLMRSettings.__name__ else TransformerSettings
         read_as = reader(tokenizer, body(**record["settings"]), View.of(record["view"]))
         batch, likelihood = BatchSettings(**record["batch"]), None
         if (folder / LIKELIHOOD).exists():
-            likelihood = PolicyLogProb(Policy.load(folder / LIKELIHOOD), batch)
+            likelihood = PolicyLogProb(Policy.load(folder / LIKELIHOOD, machine), batch)
         shape = RewardShape(read_as.settings, record["heads"], 0 if likelihood is None else len(GIVEN), read_as.view)
-        network = Network.load(folder, shape, lambda rngs: RewardNetwork(shape, read_as.body(rngs), rngs=rngs))
+        network = Network.load(folder, shape, lambda rngs: RewardNetwork(shape, read_as.body(rngs), rngs=rngs), machine)
         calibration = Calibration(*map(tuple, record["calibration"].values()))
         return cls(network, read_as, batch, record["caution"], likelihood), calibration

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from rest.data.batches import Batch, BatchSettings, Examples
 from rest.data.segments import Segments
-from rest.data.tokenizer import Tokenizer, source_ids, target_ids
+from rest.data.tokenizer import Tokenizer, each_once, source_ids, target_ids
 from rest.model.families.xlmr import XLMR, XLMRSettings
 from rest.model.layers import TransformerSettings, split_key
 from rest.model.transformer import Transformer
@@ -114,7 +114,7 @@ class ReadJointly:
     def examples(self, sources: Sequence[str], hypotheses: Sequence[str], batch: BatchSettings) -> Examples:
         """Cut to what a row of a batch holds and the table of positions has; the end of the source goes first."""
         longest = min(batch.target_tokens, self.settings.max_tokens)
-        sides = (self.tokenizer.encode(texts) for texts in (hypotheses, sources))
+        sides = (each_once(self.tokenizer.encode, texts) for texts in (hypotheses, sources))
         joined = [self.settings.pair(y[: longest - 3], x, self.tokenizer.eos_id) for y, x in zip(*sides, strict=True)]
         rows = [np.asarray(ids[:longest], np.int32) for ids, _ in joined]
         examples = Examples([row[:0] for row in rows], rows)
@@ -144,7 +144,7 @@ class ReadApart:
     def _ids(self, texts: Sequence[str], room: int) -> list[np.ndarray]:
         assert isinstance(self.view.reading, Apart)
         eos, prefix = self.tokenizer.eos_id, self.view.reading.prefix
-        rows = self.tokenizer.encode([prefix + text for text in texts])
+        rows = each_once(self.tokenizer.encode, [prefix + text for text in texts])
         return [np.asarray(self.settings.single(ids, eos)[:room], np.int32) for ids in rows]
 
 

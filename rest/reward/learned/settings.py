@@ -9,10 +9,12 @@ import numpy as np
 
 from rest.data.batches import BatchOverrides
 from rest.data.corpus import Gold
-from rest.errors import UserError
+from rest.errors import UserError, refuse_below, refuse_shares
+from rest.identity import remember
 from rest.learning.optimizers import Schedule
 from rest.learning.train import TrainSettings
 from rest.model.layers import TransformerSettings
+from rest.policy.sampler import check_temperature
 from rest.ratings.record import SplitSettings
 from rest.reward.guards import Guards
 from rest.reward.learned.calibration import MinMax
@@ -119,23 +121,22 @@ class RewardSettings:
     def __post_init__(self) -> None:
         if (self.rater is None) == (not self.ratings):
             raise UserError("reward: name either a rater, who rates samples, or files of ratings")
+        if self.rater is not None:
+            remember(self.rater)
         distinct = len({*self.temperatures})
-        if not self.temperatures or min(self.temperatures) <= 0 or distinct < len(self.temperatures):
-            raise UserError(f"reward: temperatures {self.temperatures} must be different numbers above 0")
+        if not self.temperatures or distinct < len(self.temperatures):
+            raise UserError(f"reward: temperatures {self.temperatures} must be different numbers")
+        for temperature in self.temperatures:
+            check_temperature("reward.temperatures", temperature)
         if self.samples_per_source < distinct:
             raise UserError(
                 f"reward: samples_per_source {self.samples_per_source} cannot be dealt to "
                 f"{distinct} temperatures {self.temperatures}"
             )
-        if self.heads < 1 or self.caution < 0:
-            raise UserError(f"reward: heads {self.heads} must be at least 1, and caution {self.caution} not below 0")
-        if not 0 <= self.negatives < 1:
-            raise UserError(f"reward: negatives must be a share from 0 to below 1, not {self.negatives}")
-        if self.attacked < 0 or not 0 <= self.attack_warning <= 1:
-            raise UserError(
-                f"reward: attacked {self.attacked} must not be below 0, and attack_warning {self.attack_warning} "
-                "must be a share from 0 to 1"
-            )
+        refuse_below("reward.", self, {"sources": 1, "heads": 1, "caution": 0, "ridge": 0, "attacked": 0})
+        refuse_shares("reward.", self, "negatives", "dev_share")
+        if not 0 <= self.attack_warning <= 1:
+            raise UserError(f"reward.attack_warning must be a share from 0 to 1, not {self.attack_warning}")
 
     @property
     def samples_at(self) -> dict[float, int]:
@@ -163,8 +164,5 @@ class Refresh:
     """Where the reward is learned from files: those that are added before Grow 2, before Grow 3, and so on."""
 
     def __post_init__(self) -> None:
-        if self.sources < 0 or self.samples_per_source < 1 or self.temperature <= 0:
-            raise UserError(
-                f"refresh: sources {self.sources} must not be below 0, samples_per_source {self.samples_per_source} "
-                f"at least 1 and temperature {self.temperature} above 0"
-            )
+        refuse_below("refresh.", self, {"sources": 0, "samples_per_source": 1})
+        check_temperature("refresh.temperature", self.temperature)

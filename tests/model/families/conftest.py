@@ -1,5 +1,6 @@
 """The golden models of every family, each with a made-up tokenizer."""
 
+import functools
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from tokenizers import models
 
 from rest.data.tokenizer import HuggingFaceTokenizer, MarianTokenizer, SentencePieceSettings, SentencePieceTokenizer
 from rest.model.families.huggingface import HuggingFaceModel
+from rest.policy.policy import Policy
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "huggingface"
 VOCABULARY = 70
@@ -108,6 +110,12 @@ def published(folders):
         return HuggingFaceModel(folders[name], source_language=source, target_language=known[language])
 
     return model
+
+
+@pytest.fixture(scope="session")
+def started(published):
+    """A function: the policy of such a model, which is read once."""
+    return functools.cache(lambda name, language=0: Policy.start(published(name, language)))
 
 
 @pytest.fixture(scope="session")

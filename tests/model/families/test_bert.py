@@ -46,10 +46,13 @@ def change(folder: Path, **fields) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
+packed = nnx.jit(XLMR.packed)
+
+
 def states_of(checkpoint, golden) -> np.ndarray:
     positions = np.arange(golden["ids"].shape[1])[None]
     given = golden["ids"], positions, golden["mask"][:, None], None, golden["segments"]
-    return np.stack(nnx.jit(XLMR.packed)(checkpoint.network.module, *given))
+    return np.stack(packed(checkpoint.network.module, *given))
 
 
 def test_pairs_are_the_rows_that_its_own_tokenizer_makes(bert, golden):

@@ -4,21 +4,29 @@ import dataclasses
 import json
 import re
 import shutil
+from dataclasses import replace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import transformers
 from safetensors.numpy import load_file
 
+from rest.data.batches import Batch, BatchSettings, Examples, evaluation_batches
 from rest.data.tokenizer import HuggingFaceTokenizer, Prompt, Tokenizer, load_tokenizer, source_ids
 from rest.errors import UserError
+from rest.learning.learner import Learner
+from rest.learning.lora import LoRA, Trainable
+from rest.learning.losses import NLL
 from rest.learning.mesh import MachineSettings
+from rest.learning.optimizers import Adafactor, Adam, Schedule
+from rest.model.attention import BLOCKED
 from rest.model.families.huggingface import HuggingFaceModel, write
 from rest.model.families.m2m100 import M2M100
 from rest.model.families.mbart import MBART
-from rest.model.layers import BLOCKED
 from rest.policy.beam import BeamSettings, n_best
-from rest.policy.policy import Policy
+from rest.policy.policy import Policy, PolicyObjective
 
 FAMILIES = ["marian", "marian_gelu", "marian_two", "t5", "t5_1_1", "mt5", "umt5", "madlad", "m2m100", "mbart"]
 TOLD = ["madlad", "m2m100", "mbart"]
@@ -41,9 +49,8 @@ class Numbers:
         return [" ".join(str(i) for i in row if i not in (self.pad_id, self.eos_id)) for row in ids]
 
 
-def found(model: HuggingFaceModel, sources: np.ndarray, beams: int) -> list[list[int]]:
+def found(policy: Policy, sources: np.ndarray, beams: int) -> list[list[int]]:
     """The best hypothesis of each source, its end included."""
-    policy = Policy.start(model)
     policy = dataclasses.replace(policy, tokenizer=Numbers(policy.tokenizer))
     texts = [" ".join(str(i) for i in row if i >= 0) for row in sources]
     settings = BeamSettings(beams=beams, max_target_tokens=24)
@@ -55,17 +62,19 @@ def rows(padded: np.ndarray) -> list[list[int]]:
     return [[int(i) for i in row if i >= 0] for row in padded]
 
 
+@pytest.mark.slow
 @families
-def test_greedy_translations_are_those_of_generate_in_every_language(published, golden, name):
+def test_greedy_translations_are_those_of_generate_in_every_language(started, golden, name):
     arrays = golden(name)
     for language, wanted in enumerate(arrays["greedy"]):
-        assert found(published(name, language), arrays["sources"], 1) == rows(wanted)
+        assert found(started(name, language), arrays["sources"], 1) == rows(wanted)
 
 
+@pytest.mark.slow
 @families
-def test_beam_search_finds_what_generate_finds(published, golden, name):
+def test_beam_search_finds_what_generate_finds(started, golden, name):
     arrays = golden(name)
-    assert found(published(name), arrays["sources"], 4) == rows(arrays["beams"])
+    assert found(started(name), arrays["sources"], 4) == rows(arrays["beams"])
 
 
 @families
@@ -78,9 +87,10 @@ def test_goldens_tell_sources_and_languages_apart(golden, name):
         assert (greedy[0] != greedy[1]).any(-1).mean() > 0.9
 
 
+@pytest.mark.slow
 @families
-def test_a_model_is_written_as_it_was_read(published, folders, name, tmp_path):
-    policy = Policy.start(published(name))
+def test_a_model_is_written_as_it_was_read(started, published, folders, name, tmp_path):
+    policy = started(name)
     write(tmp_path / "out", policy.network, policy.tokenizer)
     written, golden = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", folders[name]))
     if name.startswith("marian"):
@@ -252,3 +262,53 @@ def test_what_m2m100_cannot_hold_is_not_written(published, tmp_path):
     with pytest.raises(UserError, match=r"model\.output_bias True is not what a M2M100 or NLLB folder can hold"):
         write(tmp_path / "out", network, policy.tokenizer)
     assert not (tmp_path / "out").exists()
+
+
+# Trained
+
+
+def some_pairs(policy: Policy, sources: np.ndarray) -> Batch:
+    """Four pairs, which end as those of the policy do."""
+    tokenizer = policy.tokenizer
+    ended = [[*(i for i in row if i != tokenizer.eos_id), tokenizer.eos_id] for row in rows(sources[:4])]
+    pairs, shape = Examples(ended, ended[::-1]), BatchSettings(48, 48, 48)
+    (batch,) = evaluation_batches(pairs, shape, pad_id=tokenizer.pad_id)
+    return batch
+
+
+@pytest.mark.parametrize("name", ["marian_two", "t5_1_1", "umt5", "m2m100", "mbart"])
+def test_additions_of_low_rank_train_alone_in_every_family(published, golden, name):
+    policy = Policy.start(published(name))
+    batch = some_pairs(policy, golden(name)["sources"])
+    trainable = Trainable(lora=LoRA(2, targets=("query", "value", "inner")))
+    learner = Learner.begin(
+        policy, PolicyObjective(NLL()), Adam(), Schedule(1e-2), trainable, seed=0, machine=MachineSettings()
+    )
+    assert 0 < float(learner.update(batch, jax.random.key(0))["loss"]) < 20
+    before, after = (jax.tree.leaves_with_path(p.network.parameters) for p in (policy, learner.now))
+    moved = {path[-2].key for (path, old), (_, new) in zip(before, after, strict=True) if not np.array_equal(old, new)}
+    assert moved == {"query", "value", "inner"}
+
+
+def test_parameters_of_bfloat16_are_read_trained_kept_and_written(published, golden, tmp_path):
+    full, policy = (Policy.start(replace(published("m2m100"), parameter_dtype=t)) for t in ("float32", "bfloat16"))
+    halved = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), full.network.parameters)
+    jax.tree.map(np.testing.assert_array_equal, policy.network.parameters, halved)
+    batch = some_pairs(policy, golden("m2m100")["sources"])
+    learner = Learner.begin(
+        policy, PolicyObjective(NLL()), Adafactor(), Schedule(1e-2), Trainable(), seed=0, machine=MachineSettings()
+    )
+    losses = [float(learner.update(batch, jax.random.key(0))["loss"]) for _ in range(8)]
+    assert 0 < losses[-1] < losses[0] - 1
+    trained = learner.now
+    assert {leaf.dtype for leaf in jax.tree.leaves(trained.network)} == {jnp.dtype("bfloat16")}
+    trained.save(tmp_path / "policy")
+    assert Policy.load(tmp_path / "policy").identity == trained.identity
+    write(tmp_path / "out", trained.network, trained.tokenizer)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+    again = replace(published("m2m100"), folder=tmp_path / "out", parameter_dtype="bfloat16")
+    assert Policy.start(again).identity == trained.identity
+    with pytest.raises(UserError, match=r"ema 0\.9: an average that moves so little needs parameters of float32"):
+        Learner.begin(
+            policy, PolicyObjective(NLL()), Adam(), Schedule(), Trainable(), seed=0, machine=MachineSettings(), ema=0.9
+        )

@@ -144,6 +144,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="where the system tells the peak of a process")
 def test_reading_holds_the_parameters_once_and_the_file_once(tmp_path):
     # The peak of the process itself: what getrusage gives starts from that of the process that started it.

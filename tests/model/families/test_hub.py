@@ -129,6 +129,7 @@ def found(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_model_is_fetched_once_and_its_commit_is_known(server, tmp_path):
     told, endpoint = server
     told.commits = {FIRST: files(tmp_path, 1), SECOND: files(tmp_path, 2, "pytorch_model.bin")}

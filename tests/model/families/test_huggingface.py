@@ -16,8 +16,8 @@ from safetensors.numpy import load_file, save_file
 
 from rest.data.tokenizer import MarianTokenizer, Prompt
 from rest.errors import UserError
+from rest.model.attention import BLOCKED
 from rest.model.families.huggingface import HuggingFaceModel, write
-from rest.model.layers import BLOCKED
 from rest.model.positions import distance_buckets
 from rest.model.transformer import Transformer
 from rest.policy.policy import Policy
@@ -50,11 +50,11 @@ cross_keys = nnx.jit(lambda net, ids, positions, mask: net.cross_keys(net.encode
 
 
 @pytest.fixture
-def inputs(golden, published):
+def inputs(golden, started):
     """A function: the pairs of a golden model with its logits, and the policy."""
 
     def read(name: str) -> tuple[Policy, dict[str, np.ndarray]]:
-        policy, arrays = Policy.start(published(name)), golden(name)
+        policy, arrays = started(name), golden(name)
         lengths = arrays["lengths"]
         arrays["mask"] = np.arange(arrays["source"].shape[1])[None] < lengths[:, :1]
         arrays["real"] = np.arange(arrays["target"].shape[1])[None] < lengths[:, 1:]
@@ -73,12 +73,14 @@ def compare(logits: np.ndarray, golden: dict[str, np.ndarray]) -> None:
     assert (ours[:, ~np.pad(golden["produced"], (0, ours.shape[1] - VOCABULARY))] < BLOCKED / 2).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_are_those_of_pytorch(inputs, name):
     policy, golden = inputs(name)
     compare(forced(policy.network.module, golden["source"], golden["mask"], golden["target_input"]), golden)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_step_by_step_too(inputs, name):
     policy, golden = inputs(name)

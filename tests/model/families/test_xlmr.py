@@ -17,9 +17,12 @@ from rest.model.families.xlmr import XLMR, read_xlmr
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "rewards"
 
 
+forward = nnx.jit(XLMR.__call__)
+
+
 def hidden_states(checkpoint, ids, mask) -> np.ndarray:
     """[L + 1, B, S, D]."""
-    return np.stack(nnx.jit(XLMR.__call__)(checkpoint.network.module, ids, mask))
+    return np.stack(forward(checkpoint.network.module, ids, mask))
 
 
 @pytest.fixture(scope="module", params=["xlmr", "xlmr_xl"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rest.data.batches import BatchSettings
+from rest.data.batches import BatchSettings, pad
 from rest.errors import UserError
 from rest.learning.optimizers import Schedule
 from rest.learning.train import TrainSettings
@@ -26,6 +26,8 @@ from rest.reward.learned.fit import Rated, fit
 from rest.reward.learned.network import LearnedReward
 from rest.reward.learned.settings import RewardSettings
 from rest.reward.reward import Calibration
+
+pytestmark = pytest.mark.slow
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "rewards"
 XLMR_FOLDER = GOLDEN / "xlmr"
@@ -61,12 +63,18 @@ def reward(request):
     return a_reward(request.param)
 
 
+WIDE = 96  # as long as the longest of the rows below
+packed = nnx.jit(XLMR.packed)
+
+
 def found_in(reward, rows: list[list[int]], segments: list[list[int]]) -> np.ndarray:
     """What the plain network finds in each row by itself, not packed: [n, D]."""
     module, view, out = reward.network.module, reward.reader.view, []
     for ids, segment in zip(rows, segments, strict=True):
-        given = np.asarray([ids], np.int32), np.arange(len(ids))[None], np.ones((1, 1, len(ids)), bool), None
-        states = np.stack(nnx.jit(XLMR.packed)(module.body, *given, np.asarray([segment], np.int32)))[:, 0]
+        wide = pad([ids, segment], WIDE, 0)  # one program serves all rows
+        mask = np.arange(WIDE)[None, None] < len(ids)
+        states = np.stack(packed(module.body, wide[:1], np.arange(WIDE)[None], mask, None, wide[1:]))
+        states = states[:, 0, : len(ids)]
         state = states[-1]
         if isinstance(view.layers, MixedLayers):
             weights, gamma = np.exp(module.mixture.weights[...]), np.asarray(module.mixture.gamma[...])
@@ -160,6 +168,7 @@ def test_a_reward_learns_from_a_published_encoder(policy, rated, tmp_path, likel
         ratings=(None,),
         start=HuggingFaceEncoder(XLMR_FOLDER, dropout=0.0),
         likelihood=likelihood,
+        attacked=0,
         train=training,
     )
     fitted = fit(policy, rated, settings, BatchSettings(192, 96, 96), folder=tmp_path, seed=0)
@@ -170,7 +179,7 @@ def test_a_reward_learns_from_a_published_encoder(policy, rated, tmp_path, likel
 def test_a_reward_from_scratch_has_the_sizes_asked_for_and_the_policy_s_tokenizer(policy, rated, batch, tmp_path):
     sizes = TransformerSettings(width=16, heads=2, feed_forward=32, encoder_layers=1, decoder_layers=1)
     training = TrainSettings(max_steps=0)
-    settings = RewardSettings(rater=None, ratings=(None,), start=sizes, train=training)
+    settings = RewardSettings(rater=None, ratings=(None,), start=sizes, attacked=0, train=training)
     one, two = (fit(policy, rated, settings, batch, folder=tmp_path / str(seed), seed=seed).reward for seed in (0, 1))
     assert one.reader.settings == sizes and one.reader.tokenizer.identity == policy.tokenizer.identity
     starts = [np.asarray(reward.network.parameters["body"]["embedding"]) for reward in (one, two)]

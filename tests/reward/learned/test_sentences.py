@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from rest.data.batches import pad
 from rest.errors import UserError
 from rest.model.families.bert import read_encoder
 from rest.model.families.xlmr import XLMR
@@ -29,10 +30,11 @@ def test_an_embedding_is_the_mean_state_of_the_text_alone(embed):
     network, tokenizer = read_encoder(GOLDEN / "xlmr")
     found = embed(TEXTS)
     assert found.shape == (5, 16) and found.dtype == np.float32
+    forward = nnx.jit(XLMR.__call__)
     for vector, ids in zip(found, tokenizer.encode(["no " + text for text in TEXTS]), strict=True):
-        row = np.asarray([[0, *ids[:18], 2]], np.int32)
-        states = nnx.jit(XLMR.__call__)(network.module, row, np.ones(row.shape, bool))[-1]
-        np.testing.assert_allclose(vector, np.asarray(states)[0].mean(0), atol=1e-5)
+        row = [0, *ids[:18], 2]
+        states = forward(network.module, pad([row], 20, 1), np.arange(20)[None] < len(row))[-1]
+        np.testing.assert_allclose(vector, np.asarray(states)[0, : len(row)].mean(0), atol=1e-5)
 
 
 def test_a_text_is_encoded_once(embed, monkeypatch):

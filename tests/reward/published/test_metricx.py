@@ -61,8 +61,8 @@ def test_errors_end_at_0_and_25():
 
 
 def test_scores_do_not_depend_on_batch_size_order_or_padding():
-    alone = np.concatenate([score(TINY, [i]) for i in SHORT])
-    for batch_tokens in (1, 100, 8192):
+    alone = score(replace(TINY, batch_tokens=1), SHORT)  # a batch each, as wide as it needs
+    for batch_tokens in (100, 8192):
         np.testing.assert_allclose(score(replace(TINY, batch_tokens=batch_tokens), SHORT), alone, rtol=2e-6, atol=1e-5)
     np.testing.assert_allclose(score(TINY, SHORT[::-1])[::-1], alone, rtol=2e-6, atol=1e-5)
     np.testing.assert_allclose(score(TINY, [4, *SHORT])[1:], alone, rtol=2e-6, atol=1e-5)

@@ -1,0 +1,442 @@
+"""Writes docs/results.md, and the table of results in README.md, from experiments/results/*.json and RESULTS.md.
+
+    python scripts/make_results.py            after a result has changed; a test holds both files to it
+
+A number in those two places is in a file that an experiment wrote, and is nowhere typed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "experiments" / "results"
+Metrics = dict[str, Any]
+
+
+def read(name: str) -> dict[str, Any]:
+    """experiments/results/NAME.json."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+# How a number is written
+
+
+def number(x: float, digits: int = 3, signed: bool = False) -> str:
+    """With a true minus, and with a plus where it is a difference."""
+    return f"{round(x, digits) + 0.0:{'+' if signed else ''}.{digits}f}".replace("-", "−")
+
+
+def interval(lo: float, hi: float, digits: int = 3) -> str:
+    return f"[{number(lo, digits)}, {number(hi, digits)}]"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def with_interval(metrics: Metrics, name: str, digits: int) -> str:
+    """A metric, and its interval where one was recorded."""
+    if metrics.get(name) is None:
+        return ""
+    limits = metrics.get(f"{name.removesuffix('_mean')}_ci95")
+    return number(metrics[name], digits) + (f" {interval(*limits, digits)}" if limits else "")
+
+
+def over_seeds(found: Sequence[Metrics], name: str, digits: int) -> str:
+    """The mean, and the seeds in brackets."""
+    values = [metrics.get(name) for metrics in found]
+    if not values or None in values:
+        return ""
+    seeds = " ".join(number(x, digits).removeprefix("0" if digits > 1 else "") for x in values)
+    return f"{number(float(np.mean(values)), digits)} ({seeds})"
+
+
+def difference(pair: Metrics, name: str, digits: int) -> str:
+    """A paired difference with its interval."""
+    found = pair[name]
+    return f"{number(found['difference'], digits, signed=True)} {interval(found['lo'], found['hi'], digits)}"
+
+
+# The demo: three seeds
+
+
+def of(rows: Sequence[dict[str, Any]], policy: str, improve: int = 0, **more: Any) -> Metrics | None:
+    """The metrics of one row of summary.json."""
+    want = {"policy": policy, "improve": improve, "decode": "sample", "temperature": None, **more}
+    for row in rows:
+        if all(row.get(key) == value for key, value in want.items()):
+            return row["metrics"]
+    return None
+
+
+def control(rows: Sequence[dict[str, Any]]) -> tuple[Metrics, str]:
+    """BC continued: of the policy that dev chose and the last, the one with more greedy BLEU, and how it is named."""
+    chosen, last = of(rows, "bc_continued"), of(rows, "bc_continued_last")
+    assert chosen is not None
+    return (last, "-last") if last is not None and last["bleu"] > chosen["bleu"] else (chosen, "")
+
+
+def demo_runs() -> list[dict[str, Any]]:
+    return list(read("synthetic_seeds")["variants"]["experiment"]["seeds"].values())
+
+
+def demo_pairs() -> list[Metrics]:
+    """ReST, I = 2, against the better of BC continued's two policies, a seed each."""
+    ending = "-against-bc_continued-320"
+    return [run["paired"][f"improve-1-2{ending}{control(run['rows'])[1]}"] for run in demo_runs()]
+
+
+DEMO = (("gold_mean", 3), ("gold_greedy_mean", 3), ("bleu", 1), ("gold_beam_mean", 3), ("bleu_beam", 1))
+SHIPPED = (("gold_greedy", 3), ("bleu", 1), ("chrf", 1), ("gold_beam", 3), ("bleu_beam", 1), ("chrf_beam", 1))
+
+
+def demo() -> str:
+    runs = [run["rows"] for run in demo_runs()]
+    policies: dict[str, Callable[[Any], Metrics | None]] = {
+        "BC": lambda rows: of(rows, "bc"),
+        "BC sampled at T = 0.5": lambda rows: of(rows, "bc", temperature=0.5),
+        "BC, best of 16 by the reward": lambda rows: of(rows, "bc", decode="best_of_n"),
+        "BC, MBR of 16 by chrF": lambda rows: of(rows, "bc", decode="mbr"),
+        "BC continued, the better of its two policies": lambda rows: control(rows)[0],
+        "ReST, I = 1": lambda rows: of(rows, "rest", 1),
+        "ReST, I = 2": lambda rows: of(rows, "rest", 2),
+    }
+    shown = [[name, *(over_seeds([take(rows) or {} for rows in runs], key, digits) for key, digits in DEMO)]
+             for name, take in policies.items()]  # fmt: skip
+    head = ["policy", "gold of samples", "gold, greedy", "BLEU, greedy", "gold, beam", "BLEU, beam"]
+    paired = [[str(seed), *(difference(pair, name, digits) for name, digits in SHIPPED)]
+              for seed, pair in enumerate(demo_pairs())]  # fmt: skip
+    names = ["seed", "gold, greedy", "BLEU, greedy", "chrF, greedy", "gold, beam", "BLEU, beam", "chrF, beam"]
+    return f"""\
+    {read("synthetic_seeds")["command"]}
+
+Means and, in brackets, each seed. Gold is exact quality, which nothing is trained on. BC continued is the
+control: BC trained on the human pairs for as many more steps, at the same rates.
+
+{table(head, shown)}
+
+ReST, I = 2, less BC continued, paired over the sources of test, with 95 % intervals:
+
+{table(names, paired)}"""
+
+
+def beyond(pairs: Sequence[Metrics], name: str) -> str:
+    return f"{sum(pair[name]['lo'] > 0 for pair in pairs)} of {len(pairs)}"
+
+
+# Multi30k
+
+
+def multi30k_rows() -> dict[str, Metrics]:
+    variants = read("multi30k_rewards")["variants"]
+    rows = variants["references"]["seeds"]["0"]["rows"]
+    evaluated = variants["consensus"]["seeds"]["0"]["evaluation"]
+    found = {
+        "BC; and BC continued, whose start dev kept": of(rows, "bc"),
+        "BC continued, its last policy": of(rows, "bc_continued_last"),
+        "ReST by the references of the training text, I = 1": of(rows, "rest", 1),
+        "ReST by consensus of the samples, I = 1": evaluated["improve-1-1"],
+        "ReST by consensus of the samples, I = 2": evaluated["improve-1-2"],
+    }
+    return {name: metrics for name, metrics in found.items() if metrics is not None}
+
+
+def multi30k_pair(variant: str, pair: str) -> Metrics:
+    return read("multi30k_rewards")["variants"][variant]["seeds"]["0"]["paired"][pair]
+
+
+TEXT = (("bleu", 1), ("chrf", 1), ("ter", 1), ("bleu_beam", 1), ("chrf_beam", 1))
+TEXT_HEAD = ["BLEU, greedy", "chrF, greedy", "TER, greedy", "BLEU, beam", "chrF, beam"]
+
+
+def multi30k() -> str:
+    rows = multi30k_rows()
+    shown = [[name, *(with_interval(m, key, digits) for key, digits in TEXT)] for name, m in rows.items()]
+    pairs = {
+        "consensus, I = 1, less BC": ("consensus", "improve-1-1-against-bc"),
+        "consensus, I = 2, less BC": ("consensus", "improve-1-2-against-bc"),
+        "references, I = 2, less BC": ("references", "improve-1-2-against-bc"),
+        "references, I = 2, less BC continued's last": ("references", "improve-1-2-against-bc_continued-600-last"),
+    }
+    paired = [[name, *(difference(multi30k_pair(*where), key, digits) for key, digits in TEXT)]
+              for name, where in pairs.items()]  # fmt: skip
+    first = next(iter(rows.values()))
+    return f"""\
+    {read("multi30k_rewards")["command"]}
+
+test_2016_flickr, one seed, a BC that has converged, 16 samples and the 4-best of beam search for 8,000 sources,
+checkpoints chosen on dev by greedy BLEU. TER is better when lower. In the run by
+references dev kept I = 1 when I = 2 was trained, so both are one policy.
+
+{table(["policy", *TEXT_HEAD], shown)}
+
+Paired over sources:
+
+{table(["policies", *TEXT_HEAD], paired)}
+
+BLEU `{first["bleu_signature"]}`, chrF `{first["chrf_signature"]}`."""
+
+
+# Settings of before: they are to be measured again
+
+
+def columns(found: dict[str, list[Metrics]], keys: Sequence[tuple[str, int]]) -> list[list[str]]:
+    return [[name, *(over_seeds(metrics, key, digits) for key, digits in keys)] for name, metrics in found.items()]
+
+
+def online() -> str:
+    recorded = read("synthetic_table_1")
+    names = {
+        "ReST, G = 1, I = 0": "ReST, loss GOLD, G = 1, I = 0",
+        "ReST, G = 1, I = 4": "ReST, loss GOLD, G = 1, I = 4",
+        "ReST, G = 2, I = 3": "ReST, loss GOLD, G = 2, I = 3",
+        "ReST with NLL, G = 2, I = 3": "ReST, loss NLL, G = 2, I = 3",
+        "PPO, as many samples": "PPO, as many samples as G = 2",
+        "PPO, 1.5 times as many": "PPO, 1.5 times as many",
+        "RLOO, as many samples": "RLOO, as many samples as G = 2",
+    }
+    found = {names.get(name, name): [row["metrics"] for row in seeds.values()]
+             for name, seeds in recorded["table"].items()}  # fmt: skip
+    keys = (("reward_mean", 3), ("gold_mean", 3), ("bleu", 1), ("kl_to_bc", 1))
+    hacked = [[name.replace("divergence", "KL coefficient"), *(number(row["metrics"][key]) for key, _ in keys[:2])]
+              for name, row in recorded["hacking"].items()]  # fmt: skip
+    return f"""\
+On a small version of the demo's task (1 + 1 layers × 64), eight trials each to tune
+(`experiments/synthetic_table_1.py:table`), means and seeds:
+
+{table(["policy", "reward", "gold of samples", "BLEU, greedy", "KL to BC"], columns(found, keys))}
+
+PPO against a reward that favours length (`:hacking`), one seed:
+
+{table(["PPO", "reward", "gold of samples"], hacked)}"""
+
+
+def losses() -> str:
+    cells = read("improve")["cells"]
+
+    def last(cell: dict[str, Any]) -> Metrics:
+        return cell["steps"][max(cell["steps"], key=int)]
+
+    start = {cell["seed"]: last(cell) for cell in cells["bc"]}
+    gains = {name: {key: float(np.mean([last(cell)[key] - start[cell["seed"]][key] for cell in found]))
+                    for key in ("reward_mean", "gold_mean")} | {"seeds": len(found)}
+             for name, found in cells.items() if name != "bc"}  # fmt: skip
+    ordered = sorted(gains.items(), key=lambda item: -item[1]["reward_mean"])
+    rows = [[name.replace("rule-", "rule ").replace("bc_continued", "BC continued"),
+             *(number(gain[key], 3, signed=True) for key in ("reward_mean", "gold_mean")), str(gain["seeds"])]
+            for name, gain in ordered]  # fmt: skip
+    return f"""\
+What the last Improve step gains over BC on the same D_1 of that task, mean of the seeds
+(`experiments/synthetic_improve.py:losses` and `:rules`; the losses had different label smoothing, and rules were tried
+with NLL):
+
+{table(["loss, or rule", "reward", "gold of samples", "seeds"], rows)}"""
+
+
+WRONG = {
+    "biased": "nothing",
+    "guarded": "a guard on length (`guards`)",
+    "corrected": "a reward refreshed by people without the bias",
+    "refreshed": "a reward refreshed by the same people",
+    "cautious": "an ensemble's caution",
+    "negatives": "corrupted translations among the ratings (`negatives`)",
+    "fair": "people without the bias from the start, for comparison",
+}
+
+
+def wrong_reward() -> str:
+    variants = read("synthetic_overoptimisation")["variants"]
+    rows = variants["biased"]["rows"]
+    start = next(row["metrics"] for row in rows if row["policy"] == "bc")
+    ends = {name: variant["rows"][-1]["metrics"] for name, variant in variants.items()}
+    shown = [[WRONG[name], with_interval(metrics, "gold_mean", 3)] for name, metrics in ends.items()]
+    before, after = number(start["reward_mean"]), number(ends["biased"]["reward_mean"])
+    return f"""\
+`experiments/synthetic_overoptimisation.py`: people who favour length teach the reward. It rises from {before} to
+{after} over three Grow steps, while gold falls from {number(start["gold_mean"])} to
+{number(ends["biased"]["gold_mean"])}. What was tried against it, and the gold at the end:
+
+{table(["against it", "gold of samples"], shown)}"""
+
+
+def judgements() -> str:
+    found = read("mqm_en_de_reward")["agreement"][0]["results"][0]
+
+    def cell(scores: Metrics, name: str) -> str:
+        return f"{number(scores[name]['value'], 2)} {interval(*scores[name]['ci95'], 2)}"
+
+    rows = [[name, cell(scores, "pearson"), cell(scores, "accuracy")] for name, scores in found["rewards"].items()]
+    return f"""\
+Rewards learned from scratch from human judgements (`experiments/mqm_en_de_reward.py`, by regression and by ranking
+pairs), beside trivial ones, on {found["documents"]} unseen documents of newstest2020:
+
+{table(["reward", "Pearson with people", "pairs within a source ranked right"], rows)}"""
+
+
+# Speed
+
+
+def sampling() -> str:
+    found = read("sampling_width-256_2-cores")
+    rows = []
+    for n, measured in found["samples_per_source"].items():
+        systems = measured["systems"]
+        ours = systems["rest"]["tokens_per_second"]
+        rows.append([n, f"{ours:,.0f}", f"{ours / measured['bound_tokens_per_second']:.0%}".replace("%", " %"),
+                     *(f"{s['tokens_per_second']:,.0f} ({number(ours / s['tokens_per_second'], 2)} ×)"
+                       for name, s in systems.items() if name != "rest")])  # fmt: skip
+    others = [name for name in next(iter(found["samples_per_source"].values()))["systems"] if name != "rest"]
+    return f"""\
+**Sampling** on 2 cores, float32, {found["model"]}, T = 0.8 (`scripts/benchmarks/sampling.py`): tokens a second, and in
+brackets how many times as fast `rest` is.
+
+{table(["N", "rest", "of the matrix products' bound", *others], rows)}"""
+
+
+def training() -> str:
+    rows = []
+    for width in (256, 512):
+        found = read(f"training_width-{width}_2-cores")
+        for text, measured in found["measured"].items():
+            rate = measured["tokens_per_second"]
+            rows.append([found["model"], text, *(f"{rate[name]:,.0f}" for name in ("rest", "PyTorch")),
+                         f"{number(measured['faster_by'], 2)} ×"])  # fmt: skip
+    scored = []
+    for path in sorted(RESULTS.glob("scoring_*.json")):
+        found = read(path.stem)
+        scored.append([found.get("policy", found.get("model")), found.get("reward", "as the policy"),
+                       f"{number(found['rest_is_faster_by'], 2)} ×",
+                       f"{found['share_of_scoring_in_grow']:.0%}".replace("%", " %")])  # fmt: skip
+    return f"""\
+**Training** (`scripts/benchmarks/training.py`), target tokens a second:
+
+{table(["network", "text", "rest", "PyTorch", "as fast as PyTorch"], rows)}
+
+**Scoring** with a learned reward (`scripts/benchmarks/scoring.py`):
+
+{table(["policy", "reward", "as fast as PyTorch", "of a Grow step's time"], scored)}"""
+
+
+# The two files
+
+
+def results_page() -> str:
+    """docs/results.md."""
+    claims = (ROOT / "experiments" / "RESULTS.md").read_text(encoding="utf-8").partition("\n")[2].strip()
+    return f"""\
+# Results
+
+Written by `scripts/make_results.py` from `experiments/results/*.json`, which hold the command, commit, versions and
+settings behind every number; `experiments/LOG.md` tells what was tried and what failed. Intervals are 95 % by bootstrap
+over sources. The reward is the mean over samples at T = 0.8. Everything ran on two CPU cores.
+
+## The demo
+
+{demo()}
+
+## Multi30k, German to English
+
+{multi30k()}
+
+## Beside PPO
+
+These are of settings before 2026-11-28, and are to be measured again.
+
+{online()}
+
+## Losses and rules
+
+{losses()}
+
+## A reward that is wrong
+
+{wrong_reward()}
+
+## Rewards from human judgements
+
+{judgements()}
+
+## Speed
+
+{sampling()}
+
+{training()}
+
+## Claims of the papers
+
+{claims}
+"""
+
+
+def mean(found: Iterable[Metrics | None], key: str) -> float:
+    return float(np.mean([metrics[key] for metrics in found if metrics is not None]))
+
+
+def demo_policies() -> list[list[Metrics | None]]:
+    """BC, BC continued and ReST, I = 2: the metrics of each seed."""
+    runs = [run["rows"] for run in demo_runs()]
+    return [[of(rows, "bc") for rows in runs], [control(rows)[0] for rows in runs],
+            [of(rows, "rest", 2) for rows in runs]]  # fmt: skip
+
+
+def gain() -> str:
+    """The sentence of README.md that says what is gained."""
+    bc, longer, rest = (number(mean(found, "gold_greedy_mean"), 2) for found in demo_policies())
+    paired = multi30k_pair("consensus", "improve-1-1-against-bc")
+    return (
+        f"In the demo, where most human translations share a mistake, exact quality rises from {bc} to {rest} of 1;\n"
+        f"training longer on the same human translations reaches {longer}. On real text the gains are\n"
+        f"small: {number(paired['chrf']['difference'], 1)} chrF and {number(paired['bleu']['difference'], 1)} BLEU "
+        f"on Multi30k."
+    )
+
+
+def headline() -> str:
+    """The table of README.md."""
+    policies, pairs, rows = demo_policies(), demo_pairs(), []
+    for label, key, pair, digits in (
+        ("demo, exact quality, greedy", "gold_greedy_mean", "gold_greedy", 3),
+        ("demo, BLEU, greedy", "bleu", "bleu", 1),
+        ("demo, exact quality, beam", "gold_beam_mean", "gold_beam", 3),
+        ("demo, BLEU, beam", "bleu_beam", "bleu_beam", 1),
+    ):
+        difference_of_seeds = number(
+            float(np.mean([found[pair]["difference"] for found in pairs])), digits, signed=True
+        )
+        rows.append([label, *(number(mean(found, key), digits) for found in policies),
+                     f"{difference_of_seeds}, beyond chance in {beyond(pairs, pair)} seeds"])  # fmt: skip
+    bc, last, _, rest, _ = multi30k_rows().values()
+    paired = multi30k_pair("consensus", "improve-1-1-against-bc")
+    for label, key in (("greedy", ""), ("beam", "_beam")):
+        for metric, name in (("BLEU", "bleu"), ("chrF", "chrf")):
+            rows.append([f"Multi30k, {metric}, {label}", *(number(m[name + key], 1) for m in (bc, last, rest)),
+                         difference(paired, name + key, 1)])  # fmt: skip
+    return table(["task and metric", "BC", "BC trained longer", "ReST", "gain"], rows)
+
+
+def readme() -> str:
+    """README.md with what is generated in it made anew, each part between two comments."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, part in {"gain": gain, "table": headline}.items():
+        marked = re.compile(f"(?<=<!-- results: {name} -->\n).*?(?=\n<!-- end -->)", re.S)
+        text, found = marked.subn(lambda _, part=part: part(), text)
+        assert found == 1, name
+    return text
+
+
+def written() -> dict[Path, str]:
+    """What each of the two files must hold."""
+    return {ROOT / "docs" / "results.md": results_page(), ROOT / "README.md": readme()}
+
+
+if __name__ == "__main__":
+    for path, text in written().items():
+        path.write_text(text, encoding="utf-8")
