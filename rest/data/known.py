@@ -38,7 +38,7 @@ class KnownTexts:
         """Those of a file, which is made where it is absent; of several processes one makes it."""
 
         def write(file: BinaryIO) -> None:
-            hashes = _hashes(texts)
+            hashes = hashes_of(texts)
             _, firsts = np.unique(hashes[:, 0], return_index=True)
             with pa.ipc.new_file(file, SCHEMA) as writer:
                 for start in range(0, len(firsts), BLOCK):
@@ -52,17 +52,16 @@ class KnownTexts:
             table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         return cls(table["hash"].to_numpy(), table["more"], Ragged.of_column(table["tokens"]))
 
-    def find(self, texts: Sequence[str]) -> np.ndarray:
-        """Where each text is, int64 [n]; -1: it is not known."""
-        if not len(self.hashes) or not texts:
-            return np.full(len(texts), -1)
-        hashes = _hashes(texts)
+    def find(self, hashes: np.ndarray) -> np.ndarray:
+        """Where the text of each hash, uint64 [n, 2], is: int64 [n]; -1: it is not known."""
+        if not len(self.hashes) or not len(hashes):
+            return np.full(len(hashes), -1)
         at = np.minimum(np.searchsorted(self.hashes, hashes[:, 0]), len(self.hashes) - 1)
         same = (self.hashes[at] == hashes[:, 0]) & (self.more.take(pa.array(at)).to_numpy() == hashes[:, 1])
         return np.where(same, at, -1)
 
 
-def _hashes(texts: Sequence[str]) -> np.ndarray:
+def hashes_of(texts: Sequence[str]) -> np.ndarray:
     """uint64 [n, 2]"""
     digests = (hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest() for text in texts)
     return np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)
@@ -128,12 +127,11 @@ class Remembering:
 def _looked_up(known: Sequence[KnownTexts], encode: Encode, texts: Sequence[str]) -> list[list[int]]:
     """Ids of each text from the first that know it, or as they are encoded."""
     found: list[list[int] | None] = [None] * len(texts)
-    left = list(range(len(texts)))
+    hashes, left = hashes_of(texts), np.arange(len(texts))
     for some in known:
-        places = some.find([texts[row] for row in left])
-        for row, place in zip(left, places.tolist(), strict=True):
-            if place >= 0:
-                found[row] = some.ids[place].tolist()
-        left = [row for row, place in zip(left, places.tolist(), strict=True) if place < 0]
-    new = iter(encode([texts[row] for row in left])) if left else iter(())
+        places = some.find(hashes[left])
+        for row, place in zip(left[places >= 0], places[places >= 0], strict=True):
+            found[row] = some.ids[place].tolist()
+        left = left[places < 0]
+    new = iter(encode([texts[row] for row in left.tolist()])) if len(left) else iter(())
     return [next(new) if ids is None else ids for ids in found]

@@ -164,32 +164,25 @@ def sample(
     all of all processes, a share of the sources each. `ended` is told, in the threads that sample, how many more
     hypotheses are whole; what it raises ends the sampling.
     """
-
-    def work(own: slice) -> dict[str, Any]:
-        draws = partial(_sample, policy, sources[own], source_ids[own], samples_per_source, settings)
-        drawn = draws(seed, grow_step, first_index, machine, place, ended)
-        processes.done["sampled"] += len(sources[own]) * samples_per_source
-        return drawn.record()
-
-    found = processes.divided(len(sources), work)
-    return Hypotheses.of(found, len(sources), policy.tokenizer)
-
-
-def _sample(
-    policy: Policy,
-    sources: Sequence[str],
-    source_ids: np.ndarray,
-    samples_per_source: int,
-    settings: SamplingSettings,
-    seed: int,
-    grow_step: int,
-    first_index: int,
-    machine: MachineSettings | None,
-    place: Place | None,
-    ended: Callable[[int], None],
-) -> Hypotheses:
-    """What `sample` draws in this process."""
     n = len(sources)
+    if processes.several():
+
+        def share(own: slice) -> dict[str, Any]:
+            return sample(
+                policy,
+                sources[own],
+                source_ids[own],
+                samples_per_source,
+                settings,
+                seed=seed,
+                grow_step=grow_step,
+                first_index=first_index,
+                machine=machine,
+                place=place,
+                ended=ended,
+            ).record()
+
+        return Hypotheses.of(processes.divided(n, share), n, policy.tokenizer)
     lanes = [each for each in (places(machine) if place is None else [place]) for _ in range(LANES)]
     slots = -(-(machine or MachineSettings()).rows // LANES)
     encoded = policy.encode_sources(sources)
@@ -211,6 +204,7 @@ def _sample(
     def by_source(rows: Sequence[T]) -> list[list[T]]:
         return [list(rows[i * samples_per_source : (i + 1) * samples_per_source]) for i in range(n)]
 
+    processes.done["sampled"] += n * samples_per_source
     last = np.asarray([tokens[-1] for tokens in drawn.tokens], np.int32)
     return Hypotheses(
         by_source(drawn.tokens),

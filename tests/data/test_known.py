@@ -8,7 +8,7 @@ import numpy as np
 from rest import load_experiment
 from rest.data import known
 from rest.data.corpus import Split
-from rest.data.known import KnownTexts, Remembering
+from rest.data.known import KnownTexts, Remembering, hashes_of
 from rest.data.tokenizer import Prompt, Tokenizer, source_ids, target_ids
 from rest.runs import Run
 
@@ -70,11 +70,11 @@ def test_another_tokenizer_or_text_has_files_of_its_own(tmp_path):
 
 def test_texts_of_one_half_hash_are_told_apart_by_the_other(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        known, "_hashes", lambda texts: np.array([[7, len(x)] for x in texts], np.uint64).reshape(-1, 2)
+        known, "hashes_of", lambda texts: np.array([[7, len(x)] for x in texts], np.uint64).reshape(-1, 2)
     )
     found = KnownTexts.kept(tmp_path / "x.arrow", ["aa", "bbb"], Letters().encode)
-    assert found.find(["aa", "bbb", "c"]).tolist() == [0, -1, -1]
-    assert KnownTexts.kept(tmp_path / "none.arrow", [], Letters().encode).find(["a"]).tolist() == [-1]
+    assert found.find(hashes_of(["aa", "bbb", "c"])).tolist() == [0, -1, -1]
+    assert KnownTexts.kept(tmp_path / "none.arrow", [], Letters().encode).find(hashes_of(["a"])).tolist() == [-1]
 
 
 def test_of_several_that_want_a_file_one_makes_it_and_what_a_crash_left_is_removed(tmp_path):
@@ -84,7 +84,7 @@ def test_of_several_that_want_a_file_one_makes_it_and_what_a_crash_left_is_remov
     with ThreadPoolExecutor(4) as threads:
         every = list(threads.map(lambda _: KnownTexts.kept(tmp_path / "x.arrow", ["b", "a"], letters.encode), range(4)))
     assert sorted(letters.asked) == ["a", "b"] and not left.exists()
-    assert all(sorted(one.find(["a", "b"]).tolist()) == [0, 1] for one in every)
+    assert all(sorted(one.find(hashes_of(["a", "b"])).tolist()) == [0, 1] for one in every)
 
 
 def test_every_text_of_a_run_is_tokenised_once(finished, tokenised):
