@@ -27,7 +27,7 @@ model/{network,positions,normaliser,attention,layers,flops,transformer,families/
 model/{families/family,families/bart,families/marian,families/t5,families/m2m100,families/mbart,families/huggingface}
 policy/{policy,slots,sampler,beam,value,drawn}
 reward/{language,guards,reward,composition,reference_based,ngrams,utility,embedding,consensus,trivial,raters,attacks,agreement}
-reward/{learned/encoder,learned/sentences,learned/calibration,learned/choice,learned/reading,learned/network,learned/settings,learned/fit}
+reward/{learned/encoder,learned/sentences,learned/calibration,learned/choice,learned/reading,learned/network,learned/saved,learned/settings,learned/fit}
 reward/{published/scorer,published/metricx,published/cometkiwi}
 selection
 thresholds
@@ -38,7 +38,7 @@ baselines/{bc,rollout,settings,updates,ppo}
 evaluation/{outputs,chooser,evaluate,compare,best_of_n,exact,mbr,decoding,human}
 experiment
 stages/{inputs,checks,bc,reward,grow,improve,ppo,evaluation}
-report/{tables,plots,sections,data,best_of_n,comparisons,verdict,human,rewards,under_way,pace,page,summary,record,studies,several}
+report/{tables,plots,sections,data,best_of_n,comparisons,verdict,human,rewards,under_way,pace,page,summary,record,studies,several,paper_figures,paper}
 runs
 algorithm
 plan

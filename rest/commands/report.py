@@ -14,8 +14,9 @@ from rest.commands.flags import console, parsed
 from rest.errors import UserError
 from rest.folder import newest_evaluations, read_json, write_json
 from rest.journal import literal
-from rest.report import comparisons, tables
+from rest.report import comparisons, studies, tables
 from rest.report.page import grown, write_report, write_waiting
+from rest.report.paper import TERMINAL, methods, read_variants, runs_in, write_paper
 from rest.report.record import made_with, record_of, without_paths
 from rest.report.several import write_comparison
 from rest.report.summary import summarise
@@ -28,8 +29,10 @@ class Flags:
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of runs."""
-    out: Path = Path("comparison.html")
-    """The page that compares several runs."""
+    out: Path | None = None
+    """The page that compares several runs, comparison.html; with --paper the folder of its figures, paper."""
+    paper: bool = False
+    """Draw figures 3 to 6 and table 1 of the paper from these runs, or studies of runs, with seeds joined."""
     live: float | None = None
     """Write the report again every so many seconds while the run goes on, as a page that loads itself again."""
     record: Path | None = None
@@ -47,8 +50,14 @@ def report(arguments: Sequence[str]) -> None:
     for run in flags.runs:
         if not run.is_dir():
             raise UserError(f"{run}: no such folder")
+    if flags.paper and flags.runs:
+        _paper(flags)
+        return
+    for run in flags.runs:
         if any(run.glob("study*.json")):
-            raise UserError(f"{run} is a study: see its study.md, or report one of its runs, VARIANT/SEED in it")
+            raise UserError(
+                f"{run} is a study: see its study.md, report one of its runs, VARIANT/SEED in it, or add --paper"
+            )
     if len(flags.runs) > 1:
         _compare(flags)
         return
@@ -72,9 +81,25 @@ def _compare(flags: Flags) -> None:
         raise UserError("--live and --record are for one run")
     for run in flags.runs:
         summarise(run)
-    found = write_comparison(flags.runs, flags.out)
+    page = flags.out or Path("comparison.html")
+    found = write_comparison(flags.runs, page)
     console().print(*found.console(), sep="\n")
-    console().print(literal(f"comparison: {flags.out}"), soft_wrap=True)
+    console().print(literal(f"comparison: {page}"), soft_wrap=True)
+
+
+def _paper(flags: Flags) -> None:
+    """The figures of the paper, in a folder."""
+    if flags.live is not None or flags.record is not None:
+        raise UserError("--live and --record are for the report of one run, not for --paper")
+    runs, left_out = runs_in(flags.runs)
+    for run in runs:
+        summarise(run)
+    variants, out = read_variants(runs), flags.out or Path("paper")
+    said = write_paper(variants, out, left_out)
+    shown = console()
+    shown.print(studies.console(methods(variants), TERMINAL, "Table 1"))
+    shown.print(*map(literal, said), sep="\n")
+    shown.print(literal(f"figures: {out / 'paper.html'}"), soft_wrap=True)
 
 
 def _record(flags: Flags, run: Path, path: Path) -> None:

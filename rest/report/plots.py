@@ -288,7 +288,8 @@ def _steps(axes: Axes, steps: list[Row], others: list[Row], column: Column, smal
 def name_at_edge(axes: Axes, names: list[tuple[float, str, str]], fontsize: float) -> None:
     """Writes each name at its height right of the axes, moved apart so that none covers another."""
     lo, hi = axes.get_ylim()
-    figure_height = axes.figure.get_figheight() * 72 * 0.75  # points the axes roughly have
+    rows = spec.nrows if (spec := axes.get_gridspec()) else 1
+    figure_height = axes.figure.get_figheight() * 72 * 0.75 / rows  # points the axes roughly have
     gap = 1.25 * fontsize / figure_height
     names = sorted(names)
     heights = np.array([(value - lo) / (hi - lo) for value, _, _ in names])

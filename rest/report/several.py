@@ -18,7 +18,7 @@ from rest.report.verdict import advice, verdict
 
 def write_comparison(runs: Sequence[Path], page: Path) -> Section:
     """Writes the page; UserError for a run that has no summary.json."""
-    names = _names(runs)
+    names = short_names(runs)
     for run in runs:
         if not (run / "summary.json").is_file():
             raise UserError(f"{run}: has no summary.json; `rest report {run}` writes it")
@@ -31,6 +31,12 @@ def write_comparison(runs: Sequence[Path], page: Path) -> Section:
     table = section(lines).tables[0]
     caption = "Every policy of every run: the number, and its 95% interval over sources."
     found = Section(f"{len(runs)} runs", said, [table], [(figure(lines), "runs", caption)])
+    write_page(found, page)
+    return found
+
+
+def write_page(section: Section, page: Path) -> None:
+    """A page of one section, which stands by itself."""
     here = Path(__file__).parent
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(here), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
@@ -38,16 +44,15 @@ def write_comparison(runs: Sequence[Path], page: Path) -> Section:
     environment.filters["svg"] = plots.svg
     environment.globals.update(STANDS={}, SAMPLES_OPEN=0, ORDERS={})
     text = environment.get_template("several.html.jinja").render(
-        section=found,
+        section=section,
         style=Markup((here / "page.css").read_text(encoding="utf-8")),
         script=Markup((here / "page.js").read_text(encoding="utf-8")),
     )
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(text, encoding="utf-8")
-    return found
 
 
-def _names(runs: Sequence[Path]) -> list[str]:
+def short_names(runs: Sequence[Path]) -> list[str]:
     """The shortest ends of their paths by which they differ."""
     parts = [run.resolve().parts for run in runs]
     for count in range(1, 1 + max(map(len, parts))):

@@ -88,9 +88,9 @@ def _last_and_controls(rows: Iterable[Row]) -> Iterator[Row]:
     return (row for row in rows if row["policy"] != "rest" or row in improves[-1:])
 
 
-def section(lines: list[Line]) -> Section:
+def section(lines: list[Line], shown: tuple[Column, ...] = SHOWN) -> Section:
     """The table: means over seeds with their intervals, then what each number is."""
-    columns = [column for column in SHOWN if any(line.mean(column) for line in lines)]
+    columns = [column for column in shown if any(line.mean(column) for line in lines)]
     table = [["variant", "policy", "seeds", *(column.title for column in columns)]]
     for line in lines:
         cells = []
@@ -103,10 +103,10 @@ def section(lines: list[Line]) -> Section:
     return Section("Study", said, [table])
 
 
-def console(lines: list[Line]) -> Table:
+def console(lines: list[Line], shown: tuple[Column, ...] = TERMINAL, title: str = "Study") -> Table:
     """The table for a terminal: intervals under their numbers, without what the page has room for."""
-    columns = [column for column in TERMINAL if any(line.mean(column) for line in lines)]
-    table = Table(title="Study", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    columns = [column for column in shown if any(line.mean(column) for line in lines)]
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("variant", overflow="fold", max_width=24)
     table.add_column("policy", overflow="fold", max_width=13)
     table.add_column("seeds")

@@ -129,7 +129,7 @@ def advice(rows: list[Row], split: str = "test", compared: Sequence[dict[str, An
     shipped = differences(rows, split, compared)
     if not shipped or all(each.stands in ("higher", "lower", "equal") for each in shipped):
         return "May it be shipped? These numbers cannot tell."
-    name, others = label(shipped[0].last), " and ".join(dict.fromkeys(label(each.base) for each in shipped))
+    name, others = called(shipped[0].last), _joined(each.base for each in shipped)
     gained, lost = _names(shipped, "above", all), _names(shipped, "below", any)
     if gained and lost:
         return f"May it be shipped? Only where {gained} matters more than {lost}."
@@ -138,7 +138,7 @@ def advice(rows: list[Row], split: str = "test", compared: Sequence[dict[str, An
     if gained:
         return "May it be shipped? Yes: no metric of greedy or beam outputs fell."
     if lost:
-        return f"May it be shipped? No: against {others} {name} loses {lost}."
+        return f"May it be shipped? No: against {others}, {name} loses {lost}."
     return f"May it be shipped? There is no reason to: no metric of what users see is above {others} beyond chance."
 
 
@@ -186,19 +186,32 @@ def _differences(
 
 
 def _names(found: list[Difference], stands: str, of: Callable[[Iterable[bool]], bool]) -> str:
-    """The metrics that stand so to all baselines, or to any: "greedy BLEU, beam chrF"."""
-    by_metric: dict[str, list[bool]] = {}
+    """Metrics that stand so to all baselines, or to any: "BLEU, chrF of greedy outputs and gold of beam outputs"."""
+    by_metric: dict[tuple[str, str], list[bool]] = {}
     for each in found:
         name, _, way = each.column.title.partition(", ")
-        by_metric.setdefault(f"{way} {name}", []).append(each.stands == stands)
-    return ", ".join(name for name, so in by_metric.items() if of(so))
+        by_metric.setdefault((way, name), []).append(each.stands == stands)
+    by_way: dict[str, list[str]] = {}
+    for (way, name), so in by_metric.items():
+        if of(so):
+            by_way.setdefault(way, []).append(name)
+    return " and ".join(f"{', '.join(names)} of {way} outputs" for way, names in by_way.items())
+
+
+def called(row: Row) -> str:
+    """A policy in a sentence for people who know none of the labels: "ReST (G1 I2)", "BC continued"."""
+    return f"ReST ({label(row)})" if row["policy"] == "rest" else label(row).removesuffix(", last")
+
+
+def _joined(rows: Iterable[Row]) -> str:
+    return " and ".join(dict.fromkeys(map(called, rows)))
 
 
 def _conclusion(
     last: Row, baselines: list[Row], ways: dict[str, list[Difference]], of_samples: list[Difference]
 ) -> str:
     """One sentence. A gain lies above all baselines, a loss below one of them."""
-    name, others = label(last), " and ".join(map(label, baselines))
+    name, others = called(last), _joined(baselines)
     shipped = [each for found in ways.values() for each in found]
     outputs = " and ".join(way for way, found in ways.items() if found)
     if not shipped:
@@ -207,13 +220,13 @@ def _conclusion(
         return f"Whether users of {name} gain is not known: the metrics of {outputs} outputs have no intervals."
     gained, lost = _names(shipped, "above", all), _names(shipped, "below", any)
     if gained:
-        better = f"{name} is better than {others} in what a user ships: {gained}."
-        return f"Mixed: against {others} {name} gained {gained} and lost {lost}." if lost else better
+        better = f"{name} translates better than {others}: it gained {gained}."
+        return f"Mixed: against {others}, {name} gained {gained}, and lost {lost}." if lost else better
     if {each.stands for each in of_samples if each.metric == "reward"} == {"above"}:
-        rest = f"lost {lost}" if lost else f"show no gain on {others} beyond chance"
-        return f"Sharper, not better: only the samples of {name} gained; its {outputs} outputs {rest}."
+        rest = f"it lost {lost}" if lost else f"its {outputs} outputs show no gain on {others} beyond chance"
+        return f"Sharper, not better: only the samples of {name} gained; {rest}."
     if lost:
-        return f"Worse: against {others} {name} lost {lost}."
+        return f"Worse: against {others}, {name} lost {lost}."
     return f"No gain: the {outputs} outputs of {name} show none on {others} beyond chance."
 
 

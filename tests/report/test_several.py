@@ -31,7 +31,9 @@ def test_every_policy_of_every_run_is_on_the_page(tmp_path: Path) -> None:
         ["one/0", "G1 I1"],
         ["<two>/0", "G1 I1"],
     ]
-    assert found.sentences[0].startswith("one/0: G1 I1 is better than BC in what a user ships: greedy BLEU.")
+    assert found.sentences[0].startswith(
+        "one/0: ReST (G1 I1) translates better than BC: it gained BLEU of greedy outputs."
+    )
     assert found.sentences[1].startswith("<two>/0: No gain")
     page = (tmp_path / "page" / "comparison.html").read_text()
     assert page.count("<svg") == 1 and "&lt;two&gt;/0" in page and "<two>" not in page

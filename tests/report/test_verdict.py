@@ -48,26 +48,37 @@ def both(bleu: Ends, bleu_beam: Ends, reward: Ends = (0.05, 0.04, 0.06)) -> list
 @pytest.mark.parametrize(
     ("compared", "said"),
     [
-        (both(UP, SAME), "G1 I2 is better than BC continued and BC in what a user ships: greedy BLEU."),
-        (both(UP, UP), "G1 I2 is better than BC continued and BC in what a user ships: greedy BLEU, beam BLEU."),
-        (both(UP, DOWN), "Mixed: against BC continued and BC G1 I2 gained greedy BLEU and lost beam BLEU."),
+        (both(UP, SAME), "ReST (G1 I2) translates better than BC continued and BC: it gained BLEU of greedy outputs."),
+        (
+            both(UP, UP),
+            "ReST (G1 I2) translates better than BC continued and BC: it gained BLEU of greedy outputs and "
+            "BLEU of beam outputs.",
+        ),
+        (
+            both(UP, DOWN),
+            "Mixed: against BC continued and BC, ReST (G1 I2) gained BLEU of greedy outputs, and lost BLEU of "
+            "beam outputs.",
+        ),
         (
             both(SAME, SAME),
-            "Sharper, not better: only the samples of G1 I2 gained; its greedy and beam outputs show no gain on "
+            "Sharper, not better: only the samples of ReST (G1 I2) gained; its greedy and beam outputs show no gain on "
             "BC continued and BC beyond chance.",
         ),
         (
             both(SAME, DOWN),
-            "Sharper, not better: only the samples of G1 I2 gained; its greedy and beam outputs lost beam BLEU.",
+            "Sharper, not better: only the samples of ReST (G1 I2) gained; it lost BLEU of beam outputs.",
         ),
         (
             both(SAME, SAME, (0.0, -0.01, 0.01)),
-            "No gain: the greedy and beam outputs of G1 I2 show none on BC continued and BC beyond chance.",
+            "No gain: the greedy and beam outputs of ReST (G1 I2) show none on BC continued and BC beyond chance.",
         ),
-        (both(DOWN, SAME, (0.0, -0.01, 0.01)), "Worse: against BC continued and BC G1 I2 lost greedy BLEU."),
+        (
+            both(DOWN, SAME, (0.0, -0.01, 0.01)),
+            "Worse: against BC continued and BC, ReST (G1 I2) lost BLEU of greedy outputs.",
+        ),
         (
             [both(UP, UP)[0], both(SAME, SAME, (0.0, -0.01, 0.01))[1]],  # BC continued gained as much
-            "No gain: the greedy and beam outputs of G1 I2 show none on BC continued and BC beyond chance.",
+            "No gain: the greedy and beam outputs of ReST (G1 I2) show none on BC continued and BC beyond chance.",
         ),
     ],
 )
@@ -104,16 +115,16 @@ def test_the_better_of_the_two_controls_counts() -> None:
     rows = [*run(), row("bc_continued_last", 0.69, **text(32, 33))]
     compared = [*both(UP, UP), against("bc_continued-40-last", bleu=DOWN, bleu_beam=DOWN, reward=UP)]
     said = verdict(rows, compared=compared)
-    assert said[0].startswith("Sharper, not better: only the samples of G1 I2 gained")
-    assert said[0].endswith("lost greedy BLEU, beam BLEU.")
+    assert said[0].startswith("Sharper, not better: only the samples of ReST (G1 I2) gained")
+    assert said[0].endswith("lost BLEU of greedy outputs and BLEU of beam outputs.")
     assert "below BC continued, last (-1.0" in said[1] and "BC continued (" not in said[1]
     rows[-1]["metrics"] |= text(29, 29)
-    assert verdict(rows, compared=compared)[0].startswith("G1 I2 is better than BC continued and BC")
+    assert verdict(rows, compared=compared)[0].startswith("ReST (G1 I2) translates better than BC continued and BC")
 
 
 def test_without_paired_tests_two_intervals_decide() -> None:
     said = verdict(run(bleu=40, beam=31))
-    assert said[0] == "G1 I2 is better than BC continued and BC in what a user ships: greedy BLEU."
+    assert said[0] == "ReST (G1 I2) translates better than BC continued and BC: it gained BLEU of greedy outputs."
     assert said[1].endswith("BLEU 40.0 is above BC continued (30.0 [29.0–31.0]) and above BC (30.0 [29.0–31.0]).")
     assert verdict(run(bleu=40), "test", both(SAME, SAME))[0].startswith("Sharper")  # paired ones are better evidence
 
@@ -124,7 +135,8 @@ def test_without_intervals_nothing_is_claimed() -> None:
         each["metrics"] = {key: value for key, value in each["metrics"].items() if "ci95" not in key}
     said = verdict(rows)
     assert (
-        said[0] == "Whether users of G1 I2 gain is not known: the metrics of greedy and beam outputs have no intervals."
+        said[0]
+        == "Whether users of ReST (G1 I2) gain is not known: the metrics of greedy and beam outputs have no intervals."
     )
     assert "BLEU 30.5 is higher, without an interval to go by, than BC continued (30.0)" in said[1]
 
@@ -132,7 +144,9 @@ def test_without_intervals_nothing_is_claimed() -> None:
 def test_without_metrics_of_outputs_nothing_is_claimed() -> None:
     rows = [row("bc", 0.7), row("bc_continued", 0.7), row("rest", 0.8, 1, 1)]
     said = verdict(rows)
-    assert said[0] == "No metric but those of samples was evaluated, so whether users of G1 I1 gain is not known."
+    assert (
+        said[0] == "No metric but those of samples was evaluated, so whether users of ReST (G1 I1) gain is not known."
+    )
     assert said[-1] == "Caution: no metric but the reward itself was evaluated."
     for each in rows:
         each["metrics"] = {}
@@ -187,7 +201,7 @@ def test_the_last_step_is_meant_and_whether_it_is_the_best_is_said() -> None:
 def test_a_few_sources_tell_nothing_from_chance() -> None:
     few = [each | {"sources": 1} for each in run(bleu=40, beam=40)]
     said = verdict(few, compared=both(UP, UP))
-    assert said[0].startswith("Whether users of G1 I2 gain is not known")
+    assert said[0].startswith("Whether users of ReST (G1 I2) gain is not known")
     assert any(line == "Caution: 1 test sources are too few to tell any difference from chance." for line in said)
     assert advice(few, compared=both(UP, UP)) == "May it be shipped? These numbers cannot tell."
     assert not any("above" in line or "below" in line for line in said)
@@ -209,8 +223,8 @@ def test_what_was_not_learned_is_explained() -> None:
     ("compared", "said"),
     [
         (both(UP, SAME), "Yes: no metric of greedy or beam outputs fell."),
-        (both(UP, DOWN), "Only where greedy BLEU matters more than beam BLEU."),
-        (both(SAME, DOWN), "No: against BC continued and BC G1 I2 loses beam BLEU."),
+        (both(UP, DOWN), "Only where BLEU of greedy outputs matters more than BLEU of beam outputs."),
+        (both(SAME, DOWN), "No: against BC continued and BC, ReST (G1 I2) loses BLEU of beam outputs."),
         (both(SAME, SAME), "There is no reason to: no metric of what users see is above BC continued and BC beyond"),
     ],
 )
