@@ -24,6 +24,7 @@ from rest.learning.mesh import (
     held_rows,
     own,
     place,
+    row_groups,
     shardings,
     training_mesh,
 )
@@ -85,9 +86,11 @@ def updated(
         return gradients, loss
 
     count = jax.tree.leaves(batches)[0].shape[0]
-    gradients, loss = jax.lax.fori_loop(
-        1, count, lambda i, total: jax.tree.map(jnp.add, total, gradient(i)), gradient(0)
-    )
+    gradients, loss = gradient(0)
+    if count > 1:  # else the gradient would be compiled twice
+        gradients, loss = jax.lax.fori_loop(
+            1, count, lambda i, total: jax.tree.map(jnp.add, total, gradient(i)), (gradients, loss)
+        )
     weight = jnp.maximum(loss.weight, 1.0)
     gradients = jax.tree.map(lambda g: g / weight, gradients)
     updates, state = optimizer().update(gradients, state, trained)
@@ -163,7 +166,7 @@ class Learner(Generic[T]):
             optimizer,
             trainable,
             lambda step: schedule(step) * rate_factor,
-            (start.network.rematerialised() if machine.remat else start.network).with_parameters(None),
+            start.network.on_devices(remat=machine.remat, row_groups=row_groups(mesh)).with_parameters(None),
             machine,
             jitted,
             trained,

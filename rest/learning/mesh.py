@@ -62,6 +62,11 @@ def training_mesh(machine: MachineSettings) -> Mesh:
     return _mesh(tuple(jax.devices()), machine.fsdp, machine.model)
 
 
+def row_groups(mesh: Mesh | AbstractMesh) -> int:
+    """Over how many devices the rows of a batch are divided."""
+    return mesh.shape[DATA] * mesh.shape[FSDP]
+
+
 def own_mesh(machine: MachineSettings | None = None) -> Mesh:
     """The devices of this process, over which "model" cuts as far as they go."""
     devices = tuple(jax.local_devices())
@@ -210,7 +215,7 @@ def _divided(mesh: Mesh, rows: int, parts: int) -> int:
     """Rows of a micro-batch; UserError where it cannot be cut."""
     if rows % parts:
         raise UserError(f"machine.micro_batches {parts}: a batch has {rows} rows, which that does not divide")
-    devices = mesh.shape[DATA] * mesh.shape[FSDP]
+    devices = row_groups(mesh)
     if (rows // parts) % devices:
         of = f" of each of {parts} micro-batches" if parts > 1 else ""
         raise UserError(

@@ -88,10 +88,12 @@ class Network:
             return other
         return self.with_parameters(jax.tree.map(lambda a, b: a + share * (b - a), self.parameters, other.parameters))
 
-    def rematerialised(self) -> Network:
-        """The same function, whose activations are computed again in the backward pass: less memory, slower."""
+    def on_devices(self, *, remat: bool, row_groups: int) -> Network:
+        """The same function for training: whether activations are computed again in the backward pass, which needs
+        less memory and more time, and in how many groups the rows of a batch lie on different devices."""
         module = self.module
         for _, node in nnx.iter_graph(module):
-            if hasattr(node, "remat"):
-                node.remat = True
+            for name, value in (("remat", remat), ("row_groups", row_groups)):
+                if hasattr(node, name):
+                    setattr(node, name, value)
         return Network.of(self.settings, module)

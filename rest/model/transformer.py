@@ -112,6 +112,7 @@ class Transformer(WithLogits, nnx.Module):
         self.settings, self.vocabulary_size, self.pad_id = settings, vocabulary_size, pad_id
         self.prompt = prompt or (pad_id,)
         self.remat = False
+        self.row_groups = 1  # of the rows of a batch, each on devices of its own
         padded, own = _blocks_of_64(vocabulary_size), settings.encoder_vocabulary
         self.embedding = _table(padded, settings, rngs)
         self.encoder_embedding = None if own is None else _table(_blocks_of_64(own), settings, rngs)
@@ -243,7 +244,7 @@ class Transformer(WithLogits, nnx.Module):
         hidden, weights = self.output_layer(hidden)
         bias = self.blocked_bias()
         allowed = (bias > BLOCKED / 2) / (self.vocabulary_size - 1)
-        return _scores(hidden, weights, bias, allowed, labels, chunk, temperature, entropy)
+        return _scores(hidden, weights, bias, allowed, labels, chunk, temperature, entropy, self.row_groups)
 
 
 def _biases(positions: Any, layers: Any, ahead: Int[Array, "B T M"]) -> list[Array | None]:
@@ -276,6 +277,7 @@ def _scores(
     chunk: int,
     temperature: float,
     entropy: bool,
+    groups: int,
 ) -> Scores:
     """`allowed` weighs the ids that can be produced evenly, and the others with 0."""
     batch, steps, _ = hidden.shape
@@ -286,7 +288,7 @@ def _scores(
     slices_first = cut.reshape(slices, batch * steps // slices, -1)
     total, entropies = (
         part.reshape(slices, batch, -1).swapaxes(0, 1).reshape(batch, steps)
-        for part in normaliser(slices_first, weights, bias, temperature, entropy)
+        for part in normaliser(slices_first, weights, bias, temperature, entropy, groups)
     )
     states = hidden.astype(jnp.float32)
     label = jnp.einsum("btd,btd->bt", states, weights[labels].astype(jnp.float32)) + bias[labels]

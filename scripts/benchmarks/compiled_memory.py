@@ -89,8 +89,8 @@ def compiled(flags: Flags, hosts: int, remat: bool) -> tuple[Any, dict[str, Any]
         flags.width, flags.heads, flags.feed_forward, flags.encoder_layers, flags.decoder_layers, dtype=flags.dtype
     )
     network = Network.shaped(settings, lambda rngs: Transformer(settings, flags.vocabulary, pad_id=0, rngs=rngs))
-    network = network.rematerialised() if remat else network
     mesh = meshes.training_mesh(meshes.MachineSettings(fsdp=flags.fsdp))
+    network = network.on_devices(remat=remat, row_groups=meshes.row_groups(mesh))
     trained, frozen = network.parameters, {}
     state = jax.eval_shape(lambda tree: initial_state(Adam(), tree), trained)
     placed = [meshes.shaped(tree, mesh) for tree in (trained, frozen, state)]

@@ -199,7 +199,7 @@ def test_computing_activations_again_gives_the_same_loss_and_gradient():
     examples = Examples(*([random.integers(1, VOCABULARY, n) for n in lengths] for lengths in ((5, 3), (4, 6))))
     (batch,) = evaluation_batches(examples, BatchSettings(16, 16, 16), pad_id=PAD)
     batch = jax.tree.map(jnp.asarray, batch)
-    objective, again = PolicyObjective(NLL()), network.rematerialised()
+    objective, again = PolicyObjective(NLL()), network.on_devices(remat=True, row_groups=1)
     assert together(again.parameters, network.parameters) and again.settings == network.settings
     assert again.graph != network.graph and not network.module.remat
 
@@ -219,5 +219,8 @@ def test_computing_activations_again_gives_the_same_loss_and_gradient():
 def test_an_encoder_is_rematerialised_wherever_it_stands():
     kind = KINDS["joint reward"]
     network = Network.new(kind.settings, kind.build, 0)
-    assert network.rematerialised().module.body.remat and not network.module.body.remat
-    assert jnp.all(network.rematerialised().parameters["head"]["kernel"] == network.parameters["head"]["kernel"])
+    assert network.on_devices(remat=True, row_groups=1).module.body.remat and not network.module.body.remat
+    assert jnp.all(
+        network.on_devices(remat=True, row_groups=1).parameters["head"]["kernel"]
+        == network.parameters["head"]["kernel"]
+    )

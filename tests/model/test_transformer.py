@@ -204,9 +204,10 @@ def test_the_chunk_does_not_change_the_gradient():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), gradient(2), gradient(512))
 
 
-@pytest.mark.parametrize(("temperature", "entropy"), [(1.0, False), (3.0, False), (0.7, True)])
-def test_the_gradient_of_scores_is_that_of_a_direct_log_softmax(temperature, entropy):
+@pytest.mark.parametrize(("temperature", "entropy", "groups"), [(1.0, False, 1), (3.0, False, 2), (0.7, True, 2)])
+def test_the_gradient_of_scores_is_that_of_a_direct_log_softmax(temperature, entropy, groups):
     net = network()
+    net.row_groups = groups
     graph, state = nnx.split(net)
     parameters = nnx.to_pure_dict(state)
     random = np.random.default_rng(3)
