@@ -219,26 +219,63 @@ PPO against a reward that favours length (`:hacking`), one seed:
 {table(["PPO", "reward", "gold of samples"], hacked)}"""
 
 
+GAINS = (("reward_mean", 3), ("gold_mean", 3), ("gold_greedy_mean", 3), ("bleu", 1))
+HEAD = ["reward", "gold of samples", "gold, greedy", "BLEU, greedy"]
+
+
+def gains(cells: dict[str, Any], policy: str, **more: Any) -> list[str]:
+    """What a policy has more than BC of the same seed: the mean, and in brackets each seed."""
+    found = []
+    for cell in cells.values():
+        rows = [row for row in cell["rows"] if row["policy"] == policy and row["decode"] == "sample"]
+        rows = [row for row in rows if all(row.get(key) == value for key, value in more.items())]
+        if not rows:  # BC continued's last policy is its chosen one
+            rows = [row for row in cell["rows"] if row["policy"] == "bc_continued"]
+        last, start = max(rows, key=lambda row: (row["grow"], row["improve"]))["metrics"], of(cell["rows"], "bc")
+        assert start is not None
+        found.append({key: last[key] - start[key] for key, _ in GAINS if key in last})
+    shown = []
+    for key, digits in GAINS:
+        values = [each[key] for each in found if key in each]
+        several = f" ({' '.join(number(x, digits, signed=True) for x in values)})" if len(values) > 1 else ""
+        shown.append(number(float(np.mean(values)), digits, signed=True) + several if values else "")
+    return shown
+
+
 def losses() -> str:
-    cells = read("improve")["cells"]
-
-    def last(cell: dict[str, Any]) -> Metrics:
-        return cell["steps"][max(cell["steps"], key=int)]
-
-    start = {cell["seed"]: last(cell) for cell in cells["bc"]}
-    gains = {name: {key: float(np.mean([last(cell)[key] - start[cell["seed"]][key] for cell in found]))
-                    for key in ("reward_mean", "gold_mean")} | {"seeds": len(found)}
-             for name, found in cells.items() if name != "bc"}  # fmt: skip
-    ordered = sorted(gains.items(), key=lambda item: -item[1]["reward_mean"])
-    rows = [[name.replace("rule-", "rule ").replace("bc_continued", "BC continued"),
-             *(number(gain[key], 3, signed=True) for key in ("reward_mean", "gold_mean")), str(gain["seeds"])]
-            for name, gain in ordered]  # fmt: skip
+    improve, rules, grows = (read(name)["variants"] for name in ("improve", "rules", "grows"))
+    first = improve["NLL"]["seeds"]
+    controls = [["BC at T = 0.5", *gains(first, "bc", temperature=0.5)],
+                ["BC continued, last", *gains(first, "bc_continued_last")]]  # fmt: skip
+    of_losses = sorted(improve, key=lambda name: -mean_gain(improve[name]["seeds"]))
+    drawn = {"one": "G = 1, 48 samples", "two": "G = 2, 24 + 24 samples", "three": "G = 3, 3 × 16 samples"}
+    of_grows = [[f"{said} a source", *gains(grows[name]["seeds"], "rest")] for name, said in drawn.items()]
+    three = grows["three"]["seeds"]
     return f"""\
-What the last Improve step gains over BC on the same D_1 of that task, mean of the seeds
-(`experiments/synthetic_improve.py:losses` and `:rules`; the losses had different label smoothing, and rules were tried
-with NLL):
+What ReST gains over BC on the small version of the demo's task, mean of three seeds and each, and what two controls do.
 
-{table(["loss, or rule", "reward", "gold of samples", "seeds"], rows)}"""
+**Losses** (`{read("improve")["command"]}`): the last of three Improve steps on one D_1 of 500 × 32
+samples, without label smoothing, each at the best of three rates by dev on a seed of its own (`improve_trials.json`).
+
+{table(["loss", *HEAD], [*controls, *([name, *gains(improve[name]["seeds"], "rest")] for name in of_losses)])}
+
+**Rules** (`{read("rules")["command"]}`): the last of four steps with NLL, one seed.
+
+{table(["rule", *HEAD], [[name, *gains(cells["seeds"], "rest")] for name, cells in rules.items()])}
+
+**Grow steps** (`{read("grows")["command"]}`): as many samples and two Improve steps a Grow step, best 4 and 1.
+
+{
+        table(
+            ["Grow steps", *HEAD],
+            [*of_grows, ["BC continued as long as G = 3, last", *gains(three, "bc_continued_last")]],
+        )
+    }"""
+
+
+def mean_gain(cells: dict[str, Any]) -> float:
+    """In reward, of the last Improve step over BC."""
+    return float(gains(cells, "rest")[0].partition(" ")[0].replace("−", "-"))
 
 
 WRONG = {
