@@ -109,6 +109,7 @@ _NAMES = {  # what is public, by the module that defines it; no name here is als
     "reward.learned.sentences": "NonTranslations SentenceEmbeddings",
     "reward.learned.settings": "Refresh RewardSettings TranslationModel",
     "reward.learned.network": "LearnedReward RatingLoss",
+    "reward.learned.saved": "SavedReward",
     "reward.published.cometkiwi": "CometKiwi",
     "reward.published.metricx": "METRICX_23 METRICX_23_QE METRICX_24 METRICX_24_QE MetricX",
     # what came of it

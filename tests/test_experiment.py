@@ -39,7 +39,8 @@ def test_a_file_may_hold_variants() -> None:
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_every_experiment_of_the_project_can_be_read_and_recorded(path: Path) -> None:
     experiment = load_experiment(str(path))
-    if not path.stem.startswith(("multi30k_", "mqm_", "opus_", "qe_")):  # their directories are not given yet
+    unknown = "multi30k_", "mqm_", "opus_", "qe_", "iwslt14_", "wmt", "into_"
+    if not path.stem.startswith(unknown):  # their directories are not given yet
         recorded = json.loads(json.dumps(describe(experiment)))
         assert recorded["type"] == "rest.experiment.Experiment"
         assert recorded["grow_steps"] + recorded["ppo"]["rollouts"] >= 1
@@ -65,6 +66,8 @@ def test_what_was_compared_by_scripts_is_in_groups() -> None:
         *(("synthetic_improve", group) for group in ("trials", "losses", "rules", "grows", "methods")),
         *(("synthetic_overoptimisation", group) for group in ("variants", "limits")),
         *(("multi30k_improve", group) for group in ("losses", "rules")),
+        *((file, group) for file in ("iwslt14_de_en", "wmt20_zh_en") for group in ("table", "rewards")),
+        *(("wmt_de_en", group) for group in ("sources", "rewards")),
         *(("multi30k_table_1", "table"), ("multi30k_de_en", "rewards"), ("synthetic", "ablations")),
     }
 
@@ -77,7 +80,7 @@ def test_every_variant_of_a_group_loads_and_differs_from_the_others(path: Path, 
         assert re.fullmatch(r"[\w.+-]+", name)  # a folder, and a flag without quotes
         if name in list(variants)[:2]:  # each executes the file again
             alone = load_experiment(f"{path}:{group}.{name}")
-            assert replace(alone, corpus=None) == replace(experiment, corpus=None)  # whose class is the file's own
+            assert repr(alone) == repr(experiment)  # classes of the file's own are others each time
     for (one, first), (other, second) in combinations(variants.items(), 2):
         assert first != second, f"{one} and {other} have the same settings"
 

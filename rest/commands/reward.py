@@ -25,6 +25,7 @@ from rest.report.rewards import agreement_table, attack_tables, difference_table
 from rest.reward.agreement import evaluate
 from rest.reward.attacks import attack, best_rated
 from rest.reward.learned.network import SEEN, LearnedReward
+from rest.reward.learned.saved import network_folder
 from rest.reward.reward import Reward, RewardFunction, with_references
 from rest.reward.trivial import PolicyLogProb, trivial_rewards
 
@@ -132,17 +133,9 @@ class _Turned:
         return -np.asarray(self.function(sources, hypotheses, references))
 
 
-def _network(folder: Path) -> Path | None:
-    """Where a learned reward is saved in its own folder, its stage's or a run's."""
-    for candidate in (folder, folder / "network", folder / "reward" / "network"):
-        if (candidate / "reward.json").is_file():
-            return candidate
-    return None
-
-
 def known_sources(name: str) -> np.ndarray:
     """Hashes of the sources that a learned reward was trained on, uint64; a function was trained on none."""
-    if (network := _network(Path(name))) is None:
+    if (network := network_folder(Path(name))) is None:
         return np.zeros(0, np.uint64)
     if not (network / SEEN).is_file():
         raise UserError(f"{network}: has no {SEEN}, which tells what the reward was trained on")
@@ -155,7 +148,7 @@ def open_reward(name: str) -> RewardFunction:
     NAME is a function, a Reward, or a class that is made without arguments; MODULE may be a Python file.
     """
     folder = Path(name)
-    if (network := _network(folder)) is not None:
+    if (network := network_folder(folder)) is not None:
         return LearnedReward.load(network)[0]
     if Path(name).is_dir() or ":" not in name:
         raise UserError(f"{name}: neither the folder of a run or learned reward, nor module:function")

@@ -108,18 +108,21 @@ class IWSLT14:
     ) -> Iterator[Pair]:
         places = [f"{self.archive}, {name}" for name in (source, reference)]
         sides = (read(file_lines(self.archive, name), at) for name, at in zip((source, reference), places, strict=True))
-        counts = [0, 0]
+        counts, alone = [0, 0], 0  # alone: the line of the first sentence that the other side has nothing for
         for left, right in zip_longest(*sides):
             counts[0] += left is not None
             counts[1] += right is not None
             if left is None or right is None:
+                alone = alone or (left or right).line
                 continue  # both are counted to the end
             at = tuple(f"{place}, line {side.line}" for place, side in zip(places, (left, right), strict=True))
             if (left.document, left.segment) != (right.document, right.segment):
                 raise UserError(f"{at[0]}: the sentence is {_name(left)}, but at {at[1]} it is {_name(right)}")
             yield Pair(left.text, right.text, (), left.document, at)
-        if counts[0] != counts[1]:
-            raise UserError(f"{places[0]} has {counts[0]} sentences, but {places[1]} has {counts[1]}")
+        if alone:
+            longer = places[counts[1] > counts[0]]
+            said = f"{places[0]} has {counts[0]} sentences, but {places[1]} has {counts[1]}"
+            raise UserError(f"{said}: from line {alone} of {longer} on there is nothing beside them")
 
 
 def _name(sentence: Sentence) -> str:

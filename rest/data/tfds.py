@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,7 +91,9 @@ class WMT:
         named = [(split, name) for split in ("train", "dev", "test") for name in getattr(self, split)]
         for split, name in named:
             if name not in known:
-                raise UserError(f"{split}: tfds has no sub-corpus {name!r} of WMT, it has {', '.join(sorted(known))}")
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else f", it has {', '.join(sorted(known))}"
+                raise UserError(f"{split}: tfds has no sub-corpus {name!r} of WMT{hint}")
         for source, target in either:
             others = [(s, n) for s, n in named if known[n].target != target or source not in known[n].sources]
             if not others:

@@ -38,7 +38,7 @@ class EvaluationSettings:
     shown: int = 12
     """Sources whose outputs the report shows side by side."""
     judge: Any = None  # Reward
-    """A separate reward, which nothing trains on: samples are scored by it before and after."""
+    """A separate reward, which nothing trains on: samples, greedy and beam outputs are scored by it too."""
     judge_limit: float = 0.5
     """The share of samples that the judge scores above this is measured too."""
     bleu_tokenizer: Literal["13a", "zh", "char", "intl", "none"] = "13a"
@@ -110,9 +110,13 @@ def evaluate(
     if first is not None:
         rewards["first_reward"] = rewards_of(first, split, drawn)
         metrics |= of_mean("first_reward", rewards["first_reward"], seed)
-    if settings.judge is not None and (judged := rewards_of(settings.judge, split, drawn)) is not None:
-        above = (judged > settings.judge_limit).astype(np.float32)
-        metrics |= of_mean("judge", judged, seed) | of_mean("judge_above", above, seed)
+    if settings.judge is not None:
+        for name, outputs in {"": samples, "_greedy": one, "_beam": best}.items():
+            if (judged := rewards_of(settings.judge, split, outputs.texts)) is not None:
+                metrics |= of_mean(f"judge{name}", judged, seed)
+                if not name:
+                    above = (judged > settings.judge_limit).astype(np.float32)
+                    metrics |= of_mean("judge_above", above, seed)
     if gold is not None:
         for name, values in rewards.items():
             if values is not None:

@@ -58,6 +58,8 @@ DECODING_COLUMNS = (
     Column("reward, greedy", "greedy", "reward_greedy_mean", 3, "reward_greedy_ci95", max),
     Column("reward, beam", "beam", "reward_beam_mean", 3, "reward_beam_ci95", max),
     Column("gold, beam", "gold\nbeam", "gold_beam_mean", 3, "gold_beam_ci95", max),
+    Column("separate judge, greedy", "judge\ngreedy", "judge_greedy_mean", 3, "judge_greedy_ci95", max),
+    Column("separate judge, beam", "judge\nbeam", "judge_beam_mean", 3, "judge_beam_ci95", max),
 )
 BY_KEY = {column.key: column for column in (*COLUMNS, *DECODING_COLUMNS)}
 

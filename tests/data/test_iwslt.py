@@ -153,7 +153,15 @@ def test_sides_of_training_text_that_differ_are_named(tmp_path: Path) -> None:
     shorter = {talk: pairs[:-1] if talk == "2" else pairs for talk, pairs in TALKS.items()}
     path = archive(tmp_path / "b.tgz", files(train_en=train_tags(1, shorter)))
     place = f"{path}, de-en/train.tags.de-en"
-    assert refused(settings(path)) == f"{place}.de has 7 sentences, but {place}.en has 6"
+    assert refused(settings(path)) == (
+        f"{place}.de has 7 sentences, but {place}.en has 6: from line 13 of {place}.de on there is nothing beside them"
+    )
+
+
+def test_an_empty_reference_of_a_test_set_is_named(tmp_path: Path) -> None:
+    path = archive(tmp_path / "de-en.tgz", files(tst_en=xml(1, SETS["TED.tst2010"]).replace(" a house ", " ")))
+    place = "de-en/IWSLT14.TED.tst2010.de-en.en.xml, line 10"
+    assert refused(settings(path)) == f"{path}, {place}: the line is empty"
 
 
 def test_settings_are_checked(tgz: Path) -> None:

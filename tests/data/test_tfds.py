@@ -159,9 +159,9 @@ def test_wmt_is_joined_of_its_sub_corpora(wmt_dir: Path) -> None:
 
 def test_mistakes_in_the_choice_of_sub_corpora_are_named(wmt_dir: Path) -> None:
     good = ("dev_made",), ("test_made",), wmt_dir
-    assert "train: tfds has no sub-corpus 'news_mode' of WMT, it has " in refused(
-        WMT("de", "en", ("news_mode",), *good)
-    )
+    name = "train: tfds has no sub-corpus {!r} of WMT".format
+    assert refused(WMT("de", "en", ("news_mode",), *good)) == f"{name('news_mode')}; did you mean 'news_made'?"
+    assert refused(WMT("de", "en", ("x",), *good)).startswith(f"{name('x')}, it has casia2015, casict2011,")
     found = refused(WMT("de", "en", ("news_made", "newsdev2017"), *good))
     assert found == "train: the sub-corpus 'newsdev2017' is lv/zh-en, not de-en"
     assert refused(WMT("fr", "de", ("news_made",), *good)) == "train: the sub-corpus 'news_made' is de-en, not fr-de"

@@ -154,18 +154,22 @@ def test_tokenized_text_is_scored_as_people_write_it_too(evaluation, evaluated, 
     assert not any(name.endswith("_detokenized") for name in evaluation.metrics)
 
 
-def test_a_separate_judge_scores_the_samples(evaluation, evaluated, lively, dev):
+def test_a_separate_judge_scores_all_outputs(evaluation, evaluated, lively, dev):
     def letters(sources, hypotheses, references):
         return np.array([min(1.0, len(y) / 60) for y in hypotheses], np.float32)
 
     settings = replace(SETTINGS, judge=Reward(letters), judge_limit=0.4)
-    found = evaluated(split=dev, settings=settings, gold=gold).metrics
+    result = evaluated(split=dev, settings=settings, gold=gold)
+    found = result.metrics
     lengths = [len(text) for texts in drawn_of(lively, dev).texts for text in texts]
     assert found["judge_mean"] == pytest.approx(np.mean([min(1, length / 60) for length in lengths]))
     assert 0 < found["judge_above_mean"] < 1
     assert found["judge_above_mean"] == pytest.approx(np.mean([length > 24 for length in lengths]))
     low, high = found["judge_above_ci95"]
     assert low < found["judge_above_mean"] < high
+    for way, outputs in {"greedy": result.greedy, "beam": result.beam}.items():
+        lengths = [len(y) for (y,) in outputs.texts]
+        assert found[f"judge_{way}_mean"] == pytest.approx(np.mean([min(1, length / 60) for length in lengths]))
     assert found.items() >= evaluation.metrics.items()
 
 

@@ -1,0 +1,94 @@
+"""ReST on news, German to English: WMT's test sets of ten years as a small training set, and sources nobody translated.
+
+Shows    What ReST adds to a policy cloned from 24,749 pairs of news, by the consensus of its samples (`small`), which
+         needs neither ratings nor references; and in `sources` whether German text without translations adds to it:
+         `untranslated` draws for it too, `as_many` for as many sources of both as `own` has. `rewards` is `own` beside
+         the reward learned from people's judgements, both joined, and PPO with as many samples, for a judge to score.
+Command  rest run experiments/wmt_de_en.py:quick --out runs/wmt-quick --corpus.directory DIRECTORY
+         rest study experiments/wmt_de_en.py:sources --out runs/wmt-sources --seeds 0 --corpus.directory DIRECTORY \
+             --variants own
+         and with --grow.text german.gz: --variants untranslated as_many
+         rest study experiments/wmt_de_en.py:rewards --out runs/wmt-rewards --seeds 0 --corpus.directory DIRECTORY \
+             --evaluation.judge.function.folder runs/judge --variants consensus
+         and with --reward.function.folder runs/into-english: --variants learned ppo; for `both` that folder is given to
+         --reward.function.rewards.1.function.folder
+         rest best-of-n experiments/wmt_de_en.py:small --out runs/wmt --samples 200 --corpus.directory DIRECTORY
+Launch   sbatch scripts/launch/slurm.sbatch experiments/wmt_de_en.py:base --out runs/wmt --corpus.directory DIRECTORY
+         scripts/launch/gke-jobset.yaml with args: [run, "experiments/wmt_de_en.py:base", --out, /runs/wmt,
+         --corpus.directory, DIRECTORY, --distributed]
+Data     DIRECTORY has train and valid, each as .de.gz and .en.gz: news-test2008 to newstest2015 and newstest2017 for
+         training; of newstest2018 the first 1,000 sentences are dev and the others test. german.gz is any German text,
+         a sentence a line: `cat TATOEBA/train.de.gz TED/train.de.gz > german.gz`. runs/into-english and runs/judge are
+         made by experiments/into_english_reward.py.
+Hardware `small` and `quick`: 2 CPU cores; `base`: a GPU. `rest plan` with the same flags says how long it takes.
+Expect   Not run yet at full length. `quick` stops behavioural cloning before its dev loss stops falling.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tyro import MISSING
+
+from rest import BatchSettings, Cleaning, EvaluationSettings, Experiment, GrowSettings, Guards, MachineSettings, Reward
+from rest import SavedReward, Schedule, SentencePieceSettings, TransformerSettings, WeightedMean, import_file
+
+talks = import_file(Path(__file__).with_name("iwslt14_de_en.py"))  # of about as much text
+
+
+@dataclass(frozen=True)
+class WithText(GrowSettings):
+    """Draws for text that nobody has translated too."""
+
+    text: Path = MISSING
+
+
+@dataclass(frozen=True)
+class OfPeople(SavedReward):
+    """What into_english_reward.py has learned."""
+
+
+small: Experiment = replace(
+    talks.small,
+    corpus=talks.TrainAndValid(MISSING, dev=1000),
+    cleaning=Cleaning(max_words=120),
+    tokenizer=SentencePieceSettings(vocabulary_size=4096),
+    batch=BatchSettings(batch_tokens=2560, source_tokens=256, target_tokens=256),
+    evaluation=EvaluationSettings(samples_per_source=4),
+)
+experiment = small
+base = replace(
+    small,
+    model=TransformerSettings(width=512, heads=8, feed_forward=1024, encoder_layers=4, decoder_layers=4, dropout=0.3),
+    bc=replace(small.bc, train=replace(small.bc.train, schedule=Schedule(7e-4, 2000, "inverse_sqrt"))),
+    improve=replace(small.improve, train=replace(small.improve.train, schedule=Schedule(1e-4, 20))),
+    machine=MachineSettings(rows=4096, beam_rows=4096),
+)
+
+# Text that nobody has translated
+mono = replace(small, grow=WithText(samples_per_source=small.grow.samples_per_source))
+sources = {
+    "own": small,
+    "untranslated": mono,
+    "as_many": replace(mono, grow=replace(mono.grow, sources=24_000)),
+}
+
+# As in iwslt14_de_en.py
+learned = OfPeople(MISSING)
+scores = Reward(replace(learned, raw=True), talks.scores.scale, guards=Guards())
+judged = replace(small, evaluation=replace(small.evaluation, judge=Reward(learned)))
+some = replace(judged, grow=replace(small.grow, sources=4000))
+rewards = {
+    "consensus": some,
+    "learned": replace(some, reward=scores),
+    "both": replace(some, reward=Reward(WeightedMean((small.reward, scores)))),
+    "ppo": replace(some, reward=scores, grow_steps=0, ppo=talks.online),
+}
+
+quick = replace(
+    small,
+    model=talks.quick.model,
+    bc=talks.quick.bc,
+    grow=talks.quick.grow,
+    improve=talks.quick.improve,
+    choose=talks.quick.choose,
+)
