@@ -36,7 +36,6 @@ from rest.reward.learned.settings import TranslationModel
 from rest.reward.reward import Groups
 from rest.reward.utility import ChrF
 from rest.runs import Run
-from rest.stages.checks import check
 from rest.stages.evaluation import evaluations
 from rest.statistics.intervals import corpus_metrics
 from rest.statistics.paired import paired_corpus
@@ -254,7 +253,7 @@ def _times(factor: int, units: Units) -> Units:
 
 def plan_of(run: Run) -> Plan:
     """The plan of a run, with a calibration where anything is left to do; it makes no stage."""
-    check(run.inputs)
+    run.check()
     expected = Expected(run)
     stages = tuple(Planned(path, units, _complete(run, path)) for path, units in expected.stages())
     left = [stage for stage in stages if not stage.complete]

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -97,10 +98,9 @@ class Run:
         self.experiment, self.out, self.pool = experiment, Path(out), pool
         self.inputs, self.done = Inputs(experiment, self.out, pool), Done(experiment, self.out)
         self.watch: Callable[[str], AbstractContextManager[Any]] = nullcontext  # entered with a stage's path
+        self.check = cache(partial(check, self.inputs))  # before the first stage is made
         self._kept: dict[str, tuple[Any, Any]] = {}
         self._used: WeakValueDictionary[str, Any] = WeakValueDictionary()
-
-    # Stages, once each
 
     def stage(self, stage: Stage[T]) -> T:
         """The result of a stage: remembered, read, or made. UserError where the folder was made with other settings."""
@@ -110,13 +110,12 @@ class Run:
             return found
         with open_in_pool(self.out, self.pool, stage.path, settings, stage.shared) as folder:
             if not folder.finished:
-                check(self.inputs)
+                self.check()
                 with self.watch(stage.path):
                     stage.make(self.inputs, folder)
                 _worked(self.out, stage.path)
             found = self._used.get(stage.path) or stage.read(self.inputs, folder.path)
-        name = StageName.parse(stage.path)
-        if name is not None and name.kind in KEPT:
+        if (name := StageName.parse(stage.path)) is not None and name.kind in KEPT:
             self._kept[stage.path] = settings, found
         if isinstance(found, Policy):
             self._used[stage.path] = found

@@ -15,9 +15,7 @@ from rest.stages.inputs import Inputs
 
 
 def check(inputs: Inputs) -> None:
-    """UserError for what cannot work, a warning for what hardly does; looked at once."""
-    if "checked" in vars(inputs):
-        return
+    """UserError for what cannot work, a warning for what hardly does."""
     e, model = inputs.experiment, inputs.experiment.model
     if isinstance(model, TransformerSettings) and model.positions == "learned":
         for name in ("source_tokens", "target_tokens"):
@@ -34,7 +32,6 @@ def check(inputs: Inputs) -> None:
     if inputs.learns_reward and e.reward.ratings:
         inputs.human_ratings(1)
     _ = inputs.untranslated  # which refuses a text without sentences
-    vars(inputs)["checked"] = True  # as cached properties keep what they found
 
 
 def try_rewards(inputs: Inputs) -> None:
