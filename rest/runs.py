@@ -102,6 +102,8 @@ class Run:
         self._kept: dict[str, tuple[Any, Any]] = {}
         self._used: WeakValueDictionary[str, Any] = WeakValueDictionary()
 
+    # Stages, once each
+
     def stage(self, stage: Stage[T]) -> T:
         """The result of a stage: remembered, read, or made. UserError where the folder was made with other settings."""
         settings = json.loads(json.dumps(describe(self.inputs.decides(stage.settings(self.inputs)))))
@@ -132,9 +134,7 @@ class Run:
         """
         steps = self.done.trained_further
         if not steps:
-            raise UserError(
-                f"{self.out}: neither an Improve step nor PPO is complete, so BC has no steps to train on for"
-            )
+            raise UserError(f"{self.out}: no Improve step and no PPO is complete, so BC has no steps to train on for")
         name, last = StageName("bc_continued", steps=steps), StageName("bc_continued_last", steps=steps)
         bc, reward = self.policy(StageName("bc")), self.reward(self.done.newest)
         found = [(name, self.stage(BCContinued(bc, reward, steps, self.done.way)))]
@@ -146,8 +146,7 @@ class Run:
         if not self.inputs.learns_reward:
             return self.inputs.given_reward
         g = 1 if e.refresh is None else g
-        known = self._kept.get(StageName("reward", g).folder)
-        if known is not None:
+        if (known := self._kept.get(StageName("reward", g).folder)) is not None:
             return known[1]
         bc = self.policy(StageName("bc"), "rest bc")
         start = self.stage(RewardStart(bc, e.reward.start)) if isinstance(e.reward.start, TranslationModel) else bc

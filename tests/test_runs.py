@@ -73,7 +73,7 @@ def test_what_is_complete_and_on_the_way_is_counted(finished: Path) -> None:
     assert run.done.result(SECOND)["gradient_steps"] == 20
     shorter = Run(SHORT, finished)
     assert shorter.done.improves == [FIRST] and shorter.done.trained_further == 20
-    with pytest.raises(UserError, match="neither an Improve step nor PPO is complete"):
+    with pytest.raises(UserError, match="no Improve step and no PPO is complete"):
         Run(replace(TINY, grow_steps=0), finished).bc_continued()
     with pytest.raises(UserError, match=r"improve-1-3: no such policy in this run; they are made with `rest run`"):
         run.policy(StageName("improve", 1, 3))

@@ -111,8 +111,7 @@ class Transformer(WithLogits, nnx.Module):
     ) -> None:
         self.settings, self.vocabulary_size, self.pad_id = settings, vocabulary_size, pad_id
         self.prompt = prompt or (pad_id,)
-        self.remat = False
-        self.row_groups = 1  # of the rows of a batch, each on devices of its own
+        self.remat, self.row_groups = False, 1  # see Network.on_devices
         padded, own = _blocks_of_64(vocabulary_size), settings.encoder_vocabulary
         self.embedding = _table(padded, settings, rngs)
         self.encoder_embedding = None if own is None else _table(_blocks_of_64(own), settings, rngs)

@@ -73,8 +73,8 @@ def test_texts_of_one_half_hash_are_told_apart_by_the_other(tmp_path, monkeypatc
         known, "hashes_of", lambda texts: np.array([[7, len(x)] for x in texts], np.uint64).reshape(-1, 2)
     )
     found = KnownTexts.kept(tmp_path / "x.arrow", ["aa", "bbb"], Letters().encode)
-    assert found.find(hashes_of(["aa", "bbb", "c"])).tolist() == [0, -1, -1]
-    assert KnownTexts.kept(tmp_path / "none.arrow", [], Letters().encode).find(hashes_of(["a"])).tolist() == [-1]
+    assert found.find(known.hashes_of(["aa", "bbb", "c"])).tolist() == [0, -1, -1]
+    assert KnownTexts.kept(tmp_path / "none.arrow", [], Letters().encode).find(known.hashes_of(["a"])).tolist() == [-1]
 
 
 def test_of_several_that_want_a_file_one_makes_it_and_what_a_crash_left_is_removed(tmp_path):
