@@ -4,6 +4,7 @@ This file is read before JAX is imported. `pyproject.toml` adds to it: warnings 
 types in the signatures of `rest` are checked at every call (jaxtyping and beartype).
 """
 
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -19,6 +20,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # Compiling takes most of the suite's time: programs are compiled in a hurry, and kept for other tests and runs.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones lack these emitters, which take half the time
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(CACHE / "hypothesis"))
@@ -52,6 +55,17 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if not {"policy", "finished"}.isdisjoint(item.fixturenames):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs():
+    """Programs are let go before they fill the memory maps that Linux lets a process have: then compiling crashes."""
+    yield
+    maps, most = pathlib.Path("/proc/self/maps"), pathlib.Path("/proc/sys/vm/max_map_count")
+    if most.exists() and len(maps.read_bytes().splitlines()) > int(most.read_text()) // 2:
+        import jax
+
+        jax.clear_caches()
 
 
 # Small real parts that many tests share.

@@ -24,8 +24,8 @@ TINY = str(Path(__file__).parent / "tiny.py")
 SMALL = ["--bc.train.max-steps", "20", "--grow.sources", "16", "--evaluation.shown", "2"]
 
 
-def command(out: Path) -> list[str]:
-    return ["study", f"{TINY}:losses", "--out", str(out), "--seeds", "0", "1", *SMALL]
+def command(out: Path, *seeds: str) -> list[str]:
+    return ["study", f"{TINY}:losses", "--out", str(out), "--seeds", *(seeds or ("0", "1")), *SMALL]
 
 
 def rows(out: Path) -> dict[str, list[dict[str, Any]]]:
@@ -76,7 +76,7 @@ def test_two_processes_one_of_them_killed_give_the_same(made: Path, tmp_path: Pa
     out = tmp_path / "together"
 
     def start() -> subprocess.Popen[str]:
-        run = [sys.executable, "-m", "rest", *command(out)]
+        run = [sys.executable, "-m", "rest", *command(out, "0")]
         return subprocess.Popen(run, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
     def wait_for(pattern: str, process: subprocess.Popen[str]) -> None:
@@ -96,7 +96,7 @@ def test_two_processes_one_of_them_killed_give_the_same(made: Path, tmp_path: Pa
         assert process.returncode == 0, said
     assert first.stderr is not None
     first.stderr.close()
-    assert rows(out) == rows(made)
+    assert rows(out) == {cell: found for cell, found in rows(made).items() if cell.endswith("/0")}
     assert not list(out.glob(f"{STAGES}/.*.partial"))
 
 
