@@ -114,13 +114,13 @@ trials = {
     "grpo-1e-3-4-epochs": group_based(GRPO, 1e-3, epochs=4),
 }
 
-# What is compared: the best of each
-rest, ppo = trials["rest-1e-3-160"], trials["ppo-3e-4-0.01-4-epochs"]
+# What is compared: the best of each by the reward on dev, seed 100
+rest, ppo = trials["rest-1e-3-160-GOLD"], trials["ppo-3e-4-0.01-4-epochs-critic-1e-3"]
 table = {
     "rest_and_ppo": replace(rest, improve=replace(rest.improve, unfiltered=True), ppo=ppo.ppo, grow_steps=2),
     "longer": replace(ppo, ppo=replace(ppo.ppo, rollouts=100)),
-    "rloo": trials["rloo-1e-3"],
-    "grpo": trials["grpo-1e-3-4-epochs"],
+    "rloo": trials["rloo-3e-4"],
+    "grpo": trials["grpo-3e-4-4-epochs"],
 }
 experiment = table["rest_and_ppo"]
 
