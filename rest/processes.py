@@ -319,13 +319,15 @@ def end(status: int, text: str) -> NoReturn:
         if _group.index and not text:  # it is process 0 that says what is the matter
             _group.client.blocking_key_value_get("rest/end", 5000)
     try:
-        _group.client.key_value_set("rest/end", str(status))
+        _group.client.key_value_set("rest/first", str(_group.index))
     except Exception:  # another was first, or process 0 is gone; the one that watches ends this process
         with suppress(Exception):
             status = int(_group.client.blocking_key_value_get("rest/end", 1000))
     else:
-        if text:
-            print(text, file=sys.stderr)
+        if text:  # before the others end, whose end would be this one's
+            print(text, file=sys.stderr, flush=True)
+        with suppress(Exception):
+            _group.client.key_value_set("rest/end", str(status))
     _exit(_group, status)
 
 
