@@ -23,8 +23,10 @@ from rest.report.studies import Line, lines_of, section
 from rest.report.tables import BY_KEY, Row, markdown_text, notes
 
 METRICS = ("reward_mean", "reward_greedy_mean", "reward_beam_mean", "bleu", "bleu_beam", "chrf", "chrf_beam")
-COLUMNS = tuple(BY_KEY[key] for key in (*METRICS, "gold_greedy_mean", "judge_mean", "samples_drawn"))  # of table 1
-TERMINAL = tuple(column for column in COLUMNS if column.key not in ("reward_beam_mean", "chrf_beam", "judge_mean"))
+KNOWN = ("gold_mean", "gold_greedy_mean", "judge_mean")  # where a task or a run has them
+COLUMNS = tuple(BY_KEY[key] for key in (*METRICS, *KNOWN, "samples_drawn"))  # of table 1
+NOT_SHOWN = "reward_beam_mean", "chrf_beam", "gold_mean", "judge_mean"  # in a terminal, which has no room
+TERMINAL = tuple(column for column in COLUMNS if column.key not in NOT_SHOWN)
 
 
 # Reading
