@@ -253,7 +253,7 @@ def losses() -> str:
     of_losses = sorted(improve, key=lambda name: -mean_gain(improve[name]["seeds"]))
     drawn = {"one": "G = 1, 48 samples", "two": "G = 2, 24 + 24 samples", "three": "G = 3, 3 × 16 samples"}
     of_grows = [[f"{said} a source", *gains(grows[name]["seeds"], "rest")] for name, said in drawn.items()]
-    three = grows["three"]["seeds"]
+    three, methods = grows["three"]["seeds"], read("methods")
     return f"""\
 What ReST gains over BC on the small version of the demo's task, mean of three seeds and each, and what two controls do.
 
@@ -273,7 +273,11 @@ samples, without label smoothing, each at the best of three rates by dev on a se
             ["Grow steps", *HEAD],
             [*of_grows, ["BC continued as long as G = 3, last", *gains(three, "bc_continued_last")]],
         )
-    }"""
+    }
+
+**Published methods** (`{methods["command"]}`), 16,000 samples each, one seed.
+
+{table(["method", *HEAD], [[name, *gains(cells["seeds"], "rest")] for name, cells in methods["variants"].items()])}"""
 
 
 def mean_gain(cells: dict[str, Any]) -> float:
