@@ -36,7 +36,7 @@ from rest import MQM, Apart, BatchOverrides, BCSettings, ByDepth, Cleaning, Deto
 from rest import HuggingFaceEncoder, Joint, MixedLayers, Quantile, Ratings, RewardSettings, Schedule, SplitSettings
 from rest import Trainable, TrainSettings, import_file, mix
 
-news = import_file(Path(__file__).with_name("wmt_de_en.py"))
+news, mqm = (import_file(Path(__file__).with_name(f"{name}.py")) for name in ("wmt_de_en", "qe_reward"))
 
 
 @dataclass(frozen=True)
@@ -124,18 +124,11 @@ judge = replace(
 
 def quickly(full: Experiment, sources: int = 1500) -> Experiment:
     """Of fewer sources, the upper three layers, for less than an epoch."""
-    train = replace(
-        full.reward.train,
-        max_steps=150,
-        evaluate_every=75,
-        average=1,
-        schedule=Schedule(1e-3, 10, "linear", 200),
-        optimizer=ByDepth(body=0.1, decay=0.9, frozen_steps=10),
-        trainable=Trainable(freeze_embeddings=True, freeze_layers=9),
-    )
     shape = BatchOverrides(batch_tokens=1920, source_tokens=320, target_tokens=320)
     ratings = tuple(replace(each, sources=sources) for each in full.reward.ratings)
-    return replace(full, reward=replace(full.reward, ratings=ratings, batch=shape, attacked=50, train=train))
+    return replace(
+        full, reward=replace(full.reward, ratings=ratings, batch=shape, attacked=50, train=mqm.quick.reward.train)
+    )
 
 
 quick = quickly(experiment)

@@ -142,21 +142,24 @@ experiment = small
 # Rewards side by side: everything is drawn for the same 4,000 sources but what PPO draws, which has all of them
 judged = replace(small, evaluation=replace(evaluation, judge=Reward(learned)))
 some = replace(judged, grow=replace(small.grow, sources=4000))
-scores = Reward(replace(learned, raw=True), (-5.0, 3.0), guards=Guards())  # of ratings with mean 0 and deviation 1
-online = PPOSettings(
-    rollouts=200,
-    evaluate_every=20,
-    rollout=RolloutSettings(160, 4),
-    divergence=InReward(coefficient=FixedCoefficient(0.02)),
-    schedule=Schedule(2e-4),
-)
+online = replace(ppo, rollouts=200, evaluate_every=20, rollout=RolloutSettings(160, 4), schedule=Schedule(2e-4))
+
+
+def by_reward(of: Experiment, learned: SavedReward, ppo: PPOSettings = online) -> dict[str, Experiment]:
+    """An experiment by its own reward, by one that was learned from people, by both, and PPO by the learned one."""
+    scores = Reward(replace(learned, raw=True), (-5.0, 3.0), guards=Guards())  # of ratings with mean 0 and deviation 1
+    return {
+        "consensus": of,
+        "learned": replace(of, reward=scores),
+        "both": replace(of, reward=Reward(WeightedMean((of.reward, scores)))),
+        "ppo": replace(of, reward=scores, grow_steps=0, ppo=ppo),
+    }
+
+
 rewards = {
     "consensus_g1": judged,
     "consensus_g2": replace(judged, grow_steps=2),
-    "consensus": some,
-    "learned": replace(some, reward=scores),
-    "both": replace(some, reward=Reward(WeightedMean((small.reward, scores)))),
-    "ppo": replace(some, reward=scores, grow_steps=0, ppo=online),
+    **by_reward(some, learned),
 }
 
 quick = replace(
@@ -167,3 +170,8 @@ quick = replace(
     improve=replace(small.improve, train=replace(small.improve.train, max_steps=120, evaluate_every=40)),
     choose=replace(small.choose, sources=300),
 )
+
+
+def quickly(of: Experiment) -> Experiment:
+    """Another experiment with the sizes of `quick`."""
+    return replace(of, model=quick.model, bc=quick.bc, grow=quick.grow, improve=quick.improve, choose=quick.choose)

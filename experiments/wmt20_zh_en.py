@@ -31,7 +31,7 @@ from tyro import MISSING
 
 from rest import WMT, BatchSettings, Cleaning, Combined, Corpus, EvaluationSettings, Experiment, Fixed
 from rest import GrowSettings, Guards, Reward, RolloutSettings, SacreBLEU, SavedReward, Schedule, Split
-from rest import SentencePieceSettings, TextFiles, TrainSettings, TransformerSettings, WeightedMean, import_file
+from rest import SentencePieceSettings, TextFiles, TrainSettings, TransformerSettings, import_file
 
 talks = import_file(Path(__file__).with_name("iwslt14_de_en.py"))
 
@@ -133,20 +133,7 @@ experiment = small
 
 # As in iwslt14_de_en.py, for all sources: there are few
 learned = OfPeople(MISSING)
-scores = Reward(replace(learned, raw=True), talks.scores.scale, guards=Guards())
 judged = replace(small, evaluation=replace(small.evaluation, judge=Reward(learned)))
-rewards = {
-    "consensus": judged,
-    "learned": replace(judged, reward=scores),
-    "both": replace(judged, reward=Reward(WeightedMean((small.reward, scores)))),
-    "ppo": replace(judged, reward=scores, grow_steps=0, ppo=replace(talks.online, rollouts=400)),
-}
+rewards = talks.by_reward(judged, learned, replace(talks.online, rollouts=400))
 
-quick = replace(
-    small,
-    model=talks.quick.model,
-    bc=talks.quick.bc,
-    grow=talks.quick.grow,
-    improve=talks.quick.improve,
-    choose=talks.quick.choose,
-)
+quick = talks.quickly(small)

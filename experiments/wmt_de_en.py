@@ -29,8 +29,8 @@ from pathlib import Path
 
 from tyro import MISSING
 
-from rest import BatchSettings, Cleaning, EvaluationSettings, Experiment, GrowSettings, Guards, MachineSettings, Reward
-from rest import SavedReward, Schedule, SentencePieceSettings, TransformerSettings, WeightedMean, import_file
+from rest import BatchSettings, Cleaning, EvaluationSettings, Experiment, GrowSettings, MachineSettings, Reward
+from rest import SavedReward, Schedule, SentencePieceSettings, TransformerSettings, import_file
 
 talks = import_file(Path(__file__).with_name("iwslt14_de_en.py"))  # of about as much text
 
@@ -74,21 +74,8 @@ sources = {
 
 # As in iwslt14_de_en.py
 learned = OfPeople(MISSING)
-scores = Reward(replace(learned, raw=True), talks.scores.scale, guards=Guards())
 judged = replace(small, evaluation=replace(small.evaluation, judge=Reward(learned)))
 some = replace(judged, grow=replace(small.grow, sources=4000))
-rewards = {
-    "consensus": some,
-    "learned": replace(some, reward=scores),
-    "both": replace(some, reward=Reward(WeightedMean((small.reward, scores)))),
-    "ppo": replace(some, reward=scores, grow_steps=0, ppo=talks.online),
-}
+rewards = talks.by_reward(some, learned)
 
-quick = replace(
-    small,
-    model=talks.quick.model,
-    bc=talks.quick.bc,
-    grow=talks.quick.grow,
-    improve=talks.quick.improve,
-    choose=talks.quick.choose,
-)
+quick = talks.quickly(small)

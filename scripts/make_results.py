@@ -226,9 +226,9 @@ GAINS = (("reward_mean", 3), ("gold_mean", 3), ("gold_greedy_mean", 3), ("bleu",
 HEAD = ["reward", "gold of samples", "gold, greedy", "BLEU, greedy"]
 
 
-def gains(cells: dict[str, Any], policy: str, **more: Any) -> list[str]:
-    """What a policy has more than BC of the same seed: the mean, and in brackets each seed."""
-    found = []
+def differences(cells: dict[str, Any], policy: str, **more: Any) -> dict[str, list[float]]:
+    """What a policy has more than BC of the same seed, by metric: a number each seed."""
+    found: dict[str, list[float]] = {key: [] for key, _ in GAINS}
     for cell in cells.values():
         rows = [row for row in cell["rows"] if row["policy"] == policy and row["decode"] == "sample"]
         rows = [row for row in rows if all(row.get(key) == value for key, value in more.items())]
@@ -236,12 +236,18 @@ def gains(cells: dict[str, Any], policy: str, **more: Any) -> list[str]:
             rows = [row for row in cell["rows"] if row["policy"] == "bc_continued"]
         last, start = max(rows, key=lambda row: (row["grow"], row["improve"]))["metrics"], of(cell["rows"], "bc")
         assert start is not None
-        found.append({key: last[key] - start[key] for key, _ in GAINS if key in last})
-    shown = []
+        for key, values in found.items():
+            values += [last[key] - start[key]] if key in last else []
+    return found
+
+
+def gains(cells: dict[str, Any], policy: str, **more: Any) -> list[str]:
+    """Those differences as a table has them: the mean, and in brackets each seed."""
+    shown, found = [], differences(cells, policy, **more)
     for key, digits in GAINS:
-        values = [each[key] for each in found if key in each]
-        several = f" ({' '.join(number(x, digits, signed=True) for x in values)})" if len(values) > 1 else ""
-        shown.append(number(float(np.mean(values)), digits, signed=True) + several if values else "")
+        values = [number(x, digits, signed=True) for x in found[key]]
+        several = f" ({' '.join(values)})" if len(values) > 1 else ""
+        shown.append(number(float(np.mean(found[key])), digits, signed=True) + several if values else "")
     return shown
 
 
@@ -250,7 +256,7 @@ def losses() -> str:
     first = improve["NLL"]["seeds"]
     controls = [["BC at T = 0.5", *gains(first, "bc", temperature=0.5)],
                 ["BC continued, last", *gains(first, "bc_continued_last")]]  # fmt: skip
-    of_losses = sorted(improve, key=lambda name: -mean_gain(improve[name]["seeds"]))
+    of_losses = sorted(improve, key=lambda name: -np.mean(differences(improve[name]["seeds"], "rest")["reward_mean"]))
     drawn = {"one": "G = 1, 48 samples", "two": "G = 2, 24 + 24 samples", "three": "G = 3, 3 × 16 samples"}
     of_grows = [[f"{said} a source", *gains(grows[name]["seeds"], "rest")] for name, said in drawn.items()]
     three, methods = grows["three"]["seeds"], read("methods")
@@ -278,11 +284,6 @@ samples, without label smoothing, each at the best of three rates by dev on a se
 **Published methods** (`{methods["command"]}`), 16,000 samples each, one seed.
 
 {table(["method", *HEAD], [[name, *gains(cells["seeds"], "rest")] for name, cells in methods["variants"].items()])}"""
-
-
-def mean_gain(cells: dict[str, Any]) -> float:
-    """In reward, of the last Improve step over BC."""
-    return float(gains(cells, "rest")[0].partition(" ")[0].replace("−", "-"))
 
 
 WRONG = {
