@@ -31,11 +31,11 @@ from pathlib import Path
 
 from tyro import MISSING
 
-from rest import Adam, BatchSettings, BCSettings, ChrF, Cleaning, Consensus, Corpus, CorpusBLEU, Detokenizer, Experiment
-from rest import EvaluationSettings, FairseqText, Fixed, FixedCoefficient, GrowSettings, Guards, ImproveSettings
-from rest import InReward, MachineSettings, MetricOfGreedy, PerSourceTop, PPOSettings, Reward, RewardOfSamples
-from rest import RolloutSettings, SamplingSettings, SavedReward, Schedule, SentencePieceSettings, TextFiles
-from rest import TrainSettings, TransformerSettings, WeightedMean
+from rest import BLEU, Adam, BCSettings, BatchSettings, ChrF, Cleaning, Consensus, Corpus, CorpusBLEU, Detokenizer
+from rest import EvaluationSettings, Experiment, FairseqText, Fixed, FixedCoefficient, GrowSettings, Guards
+from rest import ImproveSettings, InReward, MachineSettings, MetricOfGreedy, Mixture, PPOSettings, PerSourceTop
+from rest import Reward, RewardOfSamples, RolloutSettings, SamplingSettings, SavedReward, Schedule
+from rest import SentencePieceSettings, TextFiles, TrainSettings, TransformerSettings, WeightedMean
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,8 @@ small = replace(
     paper,
     corpus=TrainAndValid(MISSING, dev=887),  # dev is TED.dev2010, test is TEDX.dev2012
     tokenizer=SentencePieceSettings(vocabulary_size=3072),
-    model=TransformerSettings(width=160, heads=4, feed_forward=512, encoder_layers=3, decoder_layers=3, dropout=0.2),
-    batch=BatchSettings(batch_tokens=2304, source_tokens=384, target_tokens=384),
+    model=TransformerSettings(width=128, heads=2, feed_forward=512, encoder_layers=3, decoder_layers=3, dropout=0.2),
+    batch=BatchSettings(batch_tokens=2048, source_tokens=128, target_tokens=128),
     bc=BCSettings(
         label_smoothing=0.1,
         train=TrainSettings(
@@ -139,10 +139,15 @@ small = replace(
 )
 experiment = small
 
-# Rewards side by side: everything is drawn for the same 4,000 sources but what PPO draws, which has all of them
-judged = replace(small, evaluation=replace(evaluation, judge=Reward(learned)))
-some = replace(judged, grow=replace(small.grow, sources=4000))
-online = replace(ppo, rollouts=200, evaluate_every=20, rollout=RolloutSettings(160, 4), schedule=Schedule(2e-4))
+# Which utility, on 4,000 sources: neither a learned reward nor a judge is needed
+some = replace(small, grow=replace(small.grow, sources=4000))
+utilities = {"chrf": some, "chrf_and_bleu": replace(some, reward=Consensus(Mixture((ChrF(), BLEU()))).reward)}
+
+# Rewards side by side: everything is drawn for the same 4,000 sources
+judge = replace(evaluation, judge=Reward(learned))
+judged = replace(small, evaluation=judge)
+rollout = RolloutSettings(160, 4)
+online = replace(ppo, rollouts=200, sources=4000, evaluate_every=20, rollout=rollout, schedule=Schedule(2e-4))
 
 
 def by_reward(of: Experiment, learned: SavedReward, ppo: PPOSettings = online) -> dict[str, Experiment]:
@@ -159,7 +164,7 @@ def by_reward(of: Experiment, learned: SavedReward, ppo: PPOSettings = online) -
 rewards = {
     "consensus_g1": judged,
     "consensus_g2": replace(judged, grow_steps=2),
-    **by_reward(some, learned),
+    **by_reward(replace(some, evaluation=judge), learned),
 }
 
 quick = replace(

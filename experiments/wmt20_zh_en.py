@@ -134,6 +134,6 @@ experiment = small
 # As in iwslt14_de_en.py, for all sources: there are few
 learned = OfPeople(MISSING)
 judged = replace(small, evaluation=replace(small.evaluation, judge=Reward(learned)))
-rewards = talks.by_reward(judged, learned, replace(talks.online, rollouts=400))
+rewards = talks.by_reward(judged, learned, replace(talks.online, rollouts=400, sources=0))
 
 quick = talks.quickly(small)

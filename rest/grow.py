@@ -94,13 +94,13 @@ class GrowSettings:
         return [(self.samples_per_source, sampling), *further]
 
 
-def grow_sources(splits: list[Split], settings: GrowSettings, g: int, seed: int) -> list[Split]:
-    """The sources of Grow step g out of all splits, in the order of the text."""
+def grow_sources(splits: list[Split], count: int, g: int, seed: int) -> list[Split]:
+    """So many sources for Grow step g out of all splits, in the order of the text; 0: all."""
     total = sum(map(len, splits))
-    if not settings.sources or settings.sources >= total:
+    if not count or count >= total:
         return splits
     rng = np.random.default_rng(seed_for(seed, "grow sources", g))
-    chosen = np.sort(rng.choice(total, settings.sources, replace=False))
+    chosen = np.sort(rng.choice(total, count, replace=False))
     starts = np.cumsum([0, *map(len, splits)])
     cuts = np.split(chosen, np.searchsorted(chosen, starts[1:-1]))
     taken = [split.take(rows - start) for split, rows, start in zip(splits, cuts, starts, strict=False)]
@@ -129,7 +129,7 @@ def grow(
     same call goes on.
     """
     size = settings.sources_per_shard
-    splits = grow_sources(splits, settings, g, seed)
+    splits = grow_sources(splits, settings.sources, g, seed)
     parts = [split.take(slice(at, at + size)) for split in splits for at in range(0, len(split), size)]
     shards = _Shards(stage, [_rows(part, settings) for part in parts])
     search = replace(beam or BeamSettings(), beams=settings.beams or 1, max_target_tokens=sampling.max_target_tokens)

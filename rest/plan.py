@@ -314,7 +314,7 @@ class Calibration:
     def _updates(self, policy: Policy, settings: TrainSettings) -> float:
         some = self.inputs.parts.bc.take(slice(0, 2000))
         pad_id, objective = policy.tokenizer.pad_id, PolicyObjective(NLL(), self.e.bc.label_smoothing)
-        batches, _ = shuffled(human_pairs(policy, some, self.e.batch), self.e.batch, pad_id=pad_id, seed=0)
+        batches, _ = shuffled(human_pairs(policy, some), self.e.batch, pad_id=pad_id, seed=0)
         how = settings.optimizer, settings.schedule, settings.trainable
         learner = Learner.begin(policy, objective, *how, seed=0, machine=self.e.machine)
         return self._timed(lambda: jax.block_until_ready(learner.update(next(batches), jax.random.key(0))))
@@ -345,7 +345,7 @@ class Calibration:
     def _reading(self) -> None:
         """Pairs that the policy reads, and what scores them."""
         e, text = self.e, self._some(256)
-        pairs = human_pairs(self.policy, text, e.batch)
+        pairs = human_pairs(self.policy, text)
         self.seconds["pairs"] = self._timed(lambda: sequence_log_probs(self.policy, pairs, e.batch)) / len(text)
         if not self.inputs.learns_reward:
             n = e.grow.samples if e.reward.compares else 1

@@ -57,7 +57,9 @@ set_up() { # set_up [EXTRA]: makes .venv if absent, installs if what is asked fo
     if [[ "$(cat "$environment/installed-$extra" 2>/dev/null)" == "$wanted" ]]; then return; fi
     if [[ -z "$extra" && "$(cat "$environment/installed-test" 2>/dev/null)" == "$wanted" ]]; then return; fi
     echo "installing rest${extra:+[$extra]} into ${environment##*/}"
-    "$python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".${extra:+[$extra]}" ||
-        fail "the installation failed; pip says why above"
+    # pip would compile every module by itself, one after another
+    "$python" -m pip install --quiet --disable-pip-version-check --no-compile \
+        --constraint constraints.txt --editable ".${extra:+[$extra]}" || fail "the installation failed; pip says why above"
+    "$python" -m compileall -q -j 0 -x '/tests?/' "$environment/lib" >/dev/null || true # a few are not for this Python
     echo "$wanted" >"$environment/installed-$extra"
 }

@@ -286,7 +286,7 @@ def test_source_text_is_sampled_beside_the_training_text(dataset, lively, train,
 
 def test_sources_are_drawn_from_all_text_alike(corpus):
     text = replace(corpus.train, name="text", ids=corpus.train.ids + (1 << 40), references=None)
-    both = grow_sources([corpus.train, text], GrowSettings(sources=200), 1, seed=0)
+    both = grow_sources([corpus.train, text], 200, 1, seed=0)
     assert [split.name for split in both] == ["train", "text"] and sum(map(len, both)) == 200
     assert 60 < len(both[0]) < 140
     assert set(both[0].ids) < set(corpus.train.ids) and set(both[1].ids) < set(text.ids)
@@ -394,15 +394,15 @@ def test_another_grow_step_draws_other_samples(dataset, lively, train, tmp_path)
 
 def test_sources_are_drawn_anew_for_each_grow_step_in_the_order_of_the_corpus(corpus):
     settings = GrowSettings(sources=50)
-    first, second = (grow_sources([corpus.train], settings, g, seed=0)[0] for g in (1, 2))
+    first, second = (grow_sources([corpus.train], settings.sources, g, seed=0)[0] for g in (1, 2))
     for drawn in (first, second):
         assert len(drawn) == len(set(drawn.ids.tolist())) == 50
         assert (np.diff(drawn.ids) > 0).all()
         by_id = dict(zip(corpus.train.ids.tolist(), corpus.train.references, strict=True))
         assert drawn.references == [by_id[i] for i in drawn.ids.tolist()]
     assert first.ids.tolist() != second.ids.tolist()
-    assert grow_sources([corpus.train], settings, 1, seed=0)[0].ids.tolist() == first.ids.tolist()
-    assert grow_sources([corpus.train], settings, 1, seed=1)[0].ids.tolist() != first.ids.tolist()
+    assert grow_sources([corpus.train], settings.sources, 1, seed=0)[0].ids.tolist() == first.ids.tolist()
+    assert grow_sources([corpus.train], settings.sources, 1, seed=1)[0].ids.tolist() != first.ids.tolist()
 
 
 def test_another_reward_is_a_column_beside_the_shards(dataset, tmp_path):
@@ -468,4 +468,4 @@ def letters(sources, hypotheses, references):
 
 @pytest.mark.parametrize("sources", [0, 300, 10_000])
 def test_all_sources_are_taken_when_none_or_too_many_are_asked_for(corpus, sources):
-    assert grow_sources([corpus.train], GrowSettings(sources=sources), 1, seed=0) == [corpus.train]
+    assert grow_sources([corpus.train], sources, 1, seed=0) == [corpus.train]

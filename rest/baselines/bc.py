@@ -52,20 +52,11 @@ def _loss(network: Transformer, batch: Batch) -> tuple[Array, Array]:
     return loss.metrics["nll"], loss.weight
 
 
-def human_pairs(policy: Policy, split: Split, batch: BatchSettings) -> Examples:
-    """The pairs of a split as ids; refuses one that does not fit into a row of a batch."""
+def human_pairs(policy: Policy, split: Split) -> Examples:
+    """The pairs of a split as ids."""
     if split.references is None:
         raise UserError(f"{split.name}: behavioural cloning needs references, and this text has none")
-    examples = Examples(policy.encode_sources(split.sources), policy.encode_references(split.references))
-    fits = fitting(examples, batch)
-    if not fits.all():
-        row = int((~fits).argmax())
-        raise UserError(
-            f"{split.name}: sentence {int(split.ids[row]) + 1} has {len(examples.sources[row])} source and "
-            f"{len(examples.targets[row])} target tokens, more than batch.source_tokens {batch.source_tokens} "
-            f"or batch.target_tokens {batch.target_tokens}"
-        )
-    return examples
+    return Examples(policy.encode_sources(split.sources), policy.encode_references(split.references))
 
 
 def drop_long(tokenizer: Tokenizer, split: Split, batch: BatchSettings) -> tuple[Split, int]:
@@ -81,7 +72,7 @@ def drop_long(tokenizer: Tokenizer, split: Split, batch: BatchSettings) -> tuple
 
 def dev_loss(policy: Policy, dev: Split, batch: BatchSettings) -> Callable[[Policy], Mapping[str, float]]:
     """An evaluation for `train` of policies with this one's tokenizer: the dev references' loss, nats per token."""
-    batches = evaluation_batches(human_pairs(policy, dev, batch), batch, pad_id=policy.tokenizer.pad_id)
+    batches = evaluation_batches(human_pairs(policy, dev), batch, pad_id=policy.tokenizer.pad_id)
 
     @cache
     def assembled(start: int, stop: int) -> list[Batch]:
@@ -113,7 +104,7 @@ def clone(
     machine: MachineSettings | None = None,
 ) -> Trained[Policy]:
     """Train a policy on human pairs; what `evaluate` scores best is kept."""
-    examples, pad_id = human_pairs(policy, pairs, batch), policy.tokenizer.pad_id
+    examples, pad_id = human_pairs(policy, pairs), policy.tokenizer.pad_id
     batches, plan = shuffled(
         examples, batch, pad_id=pad_id, seed=seed_for(seed, f"{description} batches"), machine=machine
     )

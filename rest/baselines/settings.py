@@ -94,6 +94,8 @@ class PPOSettings:
 
     rollouts: int = 0
     """How long to train; 0: no PPO in this experiment."""
+    sources: int = 0
+    """Draw for these many sources only, those of a first Grow step of as many; 0: for all."""
     evaluate_every: int = 10
     """Rollouts between evaluations on dev; a checkpoint is written at each."""
     rollout: RolloutSettings = field(default_factory=RolloutSettings)
@@ -122,8 +124,18 @@ class PPOSettings:
     critic: CriticSettings = field(default_factory=CriticSettings)
 
     def __post_init__(self) -> None:
-        least = {"rollouts": 0, "evaluate_every": 1, "epochs": 1, "average": 1, "target_kl": 0, "pretraining": 0}
+        least = {
+            "rollouts": 0,
+            "sources": 0,
+            "evaluate_every": 1,
+            "epochs": 1,
+            "average": 1,
+            "target_kl": 0,
+            "pretraining": 0,
+        }
         refuse_below("ppo.", self, least | {"pretraining_pairs": 1})
+        if 0 < self.sources < self.rollout.sources:
+            raise UserError(f"ppo.sources {self.sources} are fewer than ppo.rollout.sources {self.rollout.sources}")
         check_decay("ppo.ema", self.ema)
         if self.advantage.of_sequences and self.rollout.samples_per_source < 2:
             raise UserError(

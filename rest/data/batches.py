@@ -184,7 +184,9 @@ def plan_rows(examples: Examples, settings: BatchSettings, seed: int) -> Plan:
     room, shared = (settings.source_tokens, settings.target_tokens), examples.source_of is not None
     groups = examples.source_of if examples.groups is None else examples.groups
     rows = pack(sources, targets, room, seed, groups, shared)
-    max_pairs = bucket(int(rows.lengths.max(initial=1)))  # few programs to compile, whatever the examples
+    most, max_pairs = int(rows.lengths.max(initial=1)), 16
+    while max_pairs < most:  # few programs to compile, whatever the examples
+        max_pairs *= 4
     positions = max(1, len(rows) * settings.target_tokens)
     return Plan(rows, max_pairs, 1.0 - float(targets.sum(dtype=np.int64)) / positions)
 
@@ -346,11 +348,26 @@ class Packed:
 
 
 def evaluation_batches(examples: Examples, settings: BatchSettings, *, pad_id: int) -> Packed:
-    """All examples once, packed, in fixed batches; the last one is filled up with empty rows."""
+    """All examples once, packed, in fixed batches; the last one is filled up with empty rows.
+
+    Nothing is left out of an evaluation: rows are longer than the settings say where a pair needs that.
+    """
+    settings = _holding(examples, settings)
     plan = plan_rows(examples, settings, seed=0)
     starts = range(0, len(plan.rows), settings.rows)
     batches = [_filled(list(plan.rows[start : start + settings.rows]), settings) for start in starts]
     return Packed(_Assemble(examples, settings, plan.max_pairs, pad_id), batches)
+
+
+def _holding(examples: Examples, settings: BatchSettings) -> BatchSettings:
+    """With rows that are long enough for every pair, as many as before."""
+    source, target = (int(lengths.max(initial=1)) for lengths in examples.lengths)
+    if source > settings.source_tokens:
+        settings = replace(settings, source_tokens=bucket(source))
+    if target > settings.target_tokens:
+        rows, longer = settings.rows, bucket(target)
+        settings = replace(settings, target_tokens=longer, batch_tokens=rows * longer)
+    return settings
 
 
 def minibatches(examples: Examples, settings: BatchSettings, *, pad_id: int, seed: int) -> Packed:

@@ -230,11 +230,10 @@ class Learner(Generic[T]):
 
 
 def _on(mesh: Any, optimizer: Optimizer, trained: Any) -> tuple[Any, Any]:
-    """`update` and the optimizer's first state, both on a mesh; one device needs neither told."""
-    if mesh.size == 1:
-        return update, initial_state(optimizer, trained)
+    """`update` and the optimizer's first state, both on a mesh."""
     there = shardings(jax.eval_shape(partial(initial_state, optimizer), trained), mesh)
-    pinned = shardings(trained, mesh), there, everywhere(mesh)  # else XLA moves some from update to update
+    # Else XLA moves some from update to update, and even on one device an update that follows another is compiled again
+    pinned = shardings(trained, mesh), there, everywhere(mesh)
     jitted = jax.jit(updated, static_argnames=STATIC, donate_argnames=DONATED, out_shardings=pinned)
     return jitted, jax.jit(initial_state, static_argnums=0, out_shardings=there)(optimizer, trained)
 

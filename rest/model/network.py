@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rest.learning.checkpoint import identity_of, load_parameters, save_parameters
-from rest.learning.mesh import MachineSettings
+from rest.learning.mesh import MachineSettings, own_mesh, place
 
 Build = Callable[[nnx.Rngs], nnx.Module]
 
@@ -36,8 +36,9 @@ class Network:
 
     @classmethod
     def new(cls, settings: Any, build: Build, seed: int) -> Network:
-        """With random parameters."""
-        return cls.of(settings, build(nnx.Rngs(jax.random.key(seed))))
+        """With random parameters, which lie where those of `load` do: both are served by the same programs."""
+        network = cls.of(settings, build(nnx.Rngs(jax.random.key(seed))))
+        return network.with_parameters(place(network.parameters, own_mesh()))
 
     @classmethod
     def of(cls, settings: Any, module: nnx.Module) -> Network:

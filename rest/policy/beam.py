@@ -14,13 +14,15 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from rest import processes
-from rest.data.batches import pad
+from rest.data.batches import bucket, pad
 from rest.errors import UserError, refuse_below
 from rest.learning.mesh import MachineSettings
 from rest.model.attention import BLOCKED
 from rest.model.network import Network
 from rest.policy.policy import Policy
 from rest.policy.sampler import Hypotheses, Place, SamplingSettings, placed
+
+ONE_WIDTH = 8  # batches
 
 
 @dataclass(frozen=True)
@@ -206,14 +208,18 @@ def n_best(
 def _searched(
     policy: Policy, sources: Sequence[str], settings: BeamSettings, machine: MachineSettings | None
 ) -> Iterator[tuple[list[int], tuple[_Texts, Array, Array]]]:
-    """The places of sources of about one length, and what `_search` finds for them and then for rows of padding."""
+    """The places of sources of about one length, and what `_search` finds for them and then for rows of padding.
+
+    Compiling for another width takes longer than a few batches do, so some share the width of their longest source.
+    """
     encoded = policy.encode_sources(sources)
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     per_batch = max(1, (machine or MachineSettings()).beam_rows // settings.beams)
     pad_id, eos = policy.tokenizer.pad_id, policy.tokenizer.eos_id
-    for start in range(0, len(order), per_batch):
-        chosen = order[start : start + per_batch]
-        width = -(-max(len(encoded[i]) for i in chosen) // 16) * 16
+    batches = [order[start : start + per_batch] for start in range(0, len(order), per_batch)]
+    for k, chosen in enumerate(batches):
+        longest = batches[k - k % ONE_WIDTH :][:ONE_WIDTH][-1][-1]
+        width = bucket(len(encoded[longest]))
         rows = [encoded[i] for i in chosen] + [np.empty(0, np.int32)] * (per_batch - len(chosen))
         lengths = np.asarray([len(row) for row in rows], np.int32)
         yield chosen, _search(policy.network, settings, eos, pad(rows, width, pad_id), lengths)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rest.baselines.bc import clone, dev_loss, drop_long, human_pairs
+from rest.data.batches import fitting
 from rest.data.corpus import Split
 from rest.errors import UserError
 from rest.learning.optimizers import Schedule
@@ -77,20 +78,23 @@ def test_cloning_lowers_the_dev_loss_and_keeps_the_best(policy, train, dev, batc
 
 
 def test_pairs_keep_their_order_and_end_in_eos(policy, dev, batch):
-    examples = human_pairs(policy, dev, batch)
+    examples = human_pairs(policy, dev)
     assert policy.tokenizer.decode(examples.sources) == dev.sources
     assert policy.tokenizer.decode(examples.targets) == dev.references
     assert all(ids[-1] == policy.tokenizer.eos_id for ids in [*examples.sources, *examples.targets])
 
 
-def test_a_dev_pair_that_is_too_long_is_refused_by_the_name_of_its_sentence(policy, batch):
-    with pytest.raises(UserError, match=r"dev: sentence 8 has \d+ source and \d+ target tokens, more than"):
-        dev_loss(policy, long_split("dev"), batch)
+def test_a_dev_pair_longer_than_a_row_counts_as_in_longer_rows(policy, batch):
+    long = long_split("dev")
+    found = dev_loss(policy, long, batch)(policy)["score"]
+    assert not fitting(human_pairs(policy, long), batch).all()
+    room = replace(batch, target_tokens=256)
+    assert found == pytest.approx(dev_loss(policy, long, room)(policy)["score"], rel=1e-5)
 
 
 def test_text_without_references_cannot_be_cloned(policy, dev, batch):
     with pytest.raises(UserError, match="dev: behavioural cloning needs references"):
-        human_pairs(policy, replace(dev, references=None), batch)
+        human_pairs(policy, replace(dev, references=None))
 
 
 def test_training_pairs_that_are_too_long_are_dropped_and_counted(policy, batch):

@@ -118,6 +118,15 @@ def test_an_evaluation_sees_every_pair_once_in_batches_of_one_shape(lengths):
         check(batch, examples)
 
 
+def test_an_evaluation_has_longer_rows_where_a_pair_needs_them():
+    examples = made([(3, 4), (17, 5), (2, 40)])
+    batches = evaluation_batches(examples, settings(), pad_id=PAD)
+    assert sorted(sequence_ids(batches)) == [0, 1, 2]
+    assert {(batch.source.shape, batch.target.shape) for batch in batches} == {((3, 24), (3, 48))}
+    for batch in batches:
+        check(batch, examples)
+
+
 @pytest.mark.parametrize("seed", [0, 7])
 def test_an_epoch_of_training_sees_every_pair_once_with_its_ids_positions_and_columns(seed):
     examples = many()

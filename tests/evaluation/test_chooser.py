@@ -106,7 +106,7 @@ def test_greedy_outputs_are_scored_by_reward_or_metric(lively, dev):
 
 
 def test_the_loss_is_minus_that_of_the_references(lively, dev, batch):
-    log_probs = np.concatenate(token_log_probs(lively, human_pairs(lively, dev.split, batch), batch))
+    log_probs = np.concatenate(token_log_probs(lively, human_pairs(lively, dev.split), batch))
     assert DevLoss().of(dev, REWARD)(lively) == {"score": pytest.approx(log_probs.mean(), rel=1e-4)}
 
 

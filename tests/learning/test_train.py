@@ -14,14 +14,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from rest.baselines.bc import human_pairs
 from rest.data.batches import Batch, BatchSettings, Examples
 from rest.errors import UserError
 from rest.learning.learner import Learner
-from rest.learning.losses import Loss, SquaredError
+from rest.learning.lora import Trainable
+from rest.learning.losses import NLL, Loss, SquaredError
 from rest.learning.mesh import MachineSettings, in_parts
 from rest.learning.optimizers import Adam, Schedule
 from rest.learning.train import Trained, TrainSettings, shuffled, train
 from rest.model.network import Network
+from rest.policy.policy import PolicyObjective
 
 pytestmark = pytest.mark.slow
 
@@ -329,6 +332,18 @@ def test_a_moving_average_is_what_is_evaluated_and_kept(tmp_path):
     assert trained.best.values["slope"] == seen[-1]
     with pytest.raises(UserError, match=r"ema must be at least 0 and below 1, not 1\.0"):
         TrainSettings(ema=1.0)
+
+
+def test_updates_of_one_shape_are_compiled_once(policy, corpus, batch, caplog):
+    how = PolicyObjective(NLL(), 0.123), Adam(), Schedule(1e-3), Trainable()
+    learner = Learner.begin(policy, *how, seed=0, machine=MachineSettings())
+    some = shuffled(
+        human_pairs(policy, corpus.train.take(np.arange(99))), batch, pad_id=policy.tokenizer.pad_id, seed=0
+    )
+    with jax.log_compiles():
+        for _, each in zip(range(3), some[0], strict=False):
+            learner.update(each, jax.random.key(0))
+    assert sum("XLA compilation of jit(updated)" in line for line in caplog.messages) == 1
 
 
 def test_every_update_takes_its_rate_from_the_schedule(tmp_path):

@@ -10,6 +10,7 @@ from rest.__main__ import main
 from rest.errors import UserError
 from rest.experiment import load_experiment
 from rest.folder import read_json
+from rest.grow import grow_sources
 from rest.stages import ppo
 from rest.stages.inputs import Inputs
 
@@ -44,3 +45,14 @@ def test_bc_reward_and_ppo_can_have_sources_of_their_own(tmp_path):
     assert shared["bc"] + shared["ratings"] + shared["ppo"] == len(inputs.train)
     with pytest.raises(UserError, match=r"bc_share must be above 0 and at most 1, not 1\.5"):
         replace(load_experiment(TINY), bc_share=1.5)
+
+
+def test_ppo_can_draw_for_the_sources_of_a_grow_step_of_as_many(tmp_path):
+    e = load_experiment(f"{TINY}:ppo")
+    inputs = Inputs(replace(e, ppo=replace(e.ppo, sources=40)), tmp_path)
+    grown = grow_sources([inputs.parts.grow], 40, 1, e.seed)[0]
+    assert ppo._sources(inputs).ids.tolist() == grown.ids.tolist() and len(grown) == 40
+    everything = ppo._sources(Inputs(e, tmp_path))
+    assert everything is inputs.parts.grow or everything.ids.tolist() == inputs.parts.grow.ids.tolist()
+    with pytest.raises(UserError, match=r"ppo.sources 3 are fewer than ppo.rollout.sources"):
+        replace(e.ppo, sources=3)

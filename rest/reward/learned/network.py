@@ -279,6 +279,8 @@ class LearnedReward:
     def _of(self, function: Callable[..., Array], examples: Examples) -> np.ndarray:
         """A function of packed batches, by pair [n, ...]."""
         batch = self.batch
+        read = {name: column for name, column in examples.columns.items() if name in GIVEN}  # nor compiled for others
+        examples = dataclasses.replace(examples, columns=read)
         if examples.source_of is not None:
             batch = dataclasses.replace(batch, target_tokens=WIDER * batch.target_tokens)
         return per_sequence(function, self.network, examples, batch, pad_id=self.reader.tokenizer.pad_id)
