@@ -32,7 +32,8 @@ from rest.learning.checkpoint import Checkpoints, State
 from rest.learning.divergence import InLoss
 from rest.learning.learner import Learner, resume, state_of
 from rest.learning.lora import Trainable
-from rest.learning.mesh import MachineSettings
+from rest.learning.mesh import MachineSettings, training_mesh
+from rest.learning.pace import Pace
 from rest.learning.train import mean_of
 from rest.policy.policy import Policy
 from rest.policy.value import Value
@@ -128,6 +129,7 @@ def ppo(
     actor, critic = training.actor, training.critic
     processes.first(lambda: (folder / "rollouts").mkdir(parents=True, exist_ok=True))
     checkpoints = Checkpoints(folder / "checkpoints", keep_latest=settings.average)
+    pace = Pace.of(training_mesh(machine), None, ("rollouts", "evaluation", "checkpoints"))
     kept = checkpoints.steps()
     number = kept[-1] if kept else 0
     if kept:
@@ -144,13 +146,15 @@ def ppo(
     ):
 
         def look() -> None:
-            values = processes.agreed(dict(evaluate(actor.now)))
+            with pace.lost_to("evaluation"):
+                values = processes.agreed(dict(evaluate(actor.now)))
             score = float(values["score"])
             if not math.isfinite(score):
                 raise UserError(f"ppo: the evaluation after rollout {number} gave the score {score}")
             training.history.append((number, score))
             journal.record(number, {f"dev/{name}": x for name, x in values.items()})
-            checkpoints.save(number, training.state(), score)
+            with pace.lost_to("checkpoints"):
+                checkpoints.save(number, training.state(), score)
             say(f"ppo: rollout {number}, " + ", ".join(f"{name} {x:.4g}" for name, x in values.items()))
 
         if not training.history:
@@ -158,16 +162,18 @@ def ppo(
         while number < settings.rollouts:
             number += 1
             part = sources_of(text, paid.sources, number, seed)
-            rollout = drawn(actor.raw, anchor, part, reward, paid, divergence.estimator, batch, number=number)
+            with pace.lost_to("rollouts"):
+                rollout = drawn(actor.raw, anchor, part, reward, paid, divergence.estimator, batch, number=number)
             if paid.keep_every and (number - 1) % paid.keep_every == 0:
                 processes.first(partial(write_shard, folder / "rollouts", *_shard(settings, number), rollout.columns))
             foreseen = None if critic is None else critic.now.of(rollout.examples, batch)
             learned, metrics = learn_from(rollout, foreseen, settings, training.coefficient)
             learned = join(learned, human, settings, np.random.default_rng(seed_for(seed, "ppo human pairs", number)))
             metrics |= {"objective/coefficient": training.coefficient}
-            metrics |= run_epochs(actor, critic, learned, settings, batch, pad_id=pad_id, number=number, seed=seed)
+            gone_through = partial(run_epochs, pad_id=pad_id, number=number, seed=seed, pace=pace)
+            metrics |= gone_through(actor, critic, learned, settings, batch)
             training.coefficient = divergence.coefficient.after(training.coefficient, metrics["objective/kl"], n)
-            journal.record(number, metrics)
+            journal.record(number, metrics | pace.numbers())
             bar.update(number, f"reward {metrics['objective/reward']:.3f}, kl {metrics['objective/kl']:.2f}")
             if number % settings.evaluate_every == 0 or number == settings.rollouts:
                 look()

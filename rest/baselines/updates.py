@@ -21,6 +21,7 @@ from rest.folder import seed_for
 from rest.learning.divergence import InLoss, InReward
 from rest.learning.learner import Learner
 from rest.learning.losses import Loss
+from rest.learning.pace import Pace
 from rest.learning.returns import whiten
 from rest.learning.surrogate import ClippedSurrogate, ClippedValue, Reinforce
 from rest.model.transformer import Transformer
@@ -87,6 +88,7 @@ def run_epochs(
     pad_id: int,
     number: int,
     seed: int,
+    pace: Pace,
 ) -> dict[str, float]:
     """Go through a rollout `epochs` times, updating the critic and the policy; means over the updates."""
     key = jax.random.fold_in(jax.random.key(seed_for(seed, "ppo")), number)
@@ -110,6 +112,7 @@ def run_epochs(
                 of_critic.append(update("critic", critic, part))
             if moves:
                 of_policy.append(update("policy", actor, part))
+                pace.update(part)
                 moves = not settings.target_kl or of_policy[-1]["approx_kl"] <= settings.target_kl
     return {"ppo/updates": float(len(of_policy))} | means_of(of_policy, POLICY) | means_of(of_critic, CRITIC)
 

@@ -69,6 +69,8 @@ class Pace:
     """Of a device."""
     network: Any = None
     """What is trained; None where that is not all of it."""
+    waits: tuple[str, ...] = LOST
+    """For what there is waiting."""
     lost: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     """Seconds by what was waited for."""
     updates: int = 0
@@ -78,9 +80,9 @@ class Pace:
     began: float = field(default_factory=time.perf_counter)
 
     @classmethod
-    def of(cls, mesh: Any, network: Any) -> Pace:
+    def of(cls, mesh: Any, network: Any, waits: tuple[str, ...] = LOST) -> Pace:
         """At the beginning, on the devices of a mesh."""
-        return cls(mesh.size, mesh.devices.flat[0].device_kind, network)
+        return cls(mesh.size, mesh.devices.flat[0].device_kind, network, waits)
 
     @contextmanager
     def lost_to(self, what: str, *, once: bool = False, unless: Callable[[], bool] | None = None) -> Iterator[None]:
@@ -107,12 +109,12 @@ class Pace:
         The rates are over the time of updates, which has waiting for data in it, but not the others.
         """
         whole = time.perf_counter() - self.began
-        spent = whole - sum(self.lost[what] for what in LOST if what != "data")
+        spent = whole - sum(self.lost[what] for what in self.waits if what != "data")
         each = max(spent, 1e-9) * self.devices
         found = {"pace/tokens_per_second_per_device": self.tokens / each}
         if self.at_peak:
             found["pace/model_flop_utilisation"] = self.at_peak / each
-        return found | {f"pace/lost_to_{what}": self.lost[what] / max(whole, 1e-9) for what in LOST}
+        return found | {f"pace/lost_to_{what}": self.lost[what] / max(whole, 1e-9) for what in self.waits}
 
 
 @dataclass

@@ -15,6 +15,7 @@ SHARES = {  # columns that are shares, and what the journal calls them
     "evaluating": "lost_to_evaluation",
     "checkpoints": "lost_to_checkpoints",
     "compiling": "lost_to_compiling",
+    "rollouts": "lost_to_rollouts",
 }
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,9 +54,11 @@ class _ChrF(CHRF):
         return np.float32(0) if not score and isinstance(statistics, np.ndarray) else score
 
 
-def corpus_metrics(tokenize: str = "13a") -> dict[str, BLEU | CHRF | TER]:
+@cache
+def corpus_metrics(tokenize: str = "13a") -> Mapping[str, BLEU | CHRF | TER]:
     """sacreBLEU's metrics by the name of their number; TER is an error rate, the lower the better."""
-    return {"bleu": BLEU(tokenize=tokenize), "chrf": _ChrF(), "ter": TER()}
+    as_it_is = tokenize == "none"  # of text that is tokenized on purpose, about which sacreBLEU need not warn
+    return {"bleu": BLEU(tokenize=tokenize, force=as_it_is), "chrf": _ChrF(), "ter": TER()}
 
 
 def corpus_scores(

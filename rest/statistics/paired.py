@@ -7,6 +7,7 @@ their total.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -54,13 +55,19 @@ def paired_corpus(
     counts = [len(lines) for lines in (a, b, *references)]
     if len(set(counts)) > 1 or not counts[0]:
         raise UserError(f"a paired test needs as many lines on every side, got {' and '.join(map(str, counts))}")
-    streams = [list(lines) for lines in references]
-    sums = [np.asarray(metric._extract_corpus_statistics(list(side), streams), np.float64) for side in (a, b)]
+    streams = tuple(tuple(lines) for lines in references)
+    sums = [_statistics(metric, tuple(side), streams) for side in (a, b)]
 
     def score(totals: np.ndarray, rows: int) -> np.ndarray:
         return np.array([metric._compute_score_from_stats(total.tolist()).score for total in totals])
 
     return _paired(sums[0], sums[1], score, seed, resamples)
+
+
+@lru_cache(maxsize=64)  # a policy is compared with several others
+def _statistics(metric: Metric, side: tuple[str, ...], references: tuple[tuple[str, ...], ...]) -> np.ndarray:
+    """What the metric counts in each sentence, float64 [sources, K]."""
+    return np.asarray(metric._extract_corpus_statistics(list(side), [list(lines) for lines in references]), np.float64)
 
 
 def _paired(

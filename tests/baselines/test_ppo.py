@@ -85,8 +85,9 @@ def undisturbed(train, tmp_path_factory):
 
 
 def lines(folder):
+    """What it recorded, but when and how fast."""
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "time"} for line in found]
+    return [{k: v for k, v in line.items() if k != "time" and not k.startswith("pace/")} for line in found]
 
 
 def rollouts(folder):
@@ -104,6 +105,14 @@ def test_it_reports_what_its_table_says(undisturbed):
     assert one[0]["objective/coefficient"] == 0.01 != one[1]["objective/coefficient"] != result["coefficient"]
     assert result["gradient_steps"] == sum(line["ppo/updates"] for line in one) < result["critic_steps"]
     assert result["samples"] == 4 * 18
+
+
+def test_it_says_how_fast_it_goes_and_what_takes_its_time(undisturbed):
+    folder = undisturbed[0]
+    last = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines() if "rollouts" in line][-1]
+    assert last["pace/tokens_per_second_per_device"] > 0
+    spent = [last[f"pace/lost_to_{what}"] for what in ("rollouts", "evaluation", "checkpoints")]
+    assert 0 < sum(spent) < 1 and spent[0] > 0 and "pace/lost_to_data" not in last
 
 
 def test_rollouts_are_kept_like_any_scored_dataset(undisturbed, capsys):
@@ -213,8 +222,8 @@ def test_a_rollout_s_updates_end_when_the_policy_has_moved_too_far(train, tmp_pa
     assert rollouts(tmp_path)[1]["ppo/updates"] == 2  # the first does not know yet how far it goes
 
 
-def test_human_pairs_are_learned_beside_the_reward(train, lively, corpus, batch, tmp_path):
-    human = human_pairs(lively, corpus.train, batch)
+def test_human_pairs_are_learned_beside_the_reward(train, lively, corpus, tmp_path):
+    human = human_pairs(lively, corpus.train)
     settings = replace(SETTINGS, rollouts=3, pretraining=1.0, pretraining_pairs=20, schedule=Schedule(1e-2))
     train(tmp_path, settings, human=human)
     nll = [line.get("ppo/pretraining_nll") for line in rollouts(tmp_path)]

@@ -21,4 +21,4 @@ def test_the_last_numbers_of_each_training(tmp_path: Path) -> None:
     assert found is not None
     [[head, *rows]] = found.tables
     assert head[:3] == ["stage", "tokens/s a device", "of the devices' peak"]
-    assert rows == [["bc", "1,234", "", "10.0%", "", "", ""]]
+    assert rows == [["bc", "1,234", "", "10.0%", "", "", "", ""]]
