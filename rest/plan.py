@@ -303,7 +303,7 @@ class Calibration:
         begun = time.perf_counter()
         act()
         first, took = time.perf_counter() - begun, list[float]()
-        while len(took) < 2 or (len(took) < most and sum(took) < 1):  # the second may compile once more
+        while len(took) < 2 or (len(took) < most and sum(took) < 1):
             begun = time.perf_counter()
             act()
             took.append(time.perf_counter() - begun)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from rest import processes
-from rest.baselines.rollout import roll_out, sources_of
+from rest.baselines.rollout import Rollout, roll_out, sources_of
 from rest.baselines.settings import PPOSettings
 from rest.baselines.updates import CriticUpdate, PolicyUpdate, join, learn_from, run_epochs
 from rest.data.batches import BatchSettings, Examples
@@ -86,6 +86,29 @@ class _Training:
         self.history, self.coefficient = saved.progress["history"], saved.progress["coefficient"]
         resume(self.learners, saved)
 
+    def learn(
+        self,
+        rollout: Rollout,
+        human: Examples | None,
+        settings: PPOSettings,
+        batch: BatchSettings,
+        *,
+        number: int,
+        seed: int,
+        pace: Pace,
+    ) -> dict[str, float]:
+        """Update the networks and the KL coefficient by a rollout; what there is to report of it."""
+        foreseen = None if self.critic is None else self.critic.now.of(rollout.examples, batch)
+        learned, metrics = learn_from(rollout, foreseen, settings, self.coefficient)
+        learned = join(learned, human, settings, np.random.default_rng(seed_for(seed, "ppo human pairs", number)))
+        metrics |= {"objective/coefficient": self.coefficient}
+        pad_id = self.actor.start.tokenizer.pad_id
+        gone_through = partial(run_epochs, pad_id=pad_id, number=number, seed=seed, pace=pace)
+        metrics |= gone_through(self.actor, self.critic, learned, settings, batch)
+        of_rollout = metrics["objective/kl"], len(rollout.lengths)
+        self.coefficient = settings.divergence.coefficient.after(self.coefficient, *of_rollout)
+        return metrics
+
     def best(
         self, checkpoints: Checkpoints, evaluate: Callable[[Policy], Mapping[str, float]], average: int
     ) -> tuple[int, Policy]:
@@ -122,7 +145,7 @@ def ppo(
     of PPO-ptx, None without. A call on the same folder goes on from the last evaluation with the same results.
     """
     machine = machine or MachineSettings()
-    anchor, paid, divergence, pad_id = policy, settings.rollout, settings.divergence, policy.tokenizer.pad_id
+    anchor, paid, divergence = policy, settings.rollout, settings.divergence
     n = paid.sources * paid.samples_per_source
     drawn = partial(roll_out, max_target_tokens=max_target_tokens, seed=seed, machine=machine)
     training = _Training.start(policy, reward, settings, seed, machine)
@@ -166,13 +189,7 @@ def ppo(
                 rollout = drawn(actor.raw, anchor, part, reward, paid, divergence.estimator, batch, number=number)
             if paid.keep_every and (number - 1) % paid.keep_every == 0:
                 processes.first(partial(write_shard, folder / "rollouts", *_shard(settings, number), rollout.columns))
-            foreseen = None if critic is None else critic.now.of(rollout.examples, batch)
-            learned, metrics = learn_from(rollout, foreseen, settings, training.coefficient)
-            learned = join(learned, human, settings, np.random.default_rng(seed_for(seed, "ppo human pairs", number)))
-            metrics |= {"objective/coefficient": training.coefficient}
-            gone_through = partial(run_epochs, pad_id=pad_id, number=number, seed=seed, pace=pace)
-            metrics |= gone_through(actor, critic, learned, settings, batch)
-            training.coefficient = divergence.coefficient.after(training.coefficient, metrics["objective/kl"], n)
+            metrics = training.learn(rollout, human, settings, batch, number=number, seed=seed, pace=pace)
             journal.record(number, metrics | pace.numbers())
             bar.update(number, f"reward {metrics['objective/reward']:.3f}, kl {metrics['objective/kl']:.2f}")
             if number % settings.evaluate_every == 0 or number == settings.rollouts:
