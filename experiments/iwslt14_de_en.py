@@ -3,10 +3,12 @@
 Shows    `paper`: the paper's network (6 + 6 layers, 512, 1,024, 4 heads), N = 100, thresholds .7 to .99 and G = 2, by a
          reward learned from people's judgements; `table` has PPO beside it with as many samples as a Grow step draws.
          `small` and `quick`: 22,180 pairs and the consensus of samples by chrF, which needs neither ratings nor
-         references. `rewards` compares consensus, the learned reward, both joined, and PPO, each with the same 128,000
-         samples, and consensus on all sources with G = 1 and 2; a judge that nothing trains on scores all of them.
+         references. `utilities`: agreement by chrF, or by chrF and BLEU. `rewards` compares consensus, the learned
+         reward, both joined, and PPO, each with the same 128,000 samples, and consensus on all sources with G = 1 and
+         2; a judge that nothing trains on scores all of them.
 Command  rest run experiments/iwslt14_de_en.py:quick --out runs/iwslt14-quick --corpus.directory DIRECTORY
          rest run experiments/iwslt14_de_en.py:small --out runs/iwslt14-small --corpus.directory DIRECTORY
+         rest study experiments/iwslt14_de_en.py:utilities --out runs/iwslt14 --seeds 0 --corpus.directory DIRECTORY
          rest study experiments/iwslt14_de_en.py:rewards --out runs/iwslt14 --seeds 0 --corpus.directory DIRECTORY \
              --evaluation.judge.function.folder runs/judge --variants consensus_g1 consensus_g2 consensus
          and, with --reward.function.folder runs/into-english, --variants learned ppo; `both` has the reward's folder at
@@ -121,7 +123,11 @@ small = replace(
     bc=BCSettings(
         label_smoothing=0.1,
         train=TrainSettings(
-            max_steps=8000, evaluate_every=250, patience=4, average=4, schedule=Schedule(2.5e-3, 600, "inverse_sqrt")
+            max_steps=9000,
+            evaluate_every=250,
+            patience=4,
+            average=4,
+            schedule=Schedule(2.5e-3, 600, "inverse_sqrt", 9000, cooldown_steps=2750),
         ),
     ),
     reward=Consensus(ChrF()).reward,

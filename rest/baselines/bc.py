@@ -20,7 +20,7 @@ from rest.folder import seed_for
 from rest.journal import say
 from rest.learning.apply import apply
 from rest.learning.losses import NLL, check_smoothing
-from rest.learning.mesh import MachineSettings
+from rest.learning.mesh import DATA, MachineSettings, mesh_of
 from rest.learning.optimizers import Schedule
 from rest.learning.train import Trained, TrainSettings, shuffled, train
 from rest.model.transformer import Transformer
@@ -72,7 +72,8 @@ def drop_long(tokenizer: Tokenizer, split: Split, batch: BatchSettings) -> tuple
 
 def dev_loss(policy: Policy, dev: Split, batch: BatchSettings) -> Callable[[Policy], Mapping[str, float]]:
     """An evaluation for `train` of policies with this one's tokenizer: the dev references' loss, nats per token."""
-    batches = evaluation_batches(human_pairs(policy, dev), batch, pad_id=policy.tokenizer.pad_id)
+    pairs, devices = human_pairs(policy, dev), mesh_of(policy.network).shape[DATA]
+    batches = evaluation_batches(pairs, batch, pad_id=policy.tokenizer.pad_id, devices=devices)
 
     @cache
     def assembled(start: int, stop: int) -> list[Batch]:

@@ -347,35 +347,41 @@ class Packed:
         return (self[k] for k in range(*chosen.indices(len(self))))
 
 
-def evaluation_batches(examples: Examples, settings: BatchSettings, *, pad_id: int) -> Packed:
-    """All examples once, packed, in fixed batches; the last one is filled up with empty rows.
+def evaluation_batches(examples: Examples, settings: BatchSettings, *, pad_id: int, devices: int = 1) -> Packed:
+    """All examples once, packed, in fixed batches of rows that the devices divide; the last is filled with empty rows.
 
-    Nothing is left out of an evaluation: rows are longer than the settings say where a pair needs that.
+    Nothing is left out of an evaluation: where a pair needs it, rows are longer than the settings say, and fewer.
     """
-    settings = _holding(examples, settings)
+    settings = for_devices(_holding(examples, settings), devices)
     plan = plan_rows(examples, settings, seed=0)
     starts = range(0, len(plan.rows), settings.rows)
     batches = [_filled(list(plan.rows[start : start + settings.rows]), settings) for start in starts]
     return Packed(_Assemble(examples, settings, plan.max_pairs, pad_id), batches)
 
 
+def for_devices(settings: BatchSettings, devices: int) -> BatchSettings:
+    """With as many rows more as make them a multiple of the devices."""
+    return replace(settings, batch_tokens=-(-settings.rows // devices) * devices * settings.target_tokens)
+
+
 def _holding(examples: Examples, settings: BatchSettings) -> BatchSettings:
-    """With rows that are long enough for every pair, as many as before."""
-    source, target = (int(lengths.max(initial=1)) for lengths in examples.lengths)
-    if source > settings.source_tokens:
-        settings = replace(settings, source_tokens=bucket(source))
-    if target > settings.target_tokens:
-        rows, longer = settings.rows, bucket(target)
-        settings = replace(settings, target_tokens=longer, batch_tokens=rows * longer)
-    return settings
+    """With rows that are long enough for every pair, and fewer by as much as they are longer."""
+    if fitting(examples, settings).all():
+        return settings
+    source, target = (bucket(int(lengths.max())) for lengths in examples.lengths)
+    longer = max(source / settings.source_tokens, target / settings.target_tokens)
+    source, target = max(source, settings.source_tokens), max(target, settings.target_tokens)
+    rows = max(1, int(settings.rows / longer))
+    return replace(settings, batch_tokens=rows * target, source_tokens=source, target_tokens=target)
 
 
-def minibatches(examples: Examples, settings: BatchSettings, *, pad_id: int, seed: int) -> Packed:
-    """All examples once, packed.
+def minibatches(examples: Examples, settings: BatchSettings, *, pad_id: int, seed: int, devices: int = 1) -> Packed:
+    """All examples once, packed, in batches of rows that the devices divide.
 
     Rows are shuffled and shared evenly between batches, and batches filled up with empty rows: whatever the examples,
     the shapes are the same, so that one program serves every rollout.
     """
+    settings = for_devices(settings, devices)
     plan = plan_rows(examples, settings, seed)
     order = np.random.default_rng(seed).permutation(len(plan.rows))
     batches = [

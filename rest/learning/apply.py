@@ -6,7 +6,6 @@ Everything that asks a network something, and does not train it, goes through he
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -59,7 +58,7 @@ def per_token(
     With `same_shapes` one compiled program serves whatever the examples are, such as those of every rollout.
     """
     batches_of = partial(minibatches, seed=0) if same_shapes else evaluation_batches
-    batches = batches_of(examples, _for_devices(settings, networks), pad_id=pad_id)
+    batches = batches_of(examples, settings, pad_id=pad_id, devices=mesh_of(networks).shape[DATA])
 
     def work(chosen: slice) -> tuple[np.ndarray, list[np.ndarray]]:
         pairs = list[np.ndarray]()
@@ -85,7 +84,7 @@ def per_sequence(
     function: Callable[..., Any], networks: Networks, examples: Examples, settings: BatchSettings, *, pad_id: int
 ) -> np.ndarray:
     """`function(module, ..., batch) -> [B, Q, ...]` of each pair: [n, ...], for at least one example."""
-    batches = evaluation_batches(examples, _for_devices(settings, networks), pad_id=pad_id)
+    batches = evaluation_batches(examples, settings, pad_id=pad_id, devices=mesh_of(networks).shape[DATA])
 
     def work(chosen: slice) -> list[tuple[np.ndarray, np.ndarray]]:
         found = []
@@ -97,12 +96,6 @@ def per_sequence(
     parts = [part for found in processes.divided(len(batches), work) for part in found]
     rows, values = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     return values[np.argsort(rows)]
-
-
-def _for_devices(settings: BatchSettings, networks: Networks) -> BatchSettings:
-    """With as many rows more as make them a multiple of the devices; what is not filled is empty rows."""
-    devices = mesh_of(networks).shape[DATA]
-    return replace(settings, batch_tokens=-(-settings.rows // devices) * devices * settings.target_tokens)
 
 
 def per_row(

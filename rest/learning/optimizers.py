@@ -136,22 +136,30 @@ class Schedule:
     decay: Literal["constant", "inverse_sqrt", "linear"] = "constant"
     """After warm-up."""
     zero_at: int = 0
-    """The step at which a linear decay reaches zero."""
+    """The step at which a linear decay or a cooldown reaches zero."""
+    cooldown_steps: int = 0
+    """The last steps before `zero_at`, in which another rate falls linearly from what it was (Hägele et al. 2024)."""
 
     def __post_init__(self) -> None:
-        refuse_below("schedule.", self, {"learning_rate": 0, "warmup_steps": 0, "zero_at": 0})
-        if (self.decay == "linear") != (self.zero_at > self.warmup_steps):
+        refuse_below("schedule.", self, {"learning_rate": 0, "warmup_steps": 0, "zero_at": 0, "cooldown_steps": 0})
+        if self.decay == "linear" and self.cooldown_steps:
+            raise UserError(f"schedule: a linear decay needs no cooldown_steps, which are {self.cooldown_steps}")
+        falls = self.decay == "linear" or self.cooldown_steps > 0
+        if falls != (self.zero_at > self.warmup_steps + self.cooldown_steps):
             raise UserError(
-                f"schedule: zero_at {self.zero_at} is for decay 'linear', and then above warmup_steps "
-                f"{self.warmup_steps}; decay is {self.decay!r}"
+                f"schedule: zero_at {self.zero_at} is for decay 'linear' or cooldown_steps, and then above "
+                f"warmup_steps {self.warmup_steps} + {self.cooldown_steps}; decay is {self.decay!r}"
             )
 
     def __call__(self, step: int) -> float:
         """The rate of update number `step`, from 1."""
         if step < self.warmup_steps:
             return self.learning_rate * step / self.warmup_steps
-        if self.decay == "inverse_sqrt":
-            return self.learning_rate * math.sqrt(max(1, self.warmup_steps) / step)
         if self.decay == "linear":
             return self.learning_rate * max(0.0, (self.zero_at - step) / (self.zero_at - self.warmup_steps))
+        cooling = self.zero_at - self.cooldown_steps
+        if self.cooldown_steps and step > cooling:
+            return self(cooling) * max(0.0, (self.zero_at - step) / self.cooldown_steps)
+        if self.decay == "inverse_sqrt":
+            return self.learning_rate * math.sqrt(max(1, self.warmup_steps) / step)
         return self.learning_rate

@@ -26,12 +26,24 @@ def test_the_schedule_by_hand():
     assert [Schedule(1.0, 4, "inverse_sqrt")(step) for step in steps] == [0.25, 0.5, 1, 0.5, 0.25]
     assert [Schedule(2.0, 0, "inverse_sqrt")(step) for step in (1, 4, 16)] == [2, 1, 0.5]
     assert [Schedule(1.0, 2, "linear", 10)(step) for step in (1, 2, 6, 10, 11)] == [0.5, 1, 0.5, 0, 0]
+    cooled = Schedule(1.0, 4, "inverse_sqrt", 20, cooldown_steps=4)
+    assert [cooled(step) for step in (2, 4, 16, 17, 18, 20, 30)] == [0.5, 1, 0.5, 0.375, 0.25, 0, 0]
+    assert [Schedule(1.0, 0, "constant", 8, 4)(step) for step in (4, 6, 8)] == [1, 0.5, 0]
 
 
 @pytest.mark.parametrize(("decay", "zero_at"), [("linear", 0), ("linear", 4), ("constant", 9)])
 def test_a_linear_decay_needs_an_end_after_warm_up(decay, zero_at):
     with pytest.raises(UserError, match=rf"schedule: zero_at {zero_at} is for decay 'linear'.*decay is '{decay}'"):
         Schedule(1.0, 4, decay, zero_at)
+
+
+def test_a_cooldown_needs_an_end_and_a_rate_that_does_not_fall_to_zero_anyway():
+    with pytest.raises(
+        UserError, match=r"zero_at 8 is for decay 'linear' or cooldown_steps, and then above warmup_steps 4 [+] 5"
+    ):
+        Schedule(1.0, 4, "constant", 8, 5)
+    with pytest.raises(UserError, match="a linear decay needs no cooldown_steps, which are 5"):
+        Schedule(1.0, 4, "linear", 20, 5)
 
 
 def test_stretches_follow_each_other_and_each_begins_anew():
