@@ -175,6 +175,7 @@ DEVICES = (
 )
 KNOW_DEVICES = (
     "learning/mesh",
+    "learning/pace",
     "learning/apply",
     "learning/learner",
     "learning/train",

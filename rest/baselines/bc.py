@@ -11,16 +11,16 @@ import numpy as np
 from jaxtyping import Array
 
 from rest import processes
-from rest.data.batches import Batch, BatchSettings, Examples, evaluation_batches, fitting
+from rest.data.batches import Batch, BatchSettings, Examples, fitting
 from rest.data.corpus import Split
 from rest.data.ragged import BLOCK
 from rest.data.tokenizer import Tokenizer, source_ids, target_ids
 from rest.errors import UserError
 from rest.folder import seed_for
 from rest.journal import say
-from rest.learning.apply import apply
+from rest.learning.apply import apply, asked
 from rest.learning.losses import NLL, check_smoothing
-from rest.learning.mesh import DATA, MachineSettings, mesh_of
+from rest.learning.mesh import MachineSettings
 from rest.learning.optimizers import Schedule
 from rest.learning.train import Trained, TrainSettings, shuffled, train
 from rest.model.transformer import Transformer
@@ -72,8 +72,7 @@ def drop_long(tokenizer: Tokenizer, split: Split, batch: BatchSettings) -> tuple
 
 def dev_loss(policy: Policy, dev: Split, batch: BatchSettings) -> Callable[[Policy], Mapping[str, float]]:
     """An evaluation for `train` of policies with this one's tokenizer: the dev references' loss, nats per token."""
-    pairs, devices = human_pairs(policy, dev), mesh_of(policy.network).shape[DATA]
-    batches = evaluation_batches(pairs, batch, pad_id=policy.tokenizer.pad_id, devices=devices)
+    batches = asked(policy.network, human_pairs(policy, dev), batch, pad_id=policy.tokenizer.pad_id)
 
     @cache
     def assembled(start: int, stop: int) -> list[Batch]:

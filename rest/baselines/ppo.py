@@ -32,7 +32,7 @@ from rest.learning.checkpoint import Checkpoints, State
 from rest.learning.divergence import InLoss
 from rest.learning.learner import Learner, resume, state_of
 from rest.learning.lora import Trainable
-from rest.learning.mesh import MachineSettings, training_mesh
+from rest.learning.mesh import MachineSettings
 from rest.learning.pace import Pace
 from rest.learning.train import mean_of
 from rest.policy.policy import Policy
@@ -152,7 +152,7 @@ def ppo(
     actor, critic = training.actor, training.critic
     processes.first(lambda: (folder / "rollouts").mkdir(parents=True, exist_ok=True))
     checkpoints = Checkpoints(folder / "checkpoints", keep_latest=settings.average)
-    pace = Pace.of(training_mesh(machine), None, ("rollouts", "evaluation", "checkpoints"))
+    pace = Pace.of(machine, None, ("rollouts", "evaluation", "checkpoints"))
     kept = checkpoints.steps()
     number = kept[-1] if kept else 0
     if kept:

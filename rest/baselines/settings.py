@@ -94,11 +94,11 @@ class PPOSettings:
 
     rollouts: int = 0
     """How long to train; 0: no PPO in this experiment."""
-    sources: int = 0
-    """Draw for these many sources only, those of a first Grow step of as many; 0: for all."""
     evaluate_every: int = 10
     """Rollouts between evaluations on dev; a checkpoint is written at each."""
     rollout: RolloutSettings = field(default_factory=RolloutSettings)
+    sources: int = 0
+    """Draw for these many sources only, those of a first Grow step of as many; 0: for all."""
     advantage: GAE | LeaveOneOut | Group = field(default_factory=GAE)
     """What a token turned out to be worth: by a critic, or beside the other samples of its source."""
     divergence: InReward | InLoss = field(default_factory=InReward)

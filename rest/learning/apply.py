@@ -18,6 +18,7 @@ from rest.data.batches import (
     BatchSettings,
     Examples,
     Ids,
+    Packed,
     evaluation_batches,
     gather_tokens,
     minibatches,
@@ -44,6 +45,14 @@ def apply(function: Callable[..., Any], networks: Networks, *inputs: Any) -> Any
     return jax.tree.map(np.asarray, _apply(function, each, divide(inputs, mesh_of(each))))
 
 
+def asked(
+    networks: Networks, examples: Examples, settings: BatchSettings, *, pad_id: int, same_shapes: bool = False
+) -> Packed:
+    """All examples once, in batches for `apply`; with `same_shapes` always of the same, whatever the examples."""
+    batches = partial(minibatches, seed=0) if same_shapes else evaluation_batches
+    return batches(examples, settings, pad_id=pad_id, devices=mesh_of(networks).shape[DATA])
+
+
 def per_token(
     function: Callable[..., Any],
     networks: Networks,
@@ -57,8 +66,7 @@ def per_token(
 
     With `same_shapes` one compiled program serves whatever the examples are, such as those of every rollout.
     """
-    batches_of = partial(minibatches, seed=0) if same_shapes else evaluation_batches
-    batches = batches_of(examples, settings, pad_id=pad_id, devices=mesh_of(networks).shape[DATA])
+    batches = asked(networks, examples, settings, pad_id=pad_id, same_shapes=same_shapes)
 
     def work(chosen: slice) -> tuple[np.ndarray, list[np.ndarray]]:
         pairs = list[np.ndarray]()
@@ -84,7 +92,7 @@ def per_sequence(
     function: Callable[..., Any], networks: Networks, examples: Examples, settings: BatchSettings, *, pad_id: int
 ) -> np.ndarray:
     """`function(module, ..., batch) -> [B, Q, ...]` of each pair: [n, ...], for at least one example."""
-    batches = evaluation_batches(examples, settings, pad_id=pad_id, devices=mesh_of(networks).shape[DATA])
+    batches = asked(networks, examples, settings, pad_id=pad_id)
 
     def work(chosen: slice) -> list[tuple[np.ndarray, np.ndarray]]:
         found = []

@@ -144,6 +144,11 @@ def place(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(there, tree, shardings(tree, mesh))
 
 
+def at_home(tree: Any) -> Any:
+    """The same arrays on the devices of this process."""
+    return place(tree, own_mesh())
+
+
 def shaped(shapes: Any, mesh: Mesh) -> Any:
     """What arrays of these shapes are, once they are placed."""
     return jax.tree.map(

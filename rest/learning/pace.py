@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from rest.data.batches import Batch, Share
+from rest.learning.mesh import MachineSettings, training_mesh
 
 # FLOP/s of a device as JAX counts devices, for dense products of bfloat16 and of float32, from makers' data sheets.
 # JAX multiplies float32 by TF32 on GPUs since Ampere and by bfloat16 on TPUs unless it is told otherwise: theirs are
@@ -80,8 +81,9 @@ class Pace:
     began: float = field(default_factory=time.perf_counter)
 
     @classmethod
-    def of(cls, mesh: Any, network: Any, waits: tuple[str, ...] = LOST) -> Pace:
-        """At the beginning, on the devices of a mesh."""
+    def of(cls, machine: MachineSettings, network: Any, waits: tuple[str, ...] = LOST) -> Pace:
+        """At the beginning, on all devices."""
+        mesh = training_mesh(machine)
         return cls(mesh.size, mesh.devices.flat[0].device_kind, network, waits)
 
     @contextmanager

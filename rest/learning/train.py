@@ -180,7 +180,7 @@ def train(
     )
     checkpoints = Checkpoints(folder / "checkpoints", keep_latest=settings.average)
     history = _go_on(learner, batches, checkpoints)
-    pace = Pace.of(training_mesh(machine), start.network.module if settings.trainable == Trainable() else None)
+    pace = Pace.of(machine, start.network.module if settings.trainable == Trainable() else None)
 
     with (
         closing(checkpoints),

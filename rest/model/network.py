@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rest.learning.checkpoint import identity_of, load_parameters, save_parameters
-from rest.learning.mesh import MachineSettings, own_mesh, place
+from rest.learning.mesh import MachineSettings, at_home
 
 Build = Callable[[nnx.Rngs], nnx.Module]
 
@@ -38,7 +38,7 @@ class Network:
     def new(cls, settings: Any, build: Build, seed: int) -> Network:
         """With random parameters, which lie where those of `load` do: both are served by the same programs."""
         network = cls.of(settings, build(nnx.Rngs(jax.random.key(seed))))
-        return network.with_parameters(place(network.parameters, own_mesh()))
+        return network.with_parameters(at_home(network.parameters))
 
     @classmethod
     def of(cls, settings: Any, module: nnx.Module) -> Network:

@@ -278,9 +278,8 @@ class LearnedReward:
 
     def _of(self, function: Callable[..., Array], examples: Examples) -> np.ndarray:
         """A function of packed batches, by pair [n, ...]."""
-        batch = self.batch
-        read = {name: column for name, column in examples.columns.items() if name in GIVEN}  # nor compiled for others
-        examples = dataclasses.replace(examples, columns=read)
+        batch, columns = self.batch, {name: x for name, x in examples.columns.items() if name in GIVEN}
+        examples = dataclasses.replace(examples, columns=columns)  # those that are read: else it is compiled for others
         if examples.source_of is not None:
             batch = dataclasses.replace(batch, target_tokens=WIDER * batch.target_tokens)
         return per_sequence(function, self.network, examples, batch, pad_id=self.reader.tokenizer.pad_id)
