@@ -280,6 +280,7 @@ def test_a_dataclass_is_described_by_its_name_and_fields():
             "warmup_steps": 0,
             "decay": "constant",
             "zero_at": 0,
+            "cooldown_steps": 0,
         },
     }
 
