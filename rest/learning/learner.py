@@ -100,7 +100,6 @@ def updated(
 
 
 STATIC, DONATED = ("objective", "optimizer", "trainable"), ("trained", "state")
-update = jax.jit(updated, static_argnames=STATIC, donate_argnames=DONATED)
 
 
 @partial(jax.jit, donate_argnames=("average",))
@@ -127,7 +126,7 @@ class Learner(Generic[T]):
     rate: Callable[[int], Any]  # not fetched from the device, which may still be at work
     network: Any  # without parameters
     machine: MachineSettings
-    update_jitted: Any  # `update`, whose results stay where they were
+    update_jitted: Any  # `updated`, whose results stay where they were
     trained: Any  # what updates change
     frozen: Any  # what they do not, shared with whoever gave it
     state: Any  # the optimizer's
@@ -230,7 +229,7 @@ class Learner(Generic[T]):
 
 
 def _on(mesh: Any, optimizer: Optimizer, trained: Any) -> tuple[Any, Any]:
-    """`update` and the optimizer's first state, both on a mesh."""
+    """`updated`, compiled, and the optimizer's first state, both on a mesh."""
     there = shardings(jax.eval_shape(partial(initial_state, optimizer), trained), mesh)
     # Else XLA moves some from update to update, and even on one device an update that follows another is compiled again
     pinned = shardings(trained, mesh), there, everywhere(mesh)

@@ -34,7 +34,7 @@ from rest.allocator import keep_freed_memory
 from rest.data.batches import BatchSettings, Examples, Share, fitting, training_batches
 from rest.data.tokenizer import SentencePieceSettings
 from rest.folder import write_json
-from rest.learning.learner import Learner, update
+from rest.learning.learner import Learner
 from rest.learning.lora import Trainable
 from rest.learning.losses import NLL
 from rest.learning.mesh import MachineSettings, global_batch, training_mesh
@@ -112,7 +112,7 @@ class Ours:
         """What the compiled update takes besides its arguments."""
         made = self.learner
         batch = global_batch(Share.whole(next(self.batches)), training_mesh(MachineSettings()))
-        lowered = update.lower(
+        lowered = made.update_jitted.lower(
             made.objective, made.optimizer, made.trainable, made.network, made.trained, made.frozen, made.state,
             batch, np.float32(1e-4), jax.random.key(0),
         )  # fmt: skip

@@ -53,6 +53,6 @@ def test_ppo_can_draw_for_the_sources_of_a_grow_step_of_as_many(tmp_path):
     grown = grow_sources([inputs.parts.grow], 40, 1, e.seed)[0]
     assert ppo._sources(inputs).ids.tolist() == grown.ids.tolist() and len(grown) == 40
     everything = ppo._sources(Inputs(e, tmp_path))
-    assert everything is inputs.parts.grow or everything.ids.tolist() == inputs.parts.grow.ids.tolist()
+    assert everything.ids.tolist() == inputs.parts.grow.ids.tolist()
     with pytest.raises(UserError, match=r"ppo.sources 3 are fewer than ppo.rollout.sources"):
         replace(e.ppo, sources=3)
