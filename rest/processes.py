@@ -292,6 +292,7 @@ def join() -> None:
         _group = _Group(state.process_id, state.num_processes, state.client)
         threading.Thread(target=_watch, args=(_group,), daemon=True).start()
         _listen()
+        wait_for_all()  # else one may end, and its launcher stop another that does not listen yet
 
 
 def leave() -> None:

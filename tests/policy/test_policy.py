@@ -9,7 +9,7 @@ import pytest
 from rest.data.batches import Batch, Examples
 from rest.data.tokenizer import SentencePieceSettings
 from rest.errors import UserError
-from rest.learning.learner import update
+from rest.learning.learner import STATIC, updated
 from rest.learning.lora import Trainable
 from rest.learning.losses import NLL
 from rest.learning.optimizers import Adam
@@ -99,7 +99,8 @@ def test_an_update_never_holds_the_logits_of_a_whole_batch():
     state = jax.eval_shape(Adam()().init, parameters)
     rate, key = jax.ShapeDtypeStruct((), np.float32), jax.eval_shape(lambda: jax.random.key(0))
     objective = PolicyObjective(NLL(), 0.1)
-    lowered = update.lower(objective, Adam(), Trainable(), empty, parameters, {}, state, batch, rate, key)
+    given = objective, Adam(), Trainable(), empty, parameters, {}, state, batch, rate, key
+    lowered = jax.jit(updated, static_argnames=STATIC).lower(*given)
     used = lowered.compile().memory_analysis().temp_size_in_bytes
     assert used < rows * tokens * vocabulary * 4
 
