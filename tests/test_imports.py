@@ -23,7 +23,7 @@ statistics/{words,moses,correlation,intervals,paired,text_metrics}
 data/{lines,ragged,tokenizer,synthetic,corpus,files,tfds,iwslt,testsets,survey,shards,known,large,sidecars,store,where,segments,packing,batches,inspect}
 ratings/{record,files,rated}
 learning/{mesh,pace,returns,divergence,losses,preferences,surrogate,lora,optimizers,depth,checkpoint,apply,learner,train}
-model/{network,positions,normaliser,attention,layers,flops,transformer,families/hub,families/torch_files,families/files,families/xlmr,families/bert}
+model/{network,positions,products,normaliser,attention,layers,flops,transformer,families/hub,families/torch_files,families/files,families/xlmr,families/bert}
 model/{families/family,families/bart,families/marian,families/t5,families/m2m100,families/mbart,families/huggingface}
 policy/{policy,slots,sampler,beam,value,drawn}
 reward/{language,guards,reward,composition,reference_based,ngrams,utility,embedding,consensus,trivial,raters,attacks,agreement}

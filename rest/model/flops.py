@@ -35,4 +35,4 @@ class WithLogits:
     def arithmetic(self: Any, rows: int, source: int, target: int) -> tuple[int, str]:
         """FLOPs of the products of a forward pass, and what type they are of."""
         vocabulary = self.embedding.shape[0]
-        return forward_flops(self.settings, vocabulary, rows, source, target), self.settings.dtype
+        return forward_flops(self.settings, vocabulary, rows, source, target), self.settings.factors

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from rest.errors import UserError, refuse_below, refuse_shares
 from rest.model.attention import attend
+from rest.model.products import Products, rounded_product
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
@@ -74,6 +75,9 @@ class TransformerSettings:
     """The decoder starts from a zero embedding (Marian) instead of that of padding (T5)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of activations and matrix products; norms, softmax and log-probabilities are float32."""
+    products: Products = "float32"
+    """What the factors of linear layers and of the output are rounded to where `dtype` is float32; sums are float32.
+    On CPU the faster way to bfloat16 (models.md)."""
     parameter_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the parameters in memory and on disk; what an optimizer keeps of them is float32."""
 
@@ -83,6 +87,11 @@ class TransformerSettings:
         refuse_shares("model: ", self, "dropout")
         if self.head_width is None and self.width % (2 * self.heads):
             raise UserError(f"model: width {self.width} must be a multiple of twice the heads, {self.heads}")
+
+    @property
+    def factors(self) -> Products:
+        """What matrix products multiply."""
+        return self.products if self.dtype == "float32" else self.dtype
 
 
 class KeysAndValues(NamedTuple):
@@ -120,12 +129,17 @@ class Linear(nnx.Module):
     The product is one of two matrices: with more axes XLA on CPU transposes what W's gradient contracts.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, bias: bool = True, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, *, bias: bool = True, products: Products = "float32", rngs: nnx.Rngs
+    ) -> None:
+        self.products = products
         self.kernel = nnx.Param(nnx.initializers.xavier_uniform()(rngs.params(), (inputs, outputs)))
         self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
 
     def __call__(self, x: Float[Array, "*B inputs"]) -> Float[Array, "*B outputs"]:
-        y = x.reshape(-1, x.shape[-1]) @ self.kernel[...].astype(x.dtype)
+        rows, kernel = x.reshape(-1, x.shape[-1]), self.kernel[...]
+        low = self.products == "bfloat16" and x.dtype == jnp.float32
+        y = rounded_product(rows, kernel) if low else rows @ kernel.astype(x.dtype)
         if self.bias is not None:
             y = y + self.bias[...].astype(x.dtype)[None]
         return y.reshape(*x.shape[:-1], -1)
@@ -163,10 +177,9 @@ class Attention(nnx.Module):
     def __init__(self, settings: TransformerSettings, *, rngs: nnx.Rngs) -> None:
         self.heads, width, inner = settings.heads, settings.width, settings.heads * head_width(settings)
         self.scale = head_width(settings) ** -0.5 if settings.scale_attention else 1.0
-        self.query = Linear(width, inner, bias=settings.biases, rngs=rngs)
-        self.key = Linear(width, inner, bias=settings.biases, rngs=rngs)
-        self.value = Linear(width, inner, bias=settings.biases, rngs=rngs)
-        self.output = Linear(inner, width, bias=settings.biases, rngs=rngs)
+        linear = partial(Linear, bias=settings.biases, products=settings.products, rngs=rngs)
+        self.query, self.key, self.value = (linear(width, inner) for _ in range(3))
+        self.output = linear(inner, width)
 
     def split(self, x: Float[Array, "B T HK"]) -> Float[Array, "B H T K"]:
         return x.reshape(*x.shape[:2], self.heads, -1).swapaxes(1, 2)
@@ -192,10 +205,11 @@ class FeedForward(nnx.Module):
 
     def __init__(self, settings: TransformerSettings, *, rngs: nnx.Rngs) -> None:
         self.activation = ACTIVATIONS[settings.activation]
-        width, inner, bias = settings.width, settings.feed_forward, settings.biases
-        self.inner = Linear(width, inner, bias=bias, rngs=rngs)
-        self.gate = Linear(width, inner, bias=bias, rngs=rngs) if settings.gated else None
-        self.outer = Linear(inner, width, bias=bias, rngs=rngs)
+        width, inner = settings.width, settings.feed_forward
+        linear = partial(Linear, bias=settings.biases, products=settings.products, rngs=rngs)
+        self.inner = linear(width, inner)
+        self.gate = linear(width, inner) if settings.gated else None
+        self.outer = linear(inner, width)
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         inner = self.activation(self.inner(x))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -9,37 +10,50 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from rest.model.products import Products, rounded, standing
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+
+@dataclass(frozen=True)
+class Normaliser:
+    """How it is computed."""
+
+    temperature: float = 1.0
+    entropy: bool = False
+    """Whether the entropy is asked for."""
+    groups: int = 1
+    """Devices that the states of a slice lie on, one group after the other."""
+    products: Products = "float32"
+    """What the factors of products are rounded to."""
+
+    def factors(self, *matrices: Array) -> tuple[Array, ...]:
+        """Matrices as they are multiplied."""
+        return rounded(*matrices) if self.products == "bfloat16" else matrices
+
+    def logits(self, states: Array, weights: Array, bias: Array) -> Array:
+        """Float32 [N, V], of one slice."""
+        states, weights = self.factors(states, weights)
+        logits = jnp.matmul(states, weights.T, preferred_element_type=jnp.float32) + bias[None]
+        return logits if self.temperature == 1 else logits / self.temperature
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
 def normaliser(
-    states: Float[Array, "C N D"],
-    weights: Float[Array, "V D"],
-    bias: Float[Array, " V"],
-    temperature: float,
-    entropy: bool,
-    groups: int = 1,
+    states: Float[Array, "C N D"], weights: Float[Array, "V D"], bias: Float[Array, " V"], how: Normaliser
 ) -> tuple[Float[Array, "C N"], Float[Array, "C N"]]:
     """Logarithm of the sum of exponentiated logits, and the entropy of their softmax (0 if not asked for), nats.
 
     C slices of N states, one after another: [C, N, V] never exists. The backward pass computes a slice's logits anew,
-    but neither their maximum nor their sum. Where the states of a slice lie on several devices, one group after the
-    other, each device sums the gradient of the weights by itself, and all tell each other the sum of all slices.
+    but neither their maximum nor their sum. With several groups each device sums the gradient of the weights by itself,
+    and all tell each other the sum of all slices.
     """
-    return _forward(states, weights, bias, temperature, entropy, groups)[0]
+    return _forward(states, weights, bias, how)[0]
 
 
-def _logits(states: Array, weights: Array, bias: Array, temperature: float) -> Array:
-    logits = jnp.matmul(states, weights.T, preferred_element_type=jnp.float32) + bias[None]
-    return logits if temperature == 1 else logits / temperature
-
-
-def _forward(
-    states: Array, weights: Array, bias: Array, temperature: float, entropy: bool, groups: int
-) -> tuple[Any, Any]:
+def _forward(states: Array, weights: Array, bias: Array, how: Normaliser) -> tuple[Any, Any]:
     def of_slice(part: Array) -> tuple[Array, Array]:
-        logits = _logits(part, weights, bias, temperature)
+        logits = how.logits(part, weights, bias)
         total = jax.nn.logsumexp(logits, axis=-1)
-        if not entropy:
+        if not how.entropy:
             return total, jnp.zeros_like(total)
         return total, total - (jnp.exp(logits - total[:, None]) * logits).sum(-1)
 
@@ -47,27 +61,27 @@ def _forward(
     return found, (states, weights, bias, *found)
 
 
-def _backward(
-    temperature: float, entropy: bool, groups: int, kept: Any, cotangents: tuple[Array, Array]
-) -> tuple[Array, Array, Array]:
+def _backward(how: Normaliser, kept: Any, cotangents: tuple[Array, Array]) -> tuple[Array, Array, Array]:
     states, weights, bias, totals, entropies = kept
+    groups = how.groups
 
     def of_slice(sums: tuple[Array, Array], part: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
         x, total, h, to_total, to_entropy = part
-        surprise = _logits(x, weights, bias, temperature) - total[:, None]
+        surprise = how.logits(x, weights, bias) - total[:, None]
         slopes = jnp.exp(surprise)  # the softmax, which is what a normaliser's derivative is
-        factor = to_total[:, None] / temperature  # of a row: it scales a product's row instead of [N, V]
-        if entropy:
+        factor = to_total[:, None] / how.temperature  # of a row: it scales a product's row instead of [N, V]
+        if how.entropy:
             slopes = slopes * (to_total[:, None] - to_entropy[:, None] * (surprise + h[:, None]))
-            factor = jnp.full_like(factor, 1 / temperature)
-        slopes = slopes.astype(x.dtype)
+            factor = jnp.full_like(factor, 1 / how.temperature)
         scaled = x * factor.astype(x.dtype)
+        slopes, scaled, rows = how.factors(slopes.astype(x.dtype), scaled, weights)
         if groups == 1:
-            to_weights = jnp.matmul(slopes.T, scaled, preferred_element_type=jnp.float32)
+            across = standing(slopes) if how.products == "bfloat16" else slopes.T
+            to_weights = jnp.matmul(across, scaled, preferred_element_type=jnp.float32)
         else:
-            rows = [part.reshape(groups, -1, part.shape[-1]) for part in (slopes, scaled)]
-            to_weights = jnp.einsum("gnv,gnd->gvd", *rows, preferred_element_type=jnp.float32)
-        to_states = jnp.matmul(slopes, weights, preferred_element_type=jnp.float32) * factor
+            cut = [part.reshape(groups, -1, part.shape[-1]) for part in (slopes, scaled)]
+            to_weights = jnp.einsum("gnv,gnd->gvd", *cut, preferred_element_type=jnp.float32)
+        to_states = jnp.matmul(slopes, rows, preferred_element_type=jnp.float32) * factor
         to_bias = factor[:, 0] @ slopes.astype(jnp.float32)
         return (sums[0] + to_weights, sums[1] + to_bias), to_states.astype(x.dtype)
 

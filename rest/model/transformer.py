@@ -31,7 +31,7 @@ from rest.model.layers import (
     layer,
     split_key,
 )
-from rest.model.normaliser import normaliser
+from rest.model.normaliser import Normaliser, normaliser
 from rest.model.positions import FIRST, RelativePositions, ahead, sinusoids
 
 
@@ -223,8 +223,7 @@ class Transformer(WithLogits, nnx.Module):
 
     def logits(self, hidden: Float[Array, "B D"]) -> Float[Array, "B V"]:
         """float32 logits over the vocabulary, padded to a multiple of 64."""
-        hidden, weights = self.output_layer(hidden)
-        return (hidden @ weights.T).astype(jnp.float32) + self.blocked_bias()[None]
+        return Normaliser(products=self.settings.products).logits(*self.output_layer(hidden), self.blocked_bias())
 
     def scores(
         self,
@@ -243,7 +242,8 @@ class Transformer(WithLogits, nnx.Module):
         hidden, weights = self.output_layer(hidden)
         bias = self.blocked_bias()
         allowed = (bias > BLOCKED / 2) / (self.vocabulary_size - 1)
-        return _scores(hidden, weights, bias, allowed, labels, chunk, temperature, entropy, self.row_groups)
+        how = Normaliser(temperature, entropy, self.row_groups, self.settings.products)
+        return _scores(hidden, weights, bias, allowed, labels, chunk, how)
 
 
 def _biases(positions: Any, layers: Any, ahead: Int[Array, "B T M"]) -> list[Array | None]:
@@ -274,9 +274,7 @@ def _scores(
     allowed: Float[Array, " V"],
     labels: Int[Array, "B T"],
     chunk: int,
-    temperature: float,
-    entropy: bool,
-    groups: int,
+    how: Normaliser,
 ) -> Scores:
     """`allowed` weighs the ids that can be produced evenly, and the others with 0."""
     batch, steps, _ = hidden.shape
@@ -287,10 +285,10 @@ def _scores(
     slices_first = cut.reshape(slices, batch * steps // slices, -1)
     total, entropies = (
         part.reshape(slices, batch, -1).swapaxes(0, 1).reshape(batch, steps)
-        for part in normaliser(slices_first, weights, bias, temperature, entropy, groups)
+        for part in normaliser(slices_first, weights, bias, how)
     )
     states = hidden.astype(jnp.float32)
     label = jnp.einsum("btd,btd->bt", states, weights[labels].astype(jnp.float32)) + bias[labels]
     mean = states @ (allowed @ weights.astype(jnp.float32)) + jnp.where(allowed > 0, bias, 0.0) @ allowed
-    label, mean = label / temperature, mean / temperature
-    return Scores(label - total, mean - total, entropies if entropy else None)
+    label, mean = label / how.temperature, mean / how.temperature
+    return Scores(label - total, mean - total, entropies if how.entropy else None)

@@ -46,7 +46,7 @@ class ValueNetwork(nnx.Module):
     def arithmetic(self, rows: int, source: int, target: int) -> tuple[int, str]:
         """FLOPs of the products of a forward pass, which has no logits; their type."""
         settings = self.body.settings
-        return forward_flops(settings, 0, rows, source, target), settings.dtype
+        return forward_flops(settings, 0, rows, source, target), settings.factors
 
 
 def _values(network: ValueNetwork, batch: Batch) -> Float[Array, "B T"]:

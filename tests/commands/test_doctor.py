@@ -79,8 +79,17 @@ def test_a_limit_of_the_container(tmp_path, monkeypatch):
     (tmp_path / "cpu.max").write_text("max 100000\n")
     assert doctor._quota(tmp_path / "cpu.max") is None and doctor._quota(tmp_path / "none") is None
     monkeypatch.setattr(doctor, "_quota", lambda: 0.5)
-    found = only(doctor.processors())
+    found = next(doctor.processors())
     assert found.state == "look" and "taskset -c 0-0" in found.mend
+
+
+def test_cores_that_multiply_bfloat16(tmp_path, monkeypatch):
+    (tmp_path / "cpuinfo").write_text("model name\t: X\nflags\t\t: fpu amx_bf16 amx_tile\n\nflags\t\t: fpu\n")
+    found = [doctor._cpu_flags(tmp_path / name) for name in ("none", "cpuinfo")]
+    assert found == [set(), {"fpu", "amx_bf16", "amx_tile"}]
+    for lines, flags in enumerate(found, start=1):
+        monkeypatch.setattr(doctor, "_cpu_flags", lambda flags=flags: flags)
+        assert len([*doctor.processors()]) == lines
 
 
 def test_a_full_disk_and_a_cache_that_cannot_be_written(tmp_path, monkeypatch):

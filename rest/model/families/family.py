@@ -181,7 +181,8 @@ def write_folder(
 def _refuse_unlike(family: Family, settings: TransformerSettings, config: Config, tensors: Tensors) -> None:
     """A family holds a network if reading what is written gives the same settings."""
     again = family.read_settings(config, tensors)
-    again = dataclasses.replace(again, dtype=settings.dtype, parameter_dtype=settings.parameter_dtype)
+    types = {name: getattr(settings, name) for name in ("dtype", "products", "parameter_dtype")}
+    again = dataclasses.replace(again, **types)
     ours, theirs = _explicit(settings), _explicit(again)
     for field in dataclasses.fields(settings):
         if getattr(ours, field.name) != getattr(theirs, field.name):

@@ -23,6 +23,7 @@ from rest.model.families.mbart import MBART
 from rest.model.families.t5 import T5
 from rest.model.layers import TransformerSettings
 from rest.model.network import Network
+from rest.model.products import Products
 
 FAMILIES = {"marian": MARIAN, "t5": T5, "mt5": T5, "umt5": T5, "m2m_100": M2M100, "mbart": MBART}
 BY_POSITIONS = {"sinusoidal": MARIAN, "relative": T5, "fairseq": M2M100, "learned": MBART}
@@ -51,6 +52,8 @@ class HuggingFaceModel:
     """While training; None: what config.json says."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of activations and matrix products."""
+    products: Products = "float32"
+    """What the factors of linear layers are rounded to where `dtype` is float32; the faster way on CPU."""
     parameter_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the parameters, in memory and in what is exported."""
 
@@ -67,7 +70,7 @@ class HuggingFaceModel:
         tokenizer = tokenizer.prompted(prompt)
         dropout = settings.dropout if self.dropout is None else self.dropout
         settings = dataclasses.replace(
-            settings, dtype=self.dtype, parameter_dtype=self.parameter_dtype, dropout=dropout
+            settings, dtype=self.dtype, products=self.products, parameter_dtype=self.parameter_dtype, dropout=dropout
         )
         return Checkpoint(read_network(folder, family, settings, tokenizer, tensors), tokenizer)
 

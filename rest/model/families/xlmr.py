@@ -25,6 +25,7 @@ from rest.errors import UserError
 from rest.model.families.files import Config, Place, fill, read_tensors, refuse_left
 from rest.model.layers import Block, Linear, Norm, TransformerSettings, attending, dropout, layer, split_key
 from rest.model.network import Network
+from rest.model.products import Products
 
 POST_NORM = {  # our word for a part of a layer, and theirs
     "attention": "attention",
@@ -82,6 +83,8 @@ class XLMRSettings:
     dropout: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of activations and matrix products; parameters, norms and softmax are float32."""
+    products: Products = "float32"
+    """What the factors of linear layers are rounded to where `dtype` is float32."""
 
     @property
     def start(self) -> int:
@@ -116,6 +119,7 @@ class XLMRSettings:
             norm_first=self.norm_first,
             norm_epsilon=self.norm_epsilon,
             dtype=self.dtype,
+            products=self.products,
         )
 
 
