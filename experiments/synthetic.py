@@ -14,11 +14,11 @@ Expect   experiments/LOG.md has what was measured.
 
 from dataclasses import replace
 
-from rest import AcrossSources, BatchSettings, BCSettings, BeamSettings, EvaluationSettings, Experiment
+from rest import BatchSettings, BCSettings, BeamSettings, EvaluationSettings, Experiment
 from rest import GrowSettings, ImproveSettings, MachineSettings, Noise, PerSourcePercentile, PerSourceTop
 from rest import PPOSettings, RewardOfSamples, RewardSettings, RolloutSettings, SamplingOverrides, SamplingSettings
 from rest import Schedule, SentencePieceSettings, SimulatedRater, SyntheticCorpus, SyntheticLanguage, TrainSettings
-from rest import TransformerSettings, TranslationModel
+from rest import TransformerSettings, TranslationModel, WithinSources
 
 experiment = Experiment(
     corpus=SyntheticCorpus(
@@ -47,7 +47,9 @@ experiment = Experiment(
         rater=SimulatedRater(),
         sources=1500,
         samples_per_source=4,
-        train=TrainSettings(max_steps=200, evaluate_every=50, patience=2, average=2, schedule=Schedule(2e-4, 20)),
+        train=TrainSettings(
+            max_steps=200, evaluate_every=50, patience=4, average=2, schedule=Schedule(6e-4, 20, "linear", 200)
+        ),
     ),
     grow=GrowSettings(sources=1500, samples_per_source=32, sources_per_shard=512),
     improve=ImproveSettings(
@@ -84,7 +86,10 @@ ablations = {
     "epsilon": replace(experiment, grow=replace(experiment.grow, sampling=SamplingOverrides(1.0, epsilon=0.02))),
     "beams": replace(experiment, grow=replace(experiment.grow, beams=4)),
     "rated_at_1": replace(experiment, reward=replace(_reward, temperatures=(1.0,))),
-    "chosen_across": replace(experiment, reward=replace(_reward, choose=AcrossSources())),
+    "chosen_within": replace(experiment, reward=replace(_reward, choose=WithinSources())),
+    "reward_rate": replace(
+        experiment, reward=replace(_reward, train=replace(_reward.train, patience=2, schedule=Schedule(2e-4, 20)))
+    ),
     "bc_smoothing": replace(experiment, bc=replace(experiment.bc, label_smoothing=0.1)),
 }
 

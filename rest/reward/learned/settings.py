@@ -18,7 +18,7 @@ from rest.policy.sampler import check_temperature
 from rest.ratings.record import SplitSettings
 from rest.reward.guards import Guards
 from rest.reward.learned.calibration import MinMax
-from rest.reward.learned.choice import WithinSources
+from rest.reward.learned.choice import WithinAndAcross
 from rest.reward.learned.network import RatingLoss
 
 
@@ -92,9 +92,9 @@ class RewardSettings:
     """Penalty of the regression that the head starts from, relative to the number of ratings."""
     loss: RatingLoss = field(default_factory=RatingLoss)
     """Regression of the ratings, ranking of the hypotheses of a source, or both."""
-    choose: Any = field(default_factory=WithinSources)  # a Choice
-    """Which checkpoint is kept, by held-out ratings: the best WithinSources (for rules per source), AcrossSources (for
-    one threshold for all), WithinAndAcross, or by a function of yours."""
+    choose: Any = field(default_factory=WithinAndAcross)  # a Choice
+    """Which checkpoint is kept, by held-out ratings: the best WithinAndAcross sources, WithinSources alone (all that
+    rules per source ask, but noisy below some thousands of pairs), AcrossSources, or by a function of yours."""
     heads: int = 1
     """Several are an ensemble, whose spread tells what they are unsure of."""
     caution: float = 0.0

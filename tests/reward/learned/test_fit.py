@@ -15,7 +15,7 @@ from rest.ratings.rated import Rated
 from rest.reward.attacks import ENOUGH
 from rest.reward.learned import fit as module
 from rest.reward.learned.calibration import Quantile
-from rest.reward.learned.choice import WithinAndAcross, WithinSources
+from rest.reward.learned.choice import WithinAndAcross
 from rest.reward.learned.fit import fit, rate, rate_again
 from rest.reward.learned.network import RatingLoss
 from rest.reward.learned.settings import Refresh, RewardSettings
@@ -76,7 +76,7 @@ def test_a_fitted_reward_agrees_with_ratings_of_sources_it_has_not_seen(corpus, 
     many = by_length(corpus.train.take(slice(0, 240)))
     report = fit(policy, many, settings, batch, folder=tmp_path, seed=0, gold=gold).report
     assert report["pearson_ratings"] > 0.9 and report["spearman_ratings"] > 0.85
-    assert report["ranked_right"] > 0.95 and report["chosen_by"] == "WithinSources"
+    assert report["ranked_right"] > 0.95 and report["chosen_by"] == "WithinAndAcross"
     assert report["rated"] == len(many.ratings)
     assert report["held_out"] == 2 * round(0.2 * 240)  # whole sources are held out
     assert min(report[name] for name in ("pearson_gold", "spearman_gold", "rater_pearson_gold")) > 0.8
@@ -214,7 +214,7 @@ def test_what_chooses_the_checkpoint_is_a_setting(policy, rated, settings, batch
         asked = replace(settings, choose=choose, attacked=0, train=training, **changes)
         return fit(policy, rated, asked, batch, folder=tmp_path / name, seed=0).report
 
-    assert settings.choose == WithinSources()
+    assert settings.choose == WithinAndAcross()
     scripted = Scripted([])
     assert chosen("scripted", rated, scripted)["best_step"] == 2  # it went on rising
     assert len(scripted.seen) == 3 and all(len(column) == 48 for seen in scripted.seen for column in seen)
