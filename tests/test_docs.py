@@ -34,8 +34,12 @@ def run_block(block: str, page: Path) -> dict:
 
 
 def script_of(name: str):
-    """A script of scripts/ as a module, which is not run."""
-    return import_file(ROOT / "scripts" / f"{name}.py")
+    """A script of scripts/ as a module, which is not run; it finds the modules beside it as if it were."""
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        return import_file(ROOT / "scripts" / f"{name}.py")
+    finally:
+        sys.path.pop(0)
 
 
 @pytest.mark.slow
