@@ -20,7 +20,7 @@ identity
 journal
 folder
 statistics/{words,moses,correlation,intervals,paired,text_metrics}
-data/{lines,ragged,tokenizer,synthetic,corpus,files,tfds,iwslt,testsets,survey,shards,known,large,sidecars,store,where,segments,packing,batches,inspect}
+data/{lines,ragged,tokenizer,lexicon,synthetic,corpus,files,tfds,iwslt,testsets,survey,shards,known,large,sidecars,store,where,segments,packing,batches,inspect}
 ratings/{record,files,rated}
 learning/{mesh,pace,returns,divergence,losses,preferences,surrogate,lora,optimizers,depth,checkpoint,apply,learner,train}
 model/{network,positions,products,normaliser,attention,layers,flops,transformer,families/hub,families/torch_files,families/files,families/xlmr,families/bert}
