@@ -164,11 +164,11 @@ def processors() -> Iterator[Found]:
         yield Found("look", text, mend)
     else:
         yield Found("ok", text)
-    if "amx_bf16" in _cpu_flags():
+    if "amx_bf16" in cpu_flags():
         yield Found("ok", "the cores multiply bfloat16 faster than float32: --model.products bfloat16 trains faster")
 
 
-def _cpu_flags(file: Path = Path("/proc/cpuinfo")) -> set[str]:
+def cpu_flags(file: Path = Path("/proc/cpuinfo")) -> set[str]:
     """What Linux says that the first core can do."""
     lines = file.read_text().splitlines() if file.is_file() else []
     return next(({*line.partition(":")[2].split()} for line in lines if line.startswith("flags")), set())

@@ -12,6 +12,7 @@ import numpy as np
 import tyro
 
 from rest.commands.choices import SIZES, Choices, Machine, size_for
+from rest.commands.doctor import cpu_flags
 from rest.commands.flags import parsed
 from rest.commands.written import Text, reward_of, start_of, written
 from rest.data.corpus import Cleaning
@@ -121,4 +122,5 @@ def _measured(source: Path, target: Path) -> Pairs:
 def _machine() -> Machine:
     import jax
 
-    return Machine(os.cpu_count() or 1, 0 if jax.default_backend() == "cpu" else jax.device_count())
+    accelerators = 0 if jax.default_backend() == "cpu" else jax.device_count()
+    return Machine(os.cpu_count() or 1, accelerators, has_amx="amx_bf16" in cpu_flags())

@@ -312,10 +312,14 @@ def _of_network(choices: Choices, size: str, start: str | None) -> Parts:
         why = f"About 5 times the square root of {c.train.words:,} words; room for {c.characters:,} characters."
         sizes = f"width={s.width}, heads={s.heads}, feed_forward={s.feed_forward}"
         layers = f"encoder_layers={s.layers}, decoder_layers={s.layers}, dropout={c.dropout}"
-        network = f"model=TransformerSettings(\n    {sizes},\n    {layers},\n)"
+        products = '    products="bfloat16",\n' if c.machine.rounds else ""
+        network = f"model=TransformerSettings(\n    {sizes},\n    {layers},\n{products})"
         parts = [
             (why, f"tokenizer={pieces}"),
-            (f"Size {size}, for {len(c.train):,} pairs{_on(c)}; the less text, the more dropout.", network),
+            (
+                f"Size {size}, for {len(c.train):,} pairs{_on(c)}; the less text, the more dropout.{_rounding(c)}",
+                network,
+            ),
         ]
     else:
         told = "One for many languages (NLLB, M2M100, mBART-50) needs source_language and target_language here."
@@ -329,6 +333,10 @@ def _of_network(choices: Choices, size: str, start: str | None) -> Parts:
         ("Longer than 99.5 % of the references, or as long as a row.",
          f"sampling=SamplingSettings(temperature=0.8, {longest})"),
     ]  # fmt: skip
+
+
+def _rounding(choices: Choices) -> str:
+    return " These cores multiply bfloat16 faster than float32." if choices.machine.rounds else ""
 
 
 def _on(choices: Choices) -> str:

@@ -85,10 +85,10 @@ def test_a_limit_of_the_container(tmp_path, monkeypatch):
 
 def test_cores_that_multiply_bfloat16(tmp_path, monkeypatch):
     (tmp_path / "cpuinfo").write_text("model name\t: X\nflags\t\t: fpu amx_bf16 amx_tile\n\nflags\t\t: fpu\n")
-    found = [doctor._cpu_flags(tmp_path / name) for name in ("none", "cpuinfo")]
+    found = [doctor.cpu_flags(tmp_path / name) for name in ("none", "cpuinfo")]
     assert found == [set(), {"fpu", "amx_bf16", "amx_tile"}]
     for lines, flags in enumerate(found, start=1):
-        monkeypatch.setattr(doctor, "_cpu_flags", lambda flags=flags: flags)
+        monkeypatch.setattr(doctor, "cpu_flags", lambda flags=flags: flags)
         assert len([*doctor.processors()]) == lines
 
 
