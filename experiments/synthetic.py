@@ -8,7 +8,7 @@ Shows    Behavioural cloning copies its references, whose translators err and ar
 Command  rest run experiments/synthetic.py --out runs/demo
          rest study experiments/synthetic.py --out runs/demo-seeds --seeds 0 1 2
          rest study experiments/synthetic.py:ablations --out runs/ablations --seeds 0
-Hardware 2 CPU cores: six minutes, without installation
+Hardware 2 CPU cores: six to eight minutes, without installation
 Expect   experiments/LOG.md has what was measured.
 """
 
