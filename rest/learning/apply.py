@@ -6,6 +6,7 @@ Everything that asks a network something, and does not train it, goes through he
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,7 @@ from rest.data.batches import (
     minibatches,
     padded_batches,
 )
+from rest.journal import progress
 from rest.learning.mesh import DATA, divide, mesh_of
 
 Networks = Any
@@ -89,16 +91,28 @@ def per_token(
 
 
 def per_sequence(
-    function: Callable[..., Any], networks: Networks, examples: Examples, settings: BatchSettings, *, pad_id: int
+    function: Callable[..., Any],
+    networks: Networks,
+    examples: Examples,
+    settings: BatchSettings,
+    *,
+    pad_id: int,
+    shown: str = "",
 ) -> np.ndarray:
-    """`function(module, ..., batch) -> [B, Q, ...]` of each pair: [n, ...], for at least one example."""
+    """`function(module, ..., batch) -> [B, Q, ...]` of each pair: [n, ...], for at least one example.
+
+    A progress bar is `shown` as this, where it is not empty.
+    """
     batches = asked(networks, examples, settings, pad_id=pad_id)
 
     def work(chosen: slice) -> list[tuple[np.ndarray, np.ndarray]]:
-        found = []
-        for batch in batches.part(chosen):
-            found.append((batch.sequence_ids[batch.real], apply(function, networks, batch)[batch.real]))
-            processes.done["scored"] += len(found[-1][0])
+        found, part = list[tuple[np.ndarray, np.ndarray]](), batches.part(chosen)
+        with progress(shown, chosen.stop - chosen.start) if shown else nullcontext() as bar:
+            for done, batch in enumerate(part, start=1):
+                found.append((batch.sequence_ids[batch.real], apply(function, networks, batch)[batch.real]))
+                processes.done["scored"] += len(found[-1][0])
+                if bar is not None:
+                    bar.update(done)
         return found
 
     parts = [part for found in processes.divided(len(batches), work) for part in found]

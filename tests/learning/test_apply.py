@@ -1,5 +1,6 @@
 """Functions of networks over batches against plain loops, and that each is compiled once."""
 
+import io
 from dataclasses import dataclass
 
 import jax
@@ -7,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from rich.console import Console
 
+from rest import journal
 from rest.data.batches import Batch, BatchSettings, Examples, bucket
 from rest.learning.apply import apply, per_row, per_sequence, per_token
 from rest.model.network import Network
@@ -88,6 +91,14 @@ def test_per_sequence_is_a_loop_over_pairs_with_whatever_a_pair_has(pairs):
     found = per_sequence(sums, ONE, examples, BATCH, pad_id=PAD)
     assert found.shape == (pairs, 2)
     close(found, [[NUMBERS[target].sum(), len(target)] for target in examples.targets])
+
+
+def test_a_bar_is_shown_where_it_is_asked_for(monkeypatch):
+    examples, seen = made(), io.StringIO()
+    monkeypatch.setattr(journal, "console", Console(file=seen, force_terminal=True, width=100))
+    for shown in ("", "the first look"):
+        per_sequence(sums, ONE, examples, BATCH, pad_id=PAD, shown=shown)
+        assert ("the first look" in seen.getvalue()) == bool(shown)
 
 
 def test_per_row_is_a_loop_over_rows():

@@ -220,7 +220,7 @@ class LearnedReward:
 
     def probe(self, examples: Examples, ridge: float) -> LearnedReward:
         """Fit the heads alone to the column `rating` by ridge regression of the standardised features."""
-        features = self._of(_features, examples).astype(np.float64)
+        features = self._of(_features, examples, "reward: first look").astype(np.float64)
         ratings, group = examples.columns["rating"].astype(np.float64), examples.columns["group"]
         kernels, biases = [], []
         for head in range(self.heads):
@@ -276,13 +276,13 @@ class LearnedReward:
         firsts = np.unique(source_of, return_index=True)[1]
         return dataclasses.replace(examples, sources=[examples.sources[k] for k in firsts], source_of=source_of)
 
-    def _of(self, function: Callable[..., Array], examples: Examples) -> np.ndarray:
+    def _of(self, function: Callable[..., Array], examples: Examples, shown: str = "") -> np.ndarray:
         """A function of packed batches, by pair [n, ...]."""
         batch, columns = self.batch, {name: x for name, x in examples.columns.items() if name in GIVEN}
         examples = dataclasses.replace(examples, columns=columns)  # those that are read: else it is compiled for others
         if examples.source_of is not None:
             batch = dataclasses.replace(batch, target_tokens=WIDER * batch.target_tokens)
-        return per_sequence(function, self.network, examples, batch, pad_id=self.reader.tokenizer.pad_id)
+        return per_sequence(function, self.network, examples, batch, pad_id=self.reader.tokenizer.pad_id, shown=shown)
 
     def __call__(
         self, sources: Sequence[str], hypotheses: Sequence[str], references: Sequence[str] | None
