@@ -138,6 +138,9 @@ BLEU `{first["bleu_signature"]}`, chrF `{first["chrf_signature"]}`."""
 
 # The small task
 
+HACKING = {"free": "PPO, free", "kl-0.1": "PPO, KL coefficient 0.1", "LoRA": "PPO, free, LoRA of rank 4",
+           "frozen": "PPO, free, encoder and embeddings frozen"}  # fmt: skip
+
 
 def online() -> str:
     found = read("table_1")["variants"]
@@ -157,8 +160,11 @@ def online() -> str:
             line("PPO", both, "ppo", "8,000"), line("PPO", found["longer"]["seeds"], "ppo", "16,000"),
             line("RLOO", found["rloo"]["seeds"], "ppo", "8,000"),
             line("GRPO", found["grpo"]["seeds"], "ppo", "8,000")]  # fmt: skip
-    hacked = [[name.replace("divergence", "KL coefficient"), *(number(row["metrics"][key]) for key, _ in keys[:2])]
-              for name, row in read("synthetic_table_1")["hacking"].items()]  # fmt: skip
+    cells = read("hacking")["variants"]
+    policies = {"BC": of(cells["free"]["seeds"]["0"]["rows"], "bc")}
+    policies |= {said: of(cells[name]["seeds"]["0"]["rows"], "ppo") for name, said in HACKING.items()}
+    hacked = [[name, *(number(metrics[key], digits) for key, digits in keys)]
+              for name, metrics in policies.items() if metrics is not None]  # fmt: skip
     head = ["policy", "samples", "reward", "gold of samples", "gold, greedy", "BLEU, greedy", "BLEU, beam", "KL to BC"]
     return f"""\
 On a small version of the demo's task (1 + 1 layers × 64), means and three seeds, each method at the best of its trials
@@ -168,9 +174,9 @@ by dev on a seed of its own: seven of ReST, five of PPO, three of RLOO, two of G
 
 {table(head, rows)}
 
-PPO against a reward that favours length (`:hacking`), one seed, of settings before 2026-11-28:
+PPO against the reward of raters who favour length (`{read("hacking")["command"]}`), one seed:
 
-{table(["PPO", "reward", "gold of samples"], hacked)}"""
+{table(["policy", *head[2:]], hacked)}"""
 
 
 def losses() -> str:
