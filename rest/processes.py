@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 LONGEST_WAIT_S = 3 * 3600  # for another process, which may be slower but not stuck
 VISIBLE_S = 60.0  # until a network file system shows what another process wrote
+LEAVING_S = 10.0  # until the thread that waits for others' ends has heard that all leave
 LARGE = 1 << 18  # bytes, from which on devices carry them
 MISTAKE, CRASH = 1, 70  # exit statuses; a scheduler starts again after the second, not after the first
 STOPPED = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -51,6 +52,7 @@ class _Group:
     messages: int = 0  # exchanges so far; the same number everywhere
     leaving: bool = False
     ending: threading.Lock = field(default_factory=threading.Lock)
+    watcher: threading.Thread | None = None
 
 
 _group: _Group | None = None
@@ -290,7 +292,8 @@ def join() -> None:
     state = distributed.global_state
     if state.num_processes > 1:
         _group = _Group(state.process_id, state.num_processes, state.client)
-        threading.Thread(target=_watch, args=(_group,), daemon=True).start()
+        _group.watcher = threading.Thread(target=_watch, args=(_group,), daemon=True)
+        _group.watcher.start()
         _listen()
         wait_for_all()  # else one may end, and its launcher stop another that does not listen yet
 
@@ -304,6 +307,8 @@ def leave() -> None:
         wait_for_all()
         _group.leaving = True
         jax.distributed.shutdown()
+        if _group.watcher is not None:  # what it waits in is C++, which aborts where the interpreter ends meanwhile
+            _group.watcher.join(LEAVING_S)
         _group = None
 
 

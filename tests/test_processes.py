@@ -125,6 +125,11 @@ def test_the_end_of_one_is_the_end_of_all_and_said_once(case: str, process: int,
     ]
 
 
+def test_an_end_of_all_together_is_orderly_however_soon_it_comes() -> None:
+    ended = launched(1, "-c", "from rest import processes; processes.join(); processes.leave()")
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 def test_one_process_is_the_plain_thing(tmp_path: Path) -> None:
     assert (processes.index(), processes.count(), processes.talks(), processes.several()) == (0, 1, True, False)
     assert processes.exchange([1]) == [[1]] and processes.lead(lambda: (2,)) == (2,)
