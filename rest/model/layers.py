@@ -77,7 +77,7 @@ class TransformerSettings:
     """Of activations and matrix products; norms, softmax and log-probabilities are float32."""
     products: Products = "float32"
     """What the factors of linear layers and of the output are rounded to where `dtype` is float32; sums are float32.
-    On CPU the faster way to bfloat16 (models.md)."""
+    On CPU this, and not `dtype`, makes bfloat16 fast (docs/models.md)."""
     parameter_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the parameters in memory and on disk; what an optimizer keeps of them is float32."""
 

@@ -1,7 +1,7 @@
 """Products of matrices whose factors are rounded to bfloat16, and whose sums are float32, forwards and backwards.
 
-It is what a TPU makes of float32 matrices by default. GPUs, and CPUs with AMX, multiply bfloat16 several times as fast
-as float32, XLA on CPU only so: where a product's result is bfloat16 too, it multiplies float32.
+It is what a TPU makes of float32 matrices by default. CPUs with AMX multiply bfloat16 several times as fast as float32.
+XLA does so there only where the result is float32: where that is bfloat16 too, it multiplies float32.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ def rounded_product(x: Float[Array, "N D"], kernel: Float[Array, "D F"]) -> Floa
 
 
 def rounded(*factors: Array) -> tuple[Array, ...]:
+    """Factors as they are multiplied, bfloat16."""
     return tuple(factor.astype(jnp.bfloat16) for factor in factors)
 
 

@@ -290,6 +290,18 @@ def test_additions_of_low_rank_train_alone_in_every_family(published, golden, na
     assert moved == {"query", "value", "inner"}
 
 
+def test_products_are_rounded_where_asked_and_are_no_part_of_what_is_written(published, folders, tmp_path):
+    policy = Policy.start(replace(published("m2m100"), products="bfloat16"))
+    assert policy.settings.products == "bfloat16" == policy.settings.factors
+    write(tmp_path / "out", policy.network, policy.tokenizer)
+    written, golden = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", folders["m2m100"]))
+    assert written.keys() == golden.keys()
+    for key in golden:
+        np.testing.assert_array_equal(written[key], golden[key], key)
+    policy.save(tmp_path / "policy")
+    assert Policy.load(tmp_path / "policy").settings == policy.settings
+
+
 def test_parameters_of_bfloat16_are_read_trained_kept_and_written(published, golden, tmp_path):
     full, policy = (Policy.start(replace(published("m2m100"), parameter_dtype=t)) for t in ("float32", "bfloat16"))
     halved = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), full.network.parameters)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -145,6 +146,15 @@ def test_a_saved_encoder_scores_the_same(reward, tmp_path):
     np.testing.assert_array_equal(loaded(*TEXTS, None), reward(*TEXTS, None))
     assert loaded.identity == reward.identity and loaded.heads == 2
     assert loaded.reader.view == reward.reader.view
+
+
+def test_products_of_an_encoder_are_rounded_where_asked():
+    whole, low = (HuggingFaceEncoder(XLMR_FOLDER, products=kind).read() for kind in ("float32", "bfloat16"))
+    assert (whole.settings.products, low.settings.products) == ("float32", "bfloat16")
+    ids, mask = jnp.arange(4, 12)[None], jnp.ones((1, 8), bool)
+    exact, near = (encoder.network.module(ids, mask)[-1] for encoder in (whole, low))
+    assert near.dtype == jnp.float32 and not np.array_equal(near, exact)
+    np.testing.assert_allclose(near, exact, atol=0.05)
 
 
 def test_how_an_encoder_is_read_is_part_of_what_a_reward_is():
