@@ -20,10 +20,11 @@ from pathlib import Path
 
 from tyro import MISSING
 
-from rest import BLEU, BatchSettings, BCSettings, ChrF, Cleaning, Consensus, Corpus, CorpusBLEU, EvaluationSettings
-from rest import Experiment, GrowSettings, ImproveSettings, MetricOfGreedy, MetricRater, Mixture, PerSourceTop, Reward
-from rest import RewardSettings, SamplingSettings, Schedule, SentenceBLEU, SentenceChrF, SentencePieceSettings
-from rest import TextFiles, TrainSettings, TransformerSettings, TranslationModel, WeightedMean
+from rest import BLEU, BatchOverrides, BatchSettings, BCSettings, ByDepth, ChrF, Cleaning, Consensus, Corpus
+from rest import CorpusBLEU, EvaluationSettings, Experiment, GrowSettings, HuggingFaceEncoder, ImproveSettings
+from rest import MetricOfGreedy, MetricRater, Mixture, MixedLayers, PerSourceTop, Reward, RewardSettings
+from rest import SamplingSettings, Schedule, SentenceBLEU, SentenceChrF, SentencePieceSettings, TextFiles, Trainable
+from rest import TrainSettings, TransformerSettings, TranslationModel, WeightedMean
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,24 @@ experiment = Experiment(
 # What else can tell a better translation from a worse one
 consensus = replace(experiment, reward=Consensus(Mixture((ChrF(), BLEU()))).reward)
 both = WeightedMean((Reward(SentenceChrF(), (0.0, 100.0)), Reward(SentenceBLEU(), (0.0, 100.0))))
+# the same ratings, but learned from an encoder that has read a hundred languages
+pretrained = replace(
+    experiment.reward,
+    start=HuggingFaceEncoder("intfloat/multilingual-e5-small", layers=MixedLayers(), products="bfloat16"),
+    batch=BatchOverrides(batch_tokens=2048, source_tokens=128, target_tokens=128),
+    train=TrainSettings(
+        max_steps=500,
+        evaluate_every=100,
+        patience=4,
+        average=3,
+        schedule=Schedule(2e-3, 50, "linear", 500),
+        optimizer=ByDepth(body=0.1, decay=0.9, frozen_steps=50),
+        trainable=Trainable(freeze_embeddings=True, freeze_layers=6),
+    ),
+)
 rewards = {
     "learned": experiment,
+    "pretrained": replace(experiment, reward=pretrained),
     "consensus": consensus,
     "consensus_chrf": replace(consensus, reward=Consensus(ChrF()).reward),
     "references": replace(consensus, reward=Reward(both)),

@@ -36,22 +36,32 @@ UNDER_WAY = {  # a file that is there while the stage is being made
 }
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "interrupt": signal.SIGINT}
 ERRORS = {"mistake": "UserError", "error": "ValueError"}
-# An experiment in which one process fails where a stage of this name ends.
+# An experiment in which one process fails where a stage of this name ends; in Grow, which only process 0 finishes, at
+# the first shard that it wrote.
 FAULTY = """
-import os
+import rest.grow
 from rest import folder, processes
 from rest.errors import UserError
 from rest.experiment import load_experiment
 
 experiment = load_experiment({tiny!r})
-finish = folder.StageFolder.finish
+finish, write_shard = folder.StageFolder.finish, rest.grow.write_shard
 
-def failing(stage, result):
-    if stage.final.name == {stage!r} and processes._group and processes._group.index == {process}:
+def fail():
+    if processes._group and processes._group.index == {process}:
         raise {error}("of process {process}")
+
+def finishing(stage, result):
+    if stage.final.name == {stage!r} != "grow-1":
+        fail()
     finish(stage, result)
 
-folder.StageFolder.finish = failing
+def writing(*shard):
+    write_shard(*shard)
+    if {stage!r} == "grow-1":
+        fail()
+
+folder.StageFolder.finish, rest.grow.write_shard = finishing, writing
 """
 ENDS = {"bc": "bc", "reward": "reward", "grow": "grow-1", "improve": "improve-1-1", "ppo": "ppo", "evaluate": "bc"}
 
