@@ -1,4 +1,6 @@
-"""What several processes make together, for tests: `python tests/several.py FOLDER [all]`, once in each process.
+"""What several processes make together, for tests: `python tests/several.py FOLDER [all | on]`, once in each process.
+
+`all` makes every case on every mesh, for a table; `on` goes on with what others left in the folder.
 
 The tests make the same on one device, and hold both against each other.
 """
@@ -94,16 +96,22 @@ class Parts:
         known: dict[str, Any] = {"evaluate": score, "folder": folder, "seed": 0, "description": "bc"}
         return clone(self.policy, self.corpus.train, 0.0, how, BATCH, machine=machine, **known).history
 
-    def divided(self) -> dict[str, Any]:
-        """What is sampled, searched for and scored: by each process a part."""
+    def drawn(self, machine: MachineSettings) -> dict[str, Any]:
+        """Samples, their log-probabilities and greedy outputs: of each process for a part of the sources."""
         dev, sampling = self.corpus.dev, SamplingSettings(max_target_tokens=8)
-        drawn = sample(self.policy, dev.sources, dev.ids, 2, sampling, seed=0, machine=ONE)
-        reward = Reward(lambda sources, hypotheses: np.asarray([len(y) for y in hypotheses], np.float32), (0.0, 50.0))
+        drawn = sample(self.policy, dev.sources, dev.ids, 2, sampling, seed=0, machine=machine)
         return {
             "samples": [[y.tolist() for y in of_source] for of_source in drawn.tokens],
             "log_probs": [float(y.sum()) for of_source in drawn.log_probs for y in of_source],
             "finished": drawn.finished.tolist(),
-            "greedy": translate(self.policy, dev.sources, BeamSettings(1, max_target_tokens=8), ONE),
+            "greedy": translate(self.policy, dev.sources, BeamSettings(1, max_target_tokens=8), machine),
+        }
+
+    def scored(self) -> dict[str, Any]:
+        """Log-probabilities and rewards: of each process a part."""
+        dev = self.corpus.dev
+        reward = Reward(lambda sources, hypotheses: np.asarray([len(y) for y in hypotheses], np.float32), (0.0, 50.0))
+        return {
             "scored": [float(x.sum()) for x in token_log_probs(self.policy, self.examples, BATCH)],
             "rewards": reward(dev.sources, dev.references or [], None).reward.tolist(),
         }
@@ -137,11 +145,14 @@ def told_exactly() -> list[bool]:
     ]
 
 
-def main(out: Path, everything: bool) -> None:
+def main(out: Path, what: str) -> None:
     if "REST_PROCESSES" in os.environ:
         processes.join()
     parts = Parts()
-    if everything:  # for a table
+    if what == "on":
+        (out / "on.json").write_text(json.dumps(parts.trained(out / "bc", MESHES["fsdp 4"], 4)))
+        return
+    if what == "all":
         cases = [(case, mesh) for case in ("nll", "vmpo", "reward", "ppo", "critic") for mesh in MESHES]
     else:
         cases = list(CASES.items())
@@ -149,8 +160,10 @@ def main(out: Path, everything: bool) -> None:
     found: dict[str, Any] = {f"{case}, {mesh}": parts.losses(case, meshes[mesh]) for case, mesh in cases}
     found["trained"] = parts.trained(out / "bc", meshes["fsdp 2 x model 2"], 2)
     processes.done.clear()
-    found["divided"] = parts.divided()
+    found["drawn"], found["scored"] = parts.drawn(ONE), parts.scored()
     found["work"] = processes.exchange(dict(processes.done))
+    if what == "some":
+        found["drawn by parts"] = parts.drawn(replace(ONE, model=2))
     found["exact"] = told_exactly()
     found["refused"] = [
         refused(lambda: training_mesh(MachineSettings(fsdp=3))),
@@ -162,4 +175,4 @@ def main(out: Path, everything: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), "all" in sys.argv)
+    main(Path(sys.argv[1]), *(sys.argv[2:] or ["some"]))

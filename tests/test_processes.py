@@ -20,9 +20,9 @@ LOCAL = HERE.parent / "scripts" / "launch" / "local.py"
 pytestmark = pytest.mark.slow
 
 
-def launched(devices: int, *command: object) -> "subprocess.CompletedProcess[str]":
-    """Two processes of a Python script."""
-    group = [sys.executable, LOCAL, "--processes", 2, "--devices", devices, sys.executable, *command]
+def launched(devices: int, *command: object, count: int = 2) -> "subprocess.CompletedProcess[str]":
+    """Some processes of a Python script."""
+    group = [sys.executable, LOCAL, "--processes", count, "--devices", devices, sys.executable, *command]
     here = {**os.environ, "PYTHONPATH": str(HERE.parent)}
     return subprocess.run([str(part) for part in group], capture_output=True, text=True, env=here)
 
@@ -53,20 +53,29 @@ def test_losses_are_those_of_one_device(case: str, found: dict[str, Any], parts:
     assert len(set(losses)) == len(losses)
 
 
-def test_a_checkpoint_goes_on_on_one_device(found: dict[str, Any], folder: Path, parts: Parts, tmp_path: Path) -> None:
+def test_a_checkpoint_goes_on_on_other_devices(
+    found: dict[str, Any], folder: Path, parts: Parts, tmp_path: Path
+) -> None:
     undisturbed = parts.trained(tmp_path / "undisturbed", ONE, 4)
     assert [step for step, _ in undisturbed] == [0, 2, 4] and undisturbed[2][1] > undisturbed[1][1]
     np.testing.assert_allclose(found["trained"], undisturbed[:2], atol=2e-5)
-    shutil.copytree(folder / "bc", tmp_path / "bc")
-    np.testing.assert_allclose(parts.trained(tmp_path / "bc", ONE, 4), undisturbed, atol=2e-5)
+    for devices in "one", "four":
+        shutil.copytree(folder / "bc", tmp_path / devices / "bc")
+    np.testing.assert_allclose(parts.trained(tmp_path / "one" / "bc", ONE, 4), undisturbed, atol=2e-5)
+    ended = launched(4, HERE / "several.py", tmp_path / "four", "on", count=1)
+    assert ended.returncode == 0, ended.stderr
+    np.testing.assert_allclose(json.loads((tmp_path / "four" / "on.json").read_text()), undisturbed, atol=2e-5)
 
 
 def test_what_is_drawn_and_scored_is_what_one_process_draws_and_scores(found: dict[str, Any], parts: Parts) -> None:
-    one, divided = parts.divided(), found["divided"]
-    for name in ("samples", "finished", "greedy", "rewards"):
-        assert divided[name] == one[name]
-    for name in ("log_probs", "scored"):
-        np.testing.assert_allclose(divided[name], one[name], atol=2e-5)
+    drawn, scored = parts.drawn(ONE), parts.scored()
+    assert found["scored"]["rewards"] == scored["rewards"]
+    np.testing.assert_allclose(found["scored"]["scored"], scored["scored"], atol=2e-5)
+    for divided in found["drawn"], found["drawn by parts"]:  # a whole network on every device, or one on two
+        assert {name: divided[name] for name in drawn if name != "log_probs"} == {
+            name: drawn[name] for name in drawn if name != "log_probs"
+        }
+        np.testing.assert_allclose(divided["log_probs"], drawn["log_probs"], atol=2e-5)
 
 
 def test_nobody_waits_while_another_works(found: dict[str, Any]) -> None:
