@@ -185,6 +185,8 @@ def _result(manifest: Manifest, g: int) -> dict[str, Any]:
             others += f", of {rows} {name} {means[part]['mean']:.4f}"
     samples, beam = means["samples"]["rows"], means.get("beam", {}).get("rows", 0)
     say(f"grow {g}: {samples} samples, mean reward {means['samples']['mean']:.4f}{others}")
+    if samples > 1 and means["samples"]["min"] == means["samples"]["max"]:
+        say(f"grow {g}: warning: every sample has the same reward, which so tells no sample from another")
     return {"rows": manifest.rows, "samples": samples, **({"beam": beam} if beam else {}), "reward": means}
 
 

@@ -122,6 +122,18 @@ def test_the_stage_reports_the_dataset(dataset):
     assert result["reward"]["samples"]["rows"] == 60 and result["reward"]["references"]["rows"] == 20
 
 
+def alike(sources, hypotheses, references):
+    return np.full(len(hypotheses), 0.5, np.float32)
+
+
+def test_a_reward_that_tells_no_sample_from_another_is_warned_of(lively, train, tmp_path, capsys):
+    warning = "grow 1: warning: every sample has the same reward"
+    make(tmp_path / "alike", lively, train.take(slice(0, 2)), Reward(alike))
+    assert warning in capsys.readouterr().err
+    make(tmp_path / "words", lively, train.take(slice(0, 2)))
+    assert warning not in capsys.readouterr().err
+
+
 def test_the_manifest_names_what_made_the_dataset_and_nothing_of_the_machine(dataset, lively):
     manifest = dataset.manifest
     assert manifest.identities == {

@@ -28,7 +28,7 @@ from rest.errors import UserError
 from rest.folder import seed_for
 from rest.identity import describe
 from rest.journal import Journal, progress, say
-from rest.learning.checkpoint import Checkpoints, State
+from rest.learning.checkpoint import Checkpoints, State, best_of
 from rest.learning.divergence import InLoss
 from rest.learning.learner import Learner, resume, state_of
 from rest.learning.lora import Trainable
@@ -114,7 +114,7 @@ class _Training:
     ) -> tuple[int, Policy]:
         """The best policy on dev and its rollout; the last one for a mean of the last few that scores better."""
         like = self.state().parameters
-        number, score = max(self.history, key=lambda entry: (entry[1], entry[0]))
+        number, score = best_of(self.history)
         last = checkpoints.steps()[-average:]
         if len(last) > 1:
             mean = mean_of([checkpoints.parameters(at, like)["policy"] for at in last])

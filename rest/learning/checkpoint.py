@@ -36,6 +36,11 @@ class State(NamedTuple):
     progress: dict[str, Any]  # JSON: position of the data, best score, evaluations so far
 
 
+def best_of(history: list[tuple[int, float]]) -> tuple[int, float]:
+    """The step with the best score, and that; of equals the first, so that what training starts from must be beaten."""
+    return max(history, key=lambda entry: entry[1])
+
+
 class Checkpoints:
     """The latest checkpoints of a training and the best one; a step is whole or absent.
 
@@ -44,7 +49,9 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep_latest: int = 1) -> None:
         best = preserve.BestN(
-            get_metric_fn=lambda metrics: metrics["score"], n=1, keep_checkpoints_without_metrics=False
+            get_metric_fn=lambda metrics: (metrics["score"], -metrics["step"]),  # as `best_of`
+            n=1,
+            keep_checkpoints_without_metrics=False,
         )
         policy = preserve.AnyPreservationPolicy([preserve.LatestN(keep_latest), best])
         self._manager = ocp.CheckpointManager(
@@ -68,7 +75,7 @@ class Checkpoints:
                 optimizer=ocp.args.StandardSave({STATE: state.optimizer}),
                 progress=ocp.args.JsonSave(copy.deepcopy(state.progress)),  # the caller goes on changing it
             ),
-            metrics={"score": score},
+            metrics={"score": score, "step": step},
         )
 
     def restore(self, step: int, like: State) -> State:

@@ -16,7 +16,7 @@ from rest import processes
 from rest.data.batches import Batch, BatchSettings, Examples, Plan, Share, training_batches
 from rest.errors import UserError, refuse_below
 from rest.journal import Journal, progress, say
-from rest.learning.checkpoint import Checkpoints, State
+from rest.learning.checkpoint import Checkpoints, State, best_of
 from rest.learning.learner import Learner, Objective, T, check_decay
 from rest.learning.lora import Trainable
 from rest.learning.mesh import (
@@ -264,7 +264,7 @@ def _ends(
     description: str,
 ) -> tuple[Any, Any, int, float]:
     """The best parameters and the last, each maybe the mean of the last evaluations; step and score of the best."""
-    best_step, score = max(history, key=lambda entry: (entry[1], entry[0]))
+    best_step, score = best_of(history)
     best, last = checkpoints.parameters(best_step, learner.kept), checkpoints.steps()[-average:]
     if average == 1 or len(last) == 1:
         return best, learner.kept, best_step, score

@@ -106,7 +106,7 @@ def test_what_is_saved_is_the_moment_of_the_call_though_it_is_written_later(tmp_
         ([0.1, 0.9, 0.3, 0.2], 2, [1, 2, 3]),
         ([0.9, 0.1, 0.3, 0.2], 1, [0, 3]),
         ([-0.9, -5.0, -3.0], 1, [0, 2]),
-        ([0.5, 0.5, 0.1], 1, [1, 2]),  # of equals the last, as training chooses
+        ([0.5, 0.5, 0.1], 1, [0, 2]),  # of equals the first, as training chooses
     ],
 )
 def test_the_latest_and_the_best_are_kept(scores, latest, kept, tmp_path):

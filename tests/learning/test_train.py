@@ -282,7 +282,7 @@ def test_it_stops_when_as_many_evaluations_as_patience_bring_no_new_best(tmp_pat
     trained = run(tmp_path, settings, evaluate=scripted(*scores))
     assert trained.stopped == "converged"
     assert [score for _, score in trained.history] == scores[:6]
-    assert (trained.steps, trained.score) == (25, 3.0)
+    assert (trained.steps, trained.score, trained.best_step) == (25, 3.0, 15)  # of equals the first is kept
 
 
 def test_the_start_is_kept_when_nothing_scores_above_it(tmp_path):
