@@ -3,12 +3,15 @@
 Shows    What ReST does to greedy and beam outputs of a behavioural-cloning policy that has converged. `rewards` are
          variants from the same policy: a reward learned from chrF of its samples (`experiment`), their consensus,
          which needs neither ratings nor references, the references of the training text, and the consensus with
-         29,000 German descriptions more that nobody has translated. BLEU, chrF and TER on the test set are what no
-         reward was told of it.
+         29,000 German descriptions more that nobody has translated. `pretrained` learns the first of these rewards
+         from a published encoder instead of the policy. BLEU, chrF and TER on the test set are what no reward was
+         told of it.
 Command  rest run experiments/multi30k_de_en.py:quick --out runs/multi30k-quick --corpus.directory DIRECTORY
          rest run experiments/multi30k_de_en.py --out runs/multi30k --corpus.directory DIRECTORY
          rest study experiments/multi30k_de_en.py:rewards --out runs/rewards --seeds 0 --corpus.directory DIRECTORY
-         with --grow.text DIRECTORY/task2/train.3.de.gz for `untranslated`
+         with --grow.text DIRECTORY/task2/train.3.de.gz for sources that nobody has translated
+         rest study experiments/multi30k_de_en.py:pretrained --out runs/rewards --seeds 0 --corpus.directory DIRECTORY
+         with --reward.start.folder FOLDER where the hub cannot be reached
 Data     DIRECTORY holds train, val and test_2016_flickr, each as .de.gz and .en.gz (Elliott et al. 2016, task 1).
 Hardware 2 CPU cores; experiments/LOG.md has how long it took.
 Expect   experiments/LOG.md has what was measured. `quick` stops behavioural cloning at a step limit, before its dev
@@ -76,28 +79,31 @@ experiment = Experiment(
 # What else can tell a better translation from a worse one
 consensus = replace(experiment, reward=Consensus(Mixture((ChrF(), BLEU()))).reward)
 both = WeightedMean((Reward(SentenceChrF(), (0.0, 100.0)), Reward(SentenceBLEU(), (0.0, 100.0))))
-# the same ratings, but learned from an encoder that has read a hundred languages
-pretrained = replace(
-    experiment.reward,
-    start=HuggingFaceEncoder("intfloat/multilingual-e5-small", layers=MixedLayers(), products="bfloat16"),
-    batch=BatchOverrides(batch_tokens=2048, source_tokens=128, target_tokens=128),
-    train=TrainSettings(
-        max_steps=500,
-        evaluate_every=100,
-        patience=4,
-        average=3,
-        schedule=Schedule(2e-3, 50, "linear", 500),
-        optimizer=ByDepth(body=0.1, decay=0.9, frozen_steps=50),
-        trainable=Trainable(freeze_embeddings=True, freeze_layers=6),
-    ),
-)
 rewards = {
     "learned": experiment,
-    "pretrained": replace(experiment, reward=pretrained),
     "consensus": consensus,
     "consensus_chrf": replace(consensus, reward=Consensus(ChrF()).reward),
     "references": replace(consensus, reward=Reward(both)),
 }
+
+# The ratings of `experiment`, but learned from an encoder that has read a hundred languages.
+pretrained = replace(
+    experiment,
+    reward=replace(
+        experiment.reward,
+        start=HuggingFaceEncoder("intfloat/multilingual-e5-small", layers=MixedLayers(), products="bfloat16"),
+        batch=BatchOverrides(batch_tokens=2048, source_tokens=128, target_tokens=128),
+        train=TrainSettings(
+            max_steps=500,
+            evaluate_every=100,
+            patience=4,
+            average=3,
+            schedule=Schedule(2e-3, 50, "linear", 500),
+            optimizer=ByDepth(body=0.1, decay=0.9, frozen_steps=50),
+            trainable=Trainable(freeze_embeddings=True, freeze_layers=6),
+        ),
+    ),
+)
 
 quick = replace(
     experiment,

@@ -83,7 +83,8 @@ class _Training:
 
     def go_on(self, saved: State) -> None:
         """Go on from what a checkpoint kept."""
-        self.history, self.coefficient = saved.progress["history"], saved.progress["coefficient"]
+        self.history = [(int(at), float(score)) for at, score in saved.progress["history"]]
+        self.coefficient = saved.progress["coefficient"]
         resume(self.learners, saved)
 
     def learn(
