@@ -270,7 +270,7 @@ def test_a_loss_resumes_with_its_dual_variables_and_its_place_in_training(datase
         if scores["left"] == 0:
             raise RuntimeError("killed")
         scores["left"] -= 1
-        return {"score": -float(scores["left"])}
+        return {"score": -1.0 - scores["left"]}  # rising: -2, -1, and 0 after the kill
 
     whole = run(tmp_path / "whole", by_turns(1.0))
     scores = {"left": 2}
