@@ -95,8 +95,11 @@ class Group:
         while running:
             left = self.kill_at - time.monotonic()
             try:
-                number = self.ended.get(timeout=max(0.0, left) if left < float("inf") else None)
+                # not for ever: a signal that comes just before the wait is acted on only when the wait ends
+                number = self.ended.get(timeout=min(max(0.0, left), 1.0))
             except queue.Empty:
+                if time.monotonic() < self.kill_at:
+                    continue
                 for i in running:
                     os.killpg(self.processes[i].pid, signal.SIGKILL)
                 self.kill_at = float("inf")
