@@ -186,7 +186,7 @@ def _result(manifest: Manifest, g: int) -> dict[str, Any]:
     samples, beam = means["samples"]["rows"], means.get("beam", {}).get("rows", 0)
     say(f"grow {g}: {samples} samples, mean reward {means['samples']['mean']:.4f}{others}")
     if samples > 1 and means["samples"]["min"] == means["samples"]["max"]:
-        say(f"grow {g}: warning: every sample has the same reward, which so tells no sample from another")
+        say(f"grow {g}: warning: every sample has the same reward, so there is nothing to choose by")
     return {"rows": manifest.rows, "samples": samples, **({"beam": beam} if beam else {}), "reward": means}
 
 
