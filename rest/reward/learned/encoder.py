@@ -145,6 +145,9 @@ class HuggingFaceEncoder:
     """The last layer's states, or a learned mixture of all, MixedLayers()."""
     pooling: Pooling = MeanState()
     """What becomes of a text's states: their MeanState(), the FirstState(), or its PooledState()."""
+    depth: int | None = None
+    """Only its first so many layers are there, which cost less; the middle ones often tell more of a translation than
+    the last, which serve what the encoder was trained for (BERTScore: Zhang et al. 2020, appendix B). None: all."""
     dropout: float | None = None
     """While training; None: what config.json says."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -165,6 +168,11 @@ class HuggingFaceEncoder:
         dropout = network.settings.dropout if self.dropout is None else self.dropout
         if not 0 <= dropout < 1:
             raise UserError(f"reward.start: dropout {dropout} must be from 0 to below 1")
-        settings = dataclasses.replace(network.settings, dropout=dropout, products=self.products)
+        there = network.settings.layers
+        depth = there if self.depth is None else self.depth
+        if not 1 <= depth <= there:
+            raise UserError(f"reward.start: depth {depth} must be from 1 to {there}, the layers of {folder}")
+        settings = dataclasses.replace(network.settings, layers=depth, dropout=dropout, products=self.products)
         changed = Network.shaped(settings, lambda rngs: XLMR(settings, rngs=rngs))
-        return Encoder(changed.with_parameters(network.parameters), tokenizer, view)
+        layers = {number: layer for number, layer in network.parameters["layers"].items() if number < depth}
+        return Encoder(changed.with_parameters({**network.parameters, "layers": layers}), tokenizer, view)

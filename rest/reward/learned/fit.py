@@ -154,12 +154,12 @@ def fit(
     reward = LearnedReward.new(start, batch, settings.heads, policy if settings.likelihood else None)
     reward = dataclasses.replace(reward, caution=settings.caution)
     training, held_out = _examples(reward, rated, ranked=settings.loss.ranking > 0)
-    reward = reward.probe(training, settings.ridge)
     pad_id, own = start.tokenizer.pad_id, seed_for(seed, "reward batches")
     batches, _ = shuffled(training, batch, pad_id=pad_id, seed=own, machine=machine)
     rows = rated.parts[1]
     ratings, groups = rated.ratings[rows], rated.groups[rows]
     choice = _choice(settings.choose, ratings, groups)
+    reward, ridge = reward.probe(training, held_out, settings.ridge, lambda scores: choice(scores, ratings, groups))
 
     def agreement(reward: LearnedReward) -> dict[str, float]:
         predicted = reward.predict(held_out).mean(1)
@@ -186,7 +186,8 @@ def fit(
     scaled = ~rated.is_reference[rows] if getattr(settings.calibration, "of_samples", False) else slice(None)
     calibration = settings.calibration.fit(predicted[scaled], ratings[scaled])
     report: dict[str, Any] = {"rated": of_people, "held_out": len(rows), **_agreement(predicted, rated, rows, gold)}
-    report |= {"range": list(calibration.ends), "steps": trained.steps, "best_step": trained.best_step}
+    report |= {"range": list(calibration.ends), "ridge": ridge}
+    report |= {"steps": trained.steps, "best_step": trained.best_step}
     report |= {"stopped": trained.stopped, "chosen_by": name_of(choice)}
     if settings.negatives:
         report["negatives"] = len(rated.ratings) - of_people

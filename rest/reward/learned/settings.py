@@ -88,8 +88,9 @@ class RewardSettings:
     likelihood: bool = False
     """The head also reads how likely the policy (or the model of its own) finds the hypothesis, whatever training does,
     and the lengths."""
-    ridge: float = 0.01
-    """Penalty of the regression that the head starts from, relative to the number of ratings."""
+    ridge: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0)
+    """Penalties of the regression that the head starts from, relative to the number of ratings: the one is taken whose
+    scores agree best with the ratings held out (`choose`)."""
     loss: RatingLoss = field(default_factory=RatingLoss)
     """Regression of the ratings, ranking of the hypotheses of a source, or both."""
     choose: Any = field(default_factory=WithinAndAcross)  # a Choice
@@ -133,7 +134,9 @@ class RewardSettings:
                 f"reward: samples_per_source {self.samples_per_source} cannot be dealt to "
                 f"{distinct} temperatures {self.temperatures}"
             )
-        refuse_below("reward.", self, {"sources": 1, "heads": 1, "caution": 0, "ridge": 0, "attacked": 0})
+        refuse_below("reward.", self, {"sources": 1, "heads": 1, "caution": 0, "attacked": 0})
+        if not self.ridge or min(self.ridge) < 0:
+            raise UserError(f"reward.ridge: {self.ridge} must be penalties, none of them below 0")
         refuse_shares("reward.", self, "negatives", "dev_share")
         if not 0 <= self.attack_warning <= 1:
             raise UserError(f"reward.attack_warning must be a share from 0 to 1, not {self.attack_warning}")

@@ -64,6 +64,23 @@ def reward(request):
     return a_reward(request.param)
 
 
+def test_the_first_layers_alone_find_what_they_find_in_the_whole_encoder(tmp_path):
+    whole, first = (HuggingFaceEncoder(XLMR_FOLDER, depth=depth).read() for depth in (None, 1))
+    layers = first.network.parameters["layers"]
+    assert first.settings.layers == len(layers) == 1 < whole.settings.layers == len(whole.network.parameters["layers"])
+    ids = pad([whole.tokenizer.encode(["The cat sat."])[0]], 16, 0)
+    states = [nnx.jit(XLMR.__call__)(encoder.network.module, ids, ids > 0) for encoder in (whole, first)]
+    assert len(states[1]) == 2  # the embedding's and the layer's
+    for one, other in zip(states[0], states[1], strict=False):
+        np.testing.assert_array_equal(one, other)
+    reward = a_reward(HuggingFaceEncoder(XLMR_FOLDER, depth=1))
+    reward.save(tmp_path, Calibration((0.0, 1.0), (0.0, 1.0)))
+    loaded, _ = LearnedReward.load(tmp_path)
+    np.testing.assert_array_equal(loaded(*TEXTS, None), reward(*TEXTS, None))
+    with pytest.raises(UserError, match=r"reward.start: depth 9 must be from 1 to 2, the layers of .*xlmr"):
+        HuggingFaceEncoder(XLMR_FOLDER, depth=9).read()
+
+
 WIDE = 96  # as long as the longest of the rows below
 packed = nnx.jit(XLMR.packed)
 

@@ -113,12 +113,12 @@ def test_ranking_alone_learns_the_order_of_a_source_s_hypotheses(policy, rated, 
     assert before["ranked_right"] < 0.5 and after["ranked_right"] > 0.9
 
 
-def turned(self, examples, ridge):
+def turned(self, examples, held_out, penalties, agreement):
     """A random head under which a longer hypothesis scores lower."""
     lengths = np.asarray([len(ids) for ids in examples.targets])
     slope = np.cov(self.predict(examples)[:, 0], lengths)[0, 1]
     head = {name: -np.sign(slope) * value for name, value in self.network.parameters["head"].items()}
-    return self.with_network(self.network.with_part("head", head))
+    return self.with_network(self.network.with_part("head", head)), penalties[0]
 
 
 def test_held_out_sources_are_not_trained_on(policy, rated, settings, batch, tmp_path, monkeypatch):
@@ -217,7 +217,8 @@ def test_what_chooses_the_checkpoint_is_a_setting(policy, rated, settings, batch
     assert settings.choose == WithinAndAcross()
     scripted = Scripted([])
     assert chosen("scripted", rated, scripted)["best_step"] == 2  # it went on rising
-    assert len(scripted.seen) == 3 and all(len(column) == 48 for seen in scripted.seen for column in seen)
+    looks = len(settings.ridge) + 3  # at each penalty of the first fit, then at each checkpoint
+    assert len(scripted.seen) == looks and all(len(column) == 48 for seen in scripted.seen for column in seen)
     assert "Pearson's correlation chooses" not in capsys.readouterr().err
     alone = replace(rated, groups=np.arange(240))  # nothing shares a source
     assert chosen("alone", alone, WithinAndAcross())["chosen_by"] == "AcrossSources"
