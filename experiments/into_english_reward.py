@@ -32,9 +32,9 @@ from zlib import crc32
 import numpy as np
 from tyro import MISSING
 
-from rest import MQM, Apart, BatchOverrides, BCSettings, ByDepth, Cleaning, Detokenizer, DirectAssessments, Experiment
-from rest import HuggingFaceEncoder, Joint, MixedLayers, Quantile, Ratings, RewardSettings, Schedule, SplitSettings
-from rest import Trainable, TrainSettings, import_file, mix
+from rest import MQM, Apart, BatchOverrides, BCSettings, Cleaning, Detokenizer, DirectAssessments, Experiment
+from rest import HuggingFaceEncoder, Joint, Quantile, Ratings, RewardSettings, Schedule, SplitSettings
+from rest import TrainSettings, import_file, mix
 
 news, mqm = (import_file(Path(__file__).with_name(f"{name}.py")) for name in ("wmt_de_en", "qe_reward"))
 
@@ -81,8 +81,7 @@ class IntoEnglish:
         return MQM(path, pair, exclude_systems=exclude, drop_ambiguous=True).load()
 
 
-STEPS = 3000
-SMALL = "intfloat/multilingual-e5-small"
+SMALL = HuggingFaceEncoder("intfloat/multilingual-e5-small", depth=9, products="bfloat16")
 
 experiment = Experiment(
     corpus=news.small.corpus,
@@ -94,19 +93,11 @@ experiment = Experiment(
     reward=RewardSettings(
         ratings=(IntoEnglish(MISSING),),
         split=SplitSettings(test_share=0.2),
-        start=HuggingFaceEncoder(SMALL, reading=Apart("query: "), layers=MixedLayers()),
+        start=replace(SMALL, reading=Apart("query: ")),
         batch=BatchOverrides(batch_tokens=4096, source_tokens=320, target_tokens=320),
         calibration=Quantile(),  # so that the paper's thresholds are shares
         negatives=0.1,
-        train=TrainSettings(
-            max_steps=STEPS,
-            evaluate_every=250,
-            patience=4,
-            average=3,
-            schedule=Schedule(1e-3, 100, "linear", STEPS),
-            optimizer=ByDepth(body=0.1, decay=0.9, frozen_steps=100),
-            trainable=Trainable(freeze_embeddings=True),
-        ),
+        train=mqm.apart.reward.train,
     ),
 )
 with_german = (*IntoEnglish(MISSING).sets, "newstest2020_ende", "newstest2021_ende")
@@ -117,9 +108,17 @@ judge = replace(
     reward=replace(
         experiment.reward,
         ratings=(IntoEnglish(MISSING, half=1),),
-        start=HuggingFaceEncoder(SMALL, reading=Joint(), layers=MixedLayers()),
+        start=replace(SMALL, reading=Joint()),
     ),
 )
+
+
+def probing(full: Experiment) -> Experiment:
+    """Its head alone, on the encoder as it is."""
+    return replace(full, reward=replace(full.reward, train=replace(full.reward.train, max_steps=0)))
+
+
+probe, probe_judge = probing(experiment), probing(judge)
 
 
 def quickly(full: Experiment, sources: int = 1500) -> Experiment:

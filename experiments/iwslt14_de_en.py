@@ -2,10 +2,10 @@
 
 Shows    `paper`: the paper's network (6 + 6 layers, 512, 1,024, 4 heads), N = 100, thresholds .7 to .99 and G = 2, by a
          reward learned from people's judgements; `table` has PPO beside it with as many samples as a Grow step draws.
-         `small` and `quick`: 22,180 pairs and the consensus of samples by chrF, which needs neither ratings nor
-         references. `utilities`: agreement by chrF, or by chrF and BLEU. `rewards` compares consensus, the learned
-         reward, both joined, and PPO, each with the same 128,000 samples, and consensus on all sources with G = 1 and
-         2; a judge that nothing trains on scores all of them.
+         `small` and `quick`: 22,180 pairs and the consensus of samples by chrF and BLEU, which needs neither ratings
+         nor references. `utilities`: agreement by chrF, or by chrF and BLEU. `rewards` compares consensus, the
+         learned reward, both joined, and PPO, each with the same 128,000 samples, and consensus on all sources with
+         G = 1 and 2; a judge that nothing trains on scores all of them.
 Command  rest run experiments/iwslt14_de_en.py:quick --out runs/iwslt14-quick --corpus.directory DIRECTORY
          rest run experiments/iwslt14_de_en.py:small --out runs/iwslt14-small --corpus.directory DIRECTORY
          rest study experiments/iwslt14_de_en.py:utilities --out runs/iwslt14 --seeds 0 --corpus.directory DIRECTORY
@@ -36,7 +36,7 @@ from tyro import MISSING
 from rest import BLEU, Adam, BCSettings, BatchSettings, ChrF, Cleaning, Consensus, Corpus, CorpusBLEU, Detokenizer
 from rest import EvaluationSettings, Experiment, FairseqText, Fixed, FixedCoefficient, GrowSettings, Guards
 from rest import ImproveSettings, InReward, MachineSettings, MetricOfGreedy, Mixture, PPOSettings, PerSourceTop
-from rest import Reward, RewardOfSamples, RolloutSettings, SamplingSettings, SavedReward, Schedule
+from rest import Reward, RewardOfSamples, RolloutSettings, SamplingOverrides, SamplingSettings, SavedReward, Schedule
 from rest import SentencePieceSettings, TextFiles, TrainSettings, TransformerSettings, WeightedMean
 
 
@@ -118,27 +118,38 @@ small = replace(
     paper,
     corpus=TrainAndValid(MISSING, dev=887),  # dev is TED.dev2010, test is TEDX.dev2012
     tokenizer=SentencePieceSettings(vocabulary_size=3072),
-    model=TransformerSettings(width=128, heads=2, feed_forward=512, encoder_layers=3, decoder_layers=3, dropout=0.2),
+    model=TransformerSettings(
+        width=256,
+        heads=4,
+        feed_forward=1024,
+        encoder_layers=3,
+        decoder_layers=3,
+        dropout=0.3,
+        products="bfloat16",
+    ),
     batch=BatchSettings(batch_tokens=2048, source_tokens=128, target_tokens=128),
     bc=BCSettings(
         label_smoothing=0.1,
         train=TrainSettings(
-            max_steps=9000,
-            evaluate_every=250,
+            max_steps=8000,
+            evaluate_every=500,
             patience=4,
             average=4,
-            schedule=Schedule(2.5e-3, 600, "inverse_sqrt", 9000, cooldown_steps=2750),
+            schedule=Schedule(1.5e-3, 800, "inverse_sqrt", 8000, cooldown_steps=3800),
         ),
     ),
-    reward=Consensus(ChrF()).reward,
+    reward=Consensus(Mixture((ChrF(), BLEU()))).reward,
     grow_steps=1,
-    grow=GrowSettings(samples_per_source=32),
+    # At 0.8 the samples of so weak a policy agree on less than its greedy outputs say
+    grow=GrowSettings(samples_per_source=32, sampling=SamplingOverrides(temperature=0.5), beams=4),
     improve=ImproveSettings(
         rule=PerSourceTop((4, 1)),
         human_pairs="always",
         unfiltered=False,
         label_smoothing=0.1,
-        train=TrainSettings(max_steps=600, evaluate_every=100, patience=3, average=3, schedule=Schedule(4e-4, 20)),
+        train=TrainSettings(
+            max_steps=400, evaluate_every=100, patience=3, average=3, schedule=Schedule(3e-4, 20, "linear", 400)
+        ),
     ),
     choose=MetricOfGreedy(CorpusBLEU()),
     machine=MachineSettings(),
@@ -147,7 +158,7 @@ experiment = small
 
 # Which utility, on 4,000 sources: neither a learned reward nor a judge is needed
 some = replace(small, grow=replace(small.grow, sources=4000))
-utilities = {"chrf": some, "chrf_and_bleu": replace(some, reward=Consensus(Mixture((ChrF(), BLEU()))).reward)}
+utilities = {"chrf": replace(some, reward=Consensus(ChrF()).reward), "chrf_and_bleu": some}
 
 # Rewards side by side: everything is drawn for the same 4,000 sources
 judge = replace(evaluation, judge=Reward(learned))
@@ -176,7 +187,7 @@ rewards = {
 quick = replace(
     small,
     model=TransformerSettings(width=128, heads=4, feed_forward=384, encoder_layers=2, decoder_layers=2, dropout=0.2),
-    bc=replace(small.bc, train=replace(small.bc.train, max_steps=900)),
+    bc=replace(small.bc, train=replace(small.bc.train, max_steps=900, evaluate_every=250)),
     grow=replace(small.grow, sources=3000, samples_per_source=16),
     improve=replace(small.improve, train=replace(small.improve.train, max_steps=120, evaluate_every=40)),
     choose=replace(small.choose, sources=300),

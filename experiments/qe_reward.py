@@ -20,15 +20,15 @@ from pathlib import Path
 import numpy as np
 from tyro import MISSING
 
-from rest import Apart, BatchOverrides, BCSettings, ByDepth, Experiment, HuggingFaceEncoder, MixedLayers, RatingLoss
+from rest import AcrossSources, Apart, BatchOverrides, BCSettings, ByDepth, Experiment, HuggingFaceEncoder, RatingLoss
 from rest import Ratings, RewardSettings, Schedule, SplitSettings, Trainable, TrainSettings, import_file
 
 scratch = import_file(Path(__file__).with_name("mqm_en_de_reward.py"))
 
-STEPS = 2000
-WIDTH = BatchOverrides(batch_tokens=4096, source_tokens=256, target_tokens=256)  # of a row with both texts
+STEPS = 800
+ENCODER = "intfloat/multilingual-e5-small"
 
-joint = Experiment(
+apart = Experiment(
     corpus=scratch.experiment.corpus,
     tokenizer=scratch.experiment.tokenizer,
     model=scratch.quick.model,  # the policy is none of this reward's parts
@@ -37,29 +37,31 @@ joint = Experiment(
     reward=RewardSettings(
         ratings=scratch.experiment.reward.ratings,
         split=SplitSettings(test_share=0.2),
-        start=HuggingFaceEncoder("intfloat/multilingual-e5-small", layers=MixedLayers()),
-        batch=WIDTH,
+        start=HuggingFaceEncoder(ENCODER, reading=Apart("query: "), depth=9, products="bfloat16"),
+        batch=BatchOverrides(batch_tokens=2048, source_tokens=256, target_tokens=256),
+        choose=AcrossSources(),
         train=TrainSettings(
             max_steps=STEPS,
-            evaluate_every=200,
+            evaluate_every=100,
             patience=4,
             average=3,
-            schedule=Schedule(1e-3, 100, "linear", STEPS),
-            optimizer=ByDepth(body=0.1, decay=0.9, frozen_steps=100),
+            schedule=Schedule(4e-5, 50, "linear", STEPS),  # as much as what the head starts from bears
+            optimizer=ByDepth(body=1.0, decay=0.9),
             trainable=Trainable(freeze_embeddings=True),
         ),
     ),
 )
-apart = replace(
-    joint,
+probe = replace(apart, reward=replace(apart.reward, train=replace(apart.reward.train, max_steps=0)))
+joint = replace(
+    apart,
     reward=replace(
-        joint.reward,
-        start=HuggingFaceEncoder("intfloat/multilingual-e5-small", reading=Apart("query: "), layers=MixedLayers()),
-        batch=BatchOverrides(batch_tokens=2048, source_tokens=256, target_tokens=256),
+        apart.reward,
+        start=HuggingFaceEncoder(ENCODER, depth=9, products="bfloat16"),
+        batch=BatchOverrides(batch_tokens=4096, source_tokens=256, target_tokens=256),  # of a row with both texts
     ),
 )
-ranked = replace(joint, reward=replace(joint.reward, loss=RatingLoss(1.0, 1.0)))
-experiment = joint
+ranked = replace(apart, reward=replace(apart.reward, loss=RatingLoss(1.0, 1.0)))
+experiment = apart
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,11 @@ quick = replace(
         attacked=50,
         train=replace(
             apart.reward.train,
-            max_steps=150,
-            evaluate_every=75,
+            max_steps=100,
+            evaluate_every=50,
             average=1,
-            schedule=Schedule(1e-3, 10, "linear", 200),
-            optimizer=ByDepth(body=0.1, decay=0.9, frozen_steps=10),
-            trainable=Trainable(freeze_embeddings=True, freeze_layers=9),
+            schedule=Schedule(4e-5, 10, "linear", 100),
+            trainable=Trainable(freeze_embeddings=True, freeze_layers=6),
         ),
     ),
 )
