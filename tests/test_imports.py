@@ -19,7 +19,7 @@ processes
 identity
 journal
 folder
-statistics/{words,moses,correlation,intervals,paired,text_metrics}
+statistics/{words,moses,correlation,regression,intervals,paired,text_metrics}
 data/{lines,ragged,tokenizer,lexicon,synthetic,corpus,files,tfds,iwslt,testsets,survey,shards,known,large,sidecars,store,where,segments,packing,batches,inspect}
 ratings/{record,files,rated}
 learning/{mesh,pace,returns,divergence,losses,preferences,surrogate,lora,optimizers,depth,checkpoint,apply,learner,train}
@@ -27,7 +27,7 @@ model/{network,positions,products,normaliser,attention,layers,flops,transformer,
 model/{families/family,families/bart,families/marian,families/t5,families/m2m100,families/mbart,families/huggingface}
 policy/{policy,slots,sampler,beam,value,drawn}
 reward/{language,guards,reward,composition,reference_based,ngrams,utility,embedding,consensus,trivial,raters,attacks,agreement}
-reward/{learned/encoder,learned/sentences,learned/calibration,learned/choice,learned/reading,learned/network,learned/saved,learned/settings,learned/fit}
+reward/{learned/encoder,learned/sentences,learned/calibration,learned/choice,learned/reading,learned/network,learned/probe,learned/saved,learned/settings,learned/fit}
 reward/{published/scorer,published/metricx,published/cometkiwi}
 selection
 thresholds

@@ -29,6 +29,7 @@ from rest.reward.attacks import ENOUGH, attack, negatives
 from rest.reward.learned.choice import AcrossSources, Choice, WithinAndAcross, WithinSources, can_rank
 from rest.reward.learned.encoder import Encoder, HuggingFaceEncoder
 from rest.reward.learned.network import LearnedReward, RewardObjective
+from rest.reward.learned.probe import probe
 from rest.reward.learned.settings import Refresh, RewardSettings, TranslationModel
 from rest.reward.reward import Calibration, RewardFunction, name_of
 from rest.statistics.correlation import pearson, ranked_right, spearman
@@ -159,7 +160,7 @@ def fit(
     rows = rated.parts[1]
     ratings, groups = rated.ratings[rows], rated.groups[rows]
     choice = _choice(settings.choose, ratings, groups)
-    reward, ridge = reward.probe(training, held_out, settings.ridge, lambda scores: choice(scores, ratings, groups))
+    reward, ridge = probe(reward, training, held_out, settings.ridge, lambda scores: choice(scores, ratings, groups))
 
     def agreement(reward: LearnedReward) -> dict[str, float]:
         predicted = reward.predict(held_out).mean(1)

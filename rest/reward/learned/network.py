@@ -4,9 +4,8 @@ The network is the policy's own with a linear head in addition, started from the
 InstructGPT starts its reward model from the supervised one (Ouyang et al. 2022): the encoder reads the source, the
 decoder reads the hypothesis beside it, and the head reads the mean of the decoder's states and how likely the network
 finds the hypothesis. It may start from a published encoder instead (encoder.py, reading.py). The head may also be
-given how likely a policy finds the hypothesis that does not change, and the lengths of both texts. It is first fitted
-alone by ridge regression, then everything is trained together (linear probing, then fine-tuning: Kumar et al. 2022), so
-that training starts from a reward that is useful already.
+given how likely a policy finds the hypothesis that does not change, and the lengths of both texts. probe.py fits
+the heads alone, fit.py then trains everything together.
 """
 
 from __future__ import annotations
@@ -170,20 +169,6 @@ def left_out(group: Float[Array, "*B"], head: int) -> Bool[Array, "*B"]:
     return (draw(group.astype(jnp.int32).ravel()) < LEFT_OUT).reshape(group.shape)
 
 
-def _ridge(
-    x: Float[np.ndarray, "n F"], y: Float[np.ndarray, " n"], penalties: Sequence[float]
-) -> list[tuple[np.ndarray, float]]:
-    """Weights [F] and bias for each penalty, which counts once a row and is of features with mean 0 and deviation 1."""
-    mean, spread = x.mean(0), x.std(0) + 1e-6
-    z = (x - mean) / spread
-    gram, moment = z.T @ z, z.T @ (y - y.mean())
-    found = []
-    for penalty in penalties:
-        weights = np.linalg.solve(gram + penalty * len(z) * np.eye(len(gram)), moment) / spread
-        found.append((weights, float(y.mean() - mean @ weights)))
-    return found
-
-
 @dataclass(frozen=True)
 class LearnedReward:
     """A trained reward network; a reward function that needs no references."""
@@ -232,33 +217,9 @@ class LearnedReward:
             return None
         return Network.of(self.network.settings.body, self.network.module.body)
 
-    def probe(
-        self,
-        training: Examples,
-        held_out: Examples,
-        penalties: Sequence[float],
-        agreement: Callable[[np.ndarray], float],
-    ) -> tuple[LearnedReward, float]:
-        """Fit the heads alone to the column `rating` by ridge regression of the standardised features.
-
-        Of several penalties, the first whose scores of the rows held out agree best is kept, and told.
-        """
-        features = self._of(_features, training, "reward: first look").astype(np.float64)
-        ratings, group = training.columns["rating"].astype(np.float64), training.columns["group"]
-        heads = []
-        for head in range(self.heads):
-            kept = np.ones(len(ratings), bool) if self.heads == 1 else ~np.asarray(left_out(jnp.asarray(group), head))
-            heads.append(_ridge(features[kept], ratings[kept], penalties))
-        fitted = [
-            {"kernel": np.stack([kernel for kernel, _ in each], 1), "bias": np.asarray([bias for _, bias in each])}
-            for each in zip(*heads, strict=True)
-        ]
-        best = 0
-        if len(penalties) > 1:
-            seen = self._of(_features, held_out).astype(np.float64)
-            found = [agreement((seen @ head["kernel"] + head["bias"]).mean(1)) for head in fitted]
-            best = int(np.argmax(found))
-        return self.with_network(self.network.with_part("head", fitted[best])), penalties[best]
+    def features(self, examples: Examples, shown: str = "") -> Float[np.ndarray, "n F"]:
+        """What the heads read of each pair; a progress bar is `shown` as this."""
+        return self._of(_features, examples, shown)
 
     @cached_property
     def identity(self) -> str:

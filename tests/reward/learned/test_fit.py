@@ -104,7 +104,7 @@ def test_gold_is_only_reported_and_changes_nothing(policy, rated, settings, batc
 
 def test_ranking_alone_learns_the_order_of_a_source_s_hypotheses(policy, rated, settings, batch, tmp_path, monkeypatch):
     # nothing but the ranking teaches the head, which starts at random, the wrong way round
-    monkeypatch.setattr(module.LearnedReward, "probe", turned)
+    monkeypatch.setattr(module, "probe", turned)
     ranking = replace(settings, loss=RatingLoss(0.0, 1.0))
     none = replace(ranking, train=replace(ranking.train, max_steps=0))
     before, after = (
@@ -113,12 +113,12 @@ def test_ranking_alone_learns_the_order_of_a_source_s_hypotheses(policy, rated, 
     assert before["ranked_right"] < 0.5 and after["ranked_right"] > 0.9
 
 
-def turned(self, examples, held_out, penalties, agreement):
+def turned(reward, examples, held_out, penalties, agreement):
     """A random head under which a longer hypothesis scores lower."""
     lengths = np.asarray([len(ids) for ids in examples.targets])
-    slope = np.cov(self.predict(examples)[:, 0], lengths)[0, 1]
-    head = {name: -np.sign(slope) * value for name, value in self.network.parameters["head"].items()}
-    return self.with_network(self.network.with_part("head", head)), penalties[0]
+    slope = np.cov(reward.predict(examples)[:, 0], lengths)[0, 1]
+    head = {name: -np.sign(slope) * value for name, value in reward.network.parameters["head"].items()}
+    return reward.with_network(reward.network.with_part("head", head)), penalties[0]
 
 
 def test_held_out_sources_are_not_trained_on(policy, rated, settings, batch, tmp_path, monkeypatch):
@@ -129,18 +129,18 @@ def test_held_out_sources_are_not_trained_on(policy, rated, settings, batch, tmp
         trained_on.extend(tuple(x) for x in examples.sources)
         return batches(examples, *rest, **keywords)
 
-    def probe(self, examples, *rest):
+    def probe(reward, examples, *rest):
         probed.extend(tuple(x) for x in examples.sources)
-        return real_probe(self, examples, *rest)
+        return real_probe(reward, examples, *rest)
 
     def predict(self, examples):
         scored.extend(tuple(x) for x in examples.sources)
         return real(self, examples)
 
-    batches, real, real_probe = module.shuffled, module.LearnedReward.predict, module.LearnedReward.probe
+    batches, real, real_probe = module.shuffled, module.LearnedReward.predict, module.probe
     monkeypatch.setattr(module, "shuffled", watched)
     monkeypatch.setattr(module.LearnedReward, "predict", predict)
-    monkeypatch.setattr(module.LearnedReward, "probe", probe)
+    monkeypatch.setattr(module, "probe", probe)
     none = replace(settings, train=replace(settings.train, max_steps=0))
     report = fit(policy, rated, none, batch, folder=tmp_path, seed=0).report
     assert trained_on and scored and not set(trained_on) & set(scored)

@@ -7,20 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rest.data.batches import Examples
 from rest.errors import UserError
 from rest.reward.learned.network import LEFT_OUT, LearnedReward, RatingLoss, left_out
+from rest.reward.learned.probe import probe
 from rest.reward.reward import Calibration, Reward
 from rest.reward.trivial import PolicyLogProb
-
-
-def probed(new: LearnedReward, examples: Examples, ridge: float) -> LearnedReward:
-    """With one penalty, so that nothing is to be chosen."""
-
-    def unasked(scores: np.ndarray) -> float:
-        raise AssertionError("nothing is to be chosen")
-
-    return new.probe(examples, examples, (ridge,), unasked)[0]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +26,8 @@ def reward(lively, batch, texts):
     """The head is fitted to noise, so that every feature counts."""
     new = LearnedReward.new(lively, batch)
     ratings = np.random.default_rng(0).random(len(texts[0])).astype(np.float32)
-    return probed(new, rated(new.examples(*texts), ratings), 0.01)
+    examples = rated(new.examples(*texts), ratings)
+    return probe(new, examples, examples, (0.01,), np.std)[0]
 
 
 def rated(examples, ratings):
@@ -114,7 +106,8 @@ def advised(policy, lively, batch, texts):
     """A reward whose head also reads the likelihood under another policy, and lengths."""
     new = LearnedReward.new(policy, batch, likelihood=lively)
     ratings = np.random.default_rng(0).random(len(texts[0])).astype(np.float32)
-    return probed(new, rated(new.examples(*texts), ratings), 0.01)
+    examples = rated(new.examples(*texts), ratings)
+    return probe(new, examples, examples, (0.01,), np.std)[0]
 
 
 def test_the_head_can_read_the_likelihood_of_a_policy_that_stays_as_it_was(advised, lively, batch, texts):
@@ -152,44 +145,12 @@ def with_head(reward: LearnedReward, kernel: np.ndarray, bias: np.ndarray) -> Le
     return reward.with_network(reward.network.with_part("head", {"kernel": kernel, "bias": bias}))
 
 
-def test_a_probe_fits_the_head_alone_as_far_as_the_penalty_allows(lively, batch, texts):
-    new = LearnedReward.new(lively, batch)
-    examples = new.examples(*texts)
-    ratings = np.asarray([len(ids) for ids in examples.targets], np.float32)
-    errors = []
-    for ridge in (1e-6, 0.1, 1e6):
-        fitted = probed(new, rated(examples, ratings), ridge)
-        assert fitted.network.parameters["body"] is new.network.parameters["body"]
-        scores = fitted.predict(examples)[:, 0]
-        np.testing.assert_allclose(scores.mean(), ratings.mean(), rtol=1e-3)  # the bias is not penalised
-        errors.append(np.abs(scores - ratings).mean())
-    assert errors[0] < 0.1 < errors[1] < errors[2]
-    assert errors[2] == pytest.approx(np.abs(ratings - ratings.mean()).mean(), rel=1e-2)
-
-
-def test_a_probe_takes_the_penalty_that_agrees_best_with_what_is_held_out(lively, batch, texts):
-    new = LearnedReward.new(lively, batch, heads=2)
-    ratings = np.random.default_rng(0).random(len(texts[0])).astype(np.float32)
-    examples, penalties, looked = rated(new.examples(*texts), ratings), (1e-6, 0.1, 1e3), []
-
-    def second(scores: np.ndarray) -> float:
-        looked.append(scores)
-        return float(-scores.std()) if len(looked) != 2 else 1.0
-
-    found, chosen = new.probe(examples, examples, penalties, second)
-    assert chosen == 0.1 and len(looked) == 3
-    spread = [scores.std() for scores in looked]
-    assert spread[0] > spread[1] > spread[2]  # a penalty shrinks
-    # what was looked at is what the reward then predicts, and the same as with this penalty alone
-    np.testing.assert_allclose(found.predict(examples).mean(1), looked[1], atol=1e-4)
-    assert probed(new, examples, 0.1).identity == found.identity
-
-
 @pytest.fixture(scope="module")
 def ensemble(lively, batch, texts):
     new = LearnedReward.new(lively, batch, heads=4)
     ratings = np.random.default_rng(0).random(len(texts[0])).astype(np.float32)
-    return probed(new, rated(new.examples(*texts), ratings), 0.1)
+    examples = rated(new.examples(*texts), ratings)
+    return probe(new, examples, examples, (0.1,), np.std)[0]
 
 
 def test_heads_differ_because_each_leaves_out_other_groups(ensemble, texts):
