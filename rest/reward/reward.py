@@ -147,7 +147,7 @@ class Reward:
     """A reward function, what maps its scores to [0, 1], and what it may not be trusted on."""
 
     function: Any  # RewardFunction | WithoutReferences; the settings of a union would be no flags
-    scale: tuple[float, float] | Calibration | None = None
+    scale: Any = None  # (low, high), Calibration or None; as a flag a union of these would be words without a name
     """Raw scores that become 0 and 1; what falls outside is clipped and counted. None: scores must be in [0, 1]."""
     guards: Guards | None = None
     """The reward of what they flag is 0, whatever the score."""

@@ -91,5 +91,13 @@ def test_the_flags_of_a_command_and_of_its_experiment_stand_side_by_side(capsys)
     assert "--decode sample is the whole evaluation" in " ".join(shown.split())
 
 
+def test_a_stray_word_is_refused_and_never_taken_for_a_setting(capsys, tmp_path):
+    file = Path(__file__).parents[2] / "experiments" / "instructgpt.py"  # its reward has a scale, which is two numbers
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", str(file), "--out", str(tmp_path), "0", "1"])
+    assert stopped.value.code == 2
+    assert "Unrecognized options: 0, 1" in " ".join(capsys.readouterr().err.split())
+
+
 def test_the_console_is_wide_enough_for_tables():
     assert console().width >= 116
