@@ -12,6 +12,7 @@ release = rest.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_title = "rest"
+html_copy_source = False  # the link to it stands outside what screen readers find their way by
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
@@ -21,6 +22,16 @@ autodoc_default_options = {"members": True, "show-inheritance": False, "undoc-me
 # Docstrings are written to be read in the source: shapes in brackets and starred names are no markup, and of the words
 # before a colon, which are read as types, several fields may have the name ("ref.python").
 suppress_warnings = ["docutils", "autodoc", "ref.python"]
+
+
+# What keyboards and screen readers need and the theme leaves out
+ACCESSIBLE = """addEventListener("DOMContentLoaded", () => {
+  const set = (where, name, value) => document.querySelectorAll(where).forEach(each => each.setAttribute(name, value));
+  set("[role=heading]:not([aria-level])", "aria-level", 2);
+  set("pre, .table-wrapper", "tabindex", 0);
+  set(".sidebar-drawer", "aria-label", "pages");
+  set(".toc-drawer", "aria-label", "on this page");
+})"""
 
 
 class Notebook(MystParser):
@@ -45,7 +56,7 @@ def shown(output):
     if "image/png" in data:
         return fenced("{raw} html", f'<img alt="a figure" src="data:image/png;base64,{data["image/png"]}">')
     if "text/html" in data:
-        table = "".join(data["text/html"])
+        table = "".join(data["text/html"]).replace("<th></th>", "<td></td>")  # pandas' corner heads nothing
         return fenced("{raw} html", f'<div class="table-wrapper docutils container">{table}</div>')
     return fenced("text", "".join(data.get("text/plain", output.get("text", []))).rstrip("\n"))
 
@@ -55,5 +66,6 @@ def fenced(kind, text):
 
 
 def setup(app):
+    app.add_js_file(None, body=ACCESSIBLE)
     app.add_source_suffix(".ipynb", "notebook")
     app.add_source_parser(Notebook)

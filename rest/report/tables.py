@@ -280,7 +280,7 @@ def _threshold(stage: dict[str, Any]) -> str:
 def improve_lines(stages: list[dict[str, Any]]) -> list[list[str]]:
     """What each Improve kept and did, its head first."""
     head = ["stage", "τ", "rows kept", "share", "sources", "human pairs", "mean reward kept", "steps", "best at"]
-    lines = [[*head, "learning rate", ""]]
+    lines = [[*head, "learning rate", "remarks"]]
     for stage in stages:
         kept, rows = stage.get("rows_kept"), stage.get("rows")
         share = f"{kept / rows:.1%}" if kept is not None and rows else ""

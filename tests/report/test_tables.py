@@ -145,7 +145,7 @@ def test_improve_lines() -> None:
     told = dict(zip(head, line, strict=True))
     assert told["stage"] == "G1 I2"
     assert (told["rows kept"], told["share"], told["learning rate"]) == ("1,500", "50.0%", "0.0001")
-    assert told[""] == "the starting policy won; few rows"
+    assert told["remarks"] == "the starting policy won; few rows"
     without = [{**stage, "threshold": tau} for tau in (None, -math.inf)]
     assert [line[1] for line in tables.improve_lines(without)[1:]] == ["none", "none"]
     of_sources = {**stage, "threshold": None, "thresholds": {"min": 0.25, "mean": 0.5, "max": 0.75}}
