@@ -5,7 +5,7 @@ Shows    How far a reward that starts from an encoder of a hundred languages agr
          (`experiment`), and whether MQM of English-German adds to it (`transfer`). `judge` is another one, for
          `evaluation.judge` of other experiments: it learns from the other half of the documents, with another seed, and
          reads source and translation in one row where the reward reads each by itself. Both start from the same
-         pretrained encoder, so what that does not see, neither sees.
+         pretrained encoder, so what that does not see, neither sees. `probe` and `probe_judge` fit the head alone.
 Command  rest bc experiments/into_english_reward.py --out runs/into-english --corpus.directory DIRECTORY/NEWS \
              --reward.ratings.0.directory DIRECTORY --reward.start.folder intfloat/multilingual-e5-small
          rest reward train experiments/into_english_reward.py --out runs/into-english (and the three flags)
@@ -20,9 +20,10 @@ Launch   sbatch scripts/launch/slurm.sbatch has `rest run`; a reward needs one G
 Data     DIRECTORY holds da-to-english/da_newstest{2015,2017}.tsv.gz (WMT metrics tasks), mqm/mqm_ted_zhen.tsv.gz and
          mqm_newstest2020_, mqm_newstest2021_ and mqm_generalmt2023_ of the same ending (Freitag et al. 2021),
          for `transfer` mqm_newstest2020_ende and mqm_newstest2021_ende; NEWS is what wmt_de_en.py reads.
-Hardware `quick` and `quick_judge`: 2 CPU cores with an encoder of 12 layers x 384, made for 20 minutes each; the others
-         take hours there, minutes of a GPU.
-Expect   Not run yet at full length.
+Hardware `probe` and `probe_judge`: seven and fifteen minutes of one CPU core with an encoder of 12 layers x 384; the
+         others take an hour or more there, minutes of a GPU.
+Expect   `probe` has Pearson 0.37 with the ratings of dev documents and ranks 54 % of a source's pairs right,
+         `probe_judge` 0.24 and 52 %, which tells policies apart by a lot only. The others have not run at full length.
 """
 
 from dataclasses import dataclass, replace
@@ -93,7 +94,7 @@ experiment = Experiment(
     reward=RewardSettings(
         ratings=(IntoEnglish(MISSING),),
         split=SplitSettings(test_share=0.2),
-        start=replace(SMALL, reading=Apart("query: ")),
+        start=replace(SMALL, reading=Apart()),
         batch=BatchOverrides(batch_tokens=4096, source_tokens=320, target_tokens=320),
         calibration=Quantile(),  # so that the paper's thresholds are shares
         negatives=0.1,
@@ -114,8 +115,9 @@ judge = replace(
 
 
 def probing(full: Experiment) -> Experiment:
-    """Its head alone, on the encoder as it is."""
-    return replace(full, reward=replace(full.reward, train=replace(full.reward.train, max_steps=0)))
+    """Its head alone, on the encoder as it is: too little to tell corrupted translations apart and grade honest ones."""
+    train = replace(full.reward.train, max_steps=0)
+    return replace(full, reward=replace(full.reward, negatives=0.0, train=train))
 
 
 probe, probe_judge = probing(experiment), probing(judge)

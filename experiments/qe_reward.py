@@ -1,17 +1,19 @@
 """A reward that starts from an encoder trained on a hundred languages, learned from people's judgements.
 
 Shows    What a pretrained start is worth beside the reward from scratch of mqm_en_de_reward.py, on the same judgements
-         and the same documents held out: English-German MQM of newstest2020 and MLQE-PE. `joint` reads source and
-         hypothesis in one row, `apart` each by itself, `ranked` learns the order of a source's translations too.
-Command  rest bc experiments/qe_reward.py:quick --out runs/qe --corpus.directory DIRECTORY \
+         and the same documents held out: English-German MQM of newstest2020 and MLQE-PE. `probe` fits the head alone to
+         what the encoder finds as it is, in minutes; `apart` then trains both, each text read by itself; `joint` reads
+         source and hypothesis in one row; `ranked` learns the order of a source's translations too.
+Command  rest bc experiments/qe_reward.py:probe --out runs/qe --corpus.directory DIRECTORY \
              --reward.ratings.0.directory DIRECTORY --reward.start.folder intfloat/multilingual-e5-small
-         rest reward train experiments/qe_reward.py:quick --out runs/qe (and the three flags)
+         rest reward train experiments/qe_reward.py:probe --out runs/qe (and the three flags)
          rest reward evaluate runs/qe --against runs/mqm-regression --policy runs/mqm-regression \
              --part unseen mqm --path DIRECTORY/mqm/mqm_newstest2020_ende.tsv.gz --reference-system Human-A.0
 Data     As mqm_en_de_reward.py; and an encoder, a folder or a name on the hub.
-Hardware `quick` is made for 20 minutes of 2 CPU cores with an encoder of 12 layers x 384, on 1,500 sources;
-         `joint` and `apart` take hours there.
-Expect   Not run yet but for its first evaluation.
+Hardware `probe` takes eight minutes of one CPU core with an encoder of 12 layers x 384, `quick` twenty; `apart` has
+         updates of four seconds there.
+Expect   `probe`, on unseen documents of newstest2020: Pearson 0.32 [0.22, 0.40] and 54 % of a source's pairs ranked as
+         people do, which chrF with the reference does in 48 %. experiments/LOG.md has all.
 """
 
 from dataclasses import dataclass, replace
@@ -37,7 +39,7 @@ apart = Experiment(
     reward=RewardSettings(
         ratings=scratch.experiment.reward.ratings,
         split=SplitSettings(test_share=0.2),
-        start=HuggingFaceEncoder(ENCODER, reading=Apart("query: "), depth=9, products="bfloat16"),
+        start=HuggingFaceEncoder(ENCODER, reading=Apart(), depth=9, products="bfloat16"),
         batch=BatchOverrides(batch_tokens=2048, source_tokens=256, target_tokens=256),
         choose=AcrossSources(),
         train=TrainSettings(
