@@ -115,7 +115,7 @@ judge = replace(
 
 
 def probing(full: Experiment) -> Experiment:
-    """Its head alone, on the encoder as it is: too little to tell corrupted translations apart and grade honest ones."""
+    """Its head alone, which is too little to grade honest translations and to know corrupted ones as well."""
     train = replace(full.reward.train, max_steps=0)
     return replace(full, reward=replace(full.reward, negatives=0.0, train=train))
 
