@@ -43,7 +43,13 @@ experiment = Experiment(
     sampling=SamplingSettings(max_target_tokens=32),
     machine=MachineSettings(rows=96),
     bc=BCSettings(train=replace(training(60, 20), average=2)),
-    reward=RewardSettings(rater=SimulatedRater(), sources=60, samples_per_source=2, train=training(10, 5)),
+    reward=RewardSettings(
+        rater=SimulatedRater(),
+        sources=60,
+        samples_per_source=2,
+        ridge=(0.01,),  # one reward for all tests, under which Improve goes on from its start
+        train=training(10, 5),
+    ),
     grow=GrowSettings(sources=64, samples_per_source=3, sources_per_shard=16),
     improve=ImproveSettings(rule=GlobalPercentile((50.0, 75.0)), train=training(20, 10)),
     choose=RewardOfSamples(2),
