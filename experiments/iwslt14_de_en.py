@@ -25,7 +25,8 @@ Data     FOLDER is what fairseq's prepare-iwslt14.sh leaves. DIRECTORY has train
 Hardware `paper`: GPUs; `small`, `quick`: 2 CPU cores. `rest plan` with the same flags says how long it takes.
 Expect   `paper` not run. The published recipe of this network has 34.4 BLEU (beam, tokenized and lowercased) on the
          full data. `bleu` here is of the text as it is, comparable with published numbers where data and test set are;
-         `bleu_detokenized` is of it as people write it. `quick` stops behavioural cloning before its dev loss does.
+         `bleu_detokenized` is of it as people write it. `small`: BC has 12.7 BLEU greedy on TEDX.dev2012 after 50
+         minutes of one core, and no Improve has been above it on dev yet. `quick` stops behavioural cloning earlier.
 """
 
 from dataclasses import dataclass, replace
