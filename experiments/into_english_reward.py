@@ -22,8 +22,9 @@ Data     DIRECTORY holds da-to-english/da_newstest{2015,2017}.tsv.gz (WMT metric
          for `transfer` mqm_newstest2020_ende and mqm_newstest2021_ende; NEWS is what wmt_de_en.py reads.
 Hardware `probe` and `probe_judge`: seven and fifteen minutes of one CPU core with an encoder of 12 layers x 384; the
          others take an hour or more there, minutes of a GPU.
-Expect   `probe` has Pearson 0.37 with the ratings of dev documents and ranks 54 % of a source's pairs right,
-         `probe_judge` 0.24 and 52 %, which tells policies apart by a lot only. The others have not run at full length.
+Expect   With corrupted translations among the ratings (`negatives`), which `probe` is without now, the head alone had
+         Pearson 0.37 with dev ratings and ranked 54 % of a source's pairs right, the judge's 0.24 and 52 %, too little
+         to tell policies apart. The others have not run at full length.
 """
 
 from dataclasses import dataclass, replace
@@ -94,7 +95,7 @@ experiment = Experiment(
     reward=RewardSettings(
         ratings=(IntoEnglish(MISSING),),
         split=SplitSettings(test_share=0.2),
-        start=replace(SMALL, reading=Apart()),
+        start=replace(SMALL, reading=Apart("query: ")),
         batch=BatchOverrides(batch_tokens=4096, source_tokens=320, target_tokens=320),
         calibration=Quantile(),  # so that the paper's thresholds are shares
         negatives=0.1,

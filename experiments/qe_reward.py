@@ -39,7 +39,7 @@ apart = Experiment(
     reward=RewardSettings(
         ratings=scratch.experiment.reward.ratings,
         split=SplitSettings(test_share=0.2),
-        start=HuggingFaceEncoder(ENCODER, reading=Apart(), depth=9, products="bfloat16"),
+        start=HuggingFaceEncoder(ENCODER, reading=Apart("query: "), depth=9, products="bfloat16"),
         batch=BatchOverrides(batch_tokens=2048, source_tokens=256, target_tokens=256),
         choose=AcrossSources(),
         train=TrainSettings(
