@@ -118,7 +118,7 @@ table = {"rest": paper, "ppo": replace(paper, grow_steps=0, ppo=ppo)}
 small = replace(
     paper,
     corpus=TrainAndValid(MISSING, dev=887),  # dev is TED.dev2010, test is TEDX.dev2012
-    tokenizer=SentencePieceSettings(vocabulary_size=3072),
+    tokenizer=SentencePieceSettings(vocabulary_size=3072, start="eos"),
     model=TransformerSettings(
         width=128,
         heads=2,
@@ -127,6 +127,9 @@ small = replace(
         decoder_layers=3,
         dropout=0.2,
         norm_first=True,  # bears twice the learning rate: at 500 updates it is where the other is at 850
+        positions="fairseq",  # with EOS as the start and no bias of the output M2M100's shape, as which it is exported
+        output_bias=False,
+        zero_start=False,
         products="bfloat16",
     ),
     batch=BatchSettings(batch_tokens=2048, source_tokens=128, target_tokens=128),

@@ -167,6 +167,7 @@ def teacher_forced():
         ids = policy.encode_sources([source])[0]
         padded = np.full((2, 64), policy.tokenizer.pad_id, np.int32)
         padded[0, : len(ids)] = ids
+        padded[1, 0] = policy.tokenizer.prompt.start
         padded[1, 1 : len(tokens)] = tokens[:-1]
         out = logits(policy.network, padded[:1], len(ids), padded[1:])
         return np.asarray(out, np.float64)[: len(tokens)]

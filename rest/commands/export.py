@@ -28,7 +28,7 @@ class Flags:
 
 
 def export(arguments: Sequence[str]) -> None:
-    """The folder of a published model's family; Marian for our own networks."""
+    """The folder of a published model's family; Marian or M2M100 for our own networks."""
     flags = parsed(Flags, "export", arguments)
     policy = last_policy(flags.folder)
     family = write(flags.out, policy.network, policy.tokenizer)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import sentencepiece
@@ -89,6 +89,8 @@ class SentencePieceSettings:
     """Spell characters outside the vocabulary as bytes instead of <unk>."""
     max_sentences: int = 2_000_000
     """Sentences of each side that the pieces are learned from."""
+    start: Literal["padding", "eos"] = "padding"
+    """What the decoder begins with: padding as in Marian, or EOS as in M2M100."""
 
     def train(self, sides: Sequence[Sequence[str]], seed: int) -> SentencePieceTokenizer:
         """Learn the pieces from the given sides of the training text."""
@@ -116,15 +118,21 @@ class SentencePieceSettings:
                 f"tokenizer: SentencePiece could not learn {self.vocabulary_size} pieces ({self.kind}): "
                 f"{str(error).strip().splitlines()[-1].rpartition('] ')[2]}"
             ) from error
-        return SentencePieceTokenizer(model.getvalue())
+        learned = SentencePieceTokenizer(model.getvalue())
+        return learned if self.start == "padding" else learned.prompted(Prompt(learned.eos_id))
 
 
 class SentencePieceTokenizer:
     """A trained SentencePiece model."""
 
-    def __init__(self, model: bytes) -> None:
+    def __init__(self, model: bytes, prompt: Prompt | None = None) -> None:
         self._model = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.prompt = prompt or Prompt(self.pad_id)
+
+    def prompted(self, prompt: Prompt) -> SentencePieceTokenizer:
+        """The same with another prompt."""
+        return SentencePieceTokenizer(self._model, prompt)
 
     @property
     def vocabulary_size(self) -> int:
@@ -138,14 +146,10 @@ class SentencePieceTokenizer:
     def eos_id(self) -> int:
         return self._processor.eos_id()
 
-    @property
-    def prompt(self) -> Prompt:
-        """The decoder begins with padding, as in Marian."""
-        return Prompt(self.pad_id)
-
     @cached_property
     def identity(self) -> str:
-        return hashlib.sha256(self._model).hexdigest()
+        unusual = [json.dumps(prompt).encode() for prompt in _unusual(self.prompt, self.pad_id)]
+        return hashlib.sha256(b"".join([self._model, *unusual])).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return self._processor.encode(list(texts), num_threads=1)
@@ -170,6 +174,7 @@ class SentencePieceTokenizer:
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "sentencepiece.model").write_bytes(self._model)
+        _save_prompt(self.prompt, self.pad_id, folder)
 
 
 class MarianTokenizer:
@@ -408,11 +413,13 @@ def each_once(encode: Callable[[Sequence[str]], list[list[int]]], texts: Sequenc
 def load_tokenizer(folder: Path) -> Tokenizer:
     """Read what `save` wrote."""
     model = folder / "sentencepiece.model"
-    if model.exists():
-        return SentencePieceTokenizer(model.read_bytes())
     if not folder.is_dir():
         raise UserError(f"{folder}: no tokenizer there")
-    tokenizer = HuggingFaceSettings(str(folder)).train([], 0)
+    tokenizer: SentencePieceTokenizer | HuggingFaceTokenizer | MarianTokenizer
+    if model.exists():
+        tokenizer = SentencePieceTokenizer(model.read_bytes())
+    else:
+        tokenizer = HuggingFaceSettings(str(folder)).train([], 0)
     if not (folder / PROMPT).exists():
         return tokenizer
     fields = read_json(folder / PROMPT)

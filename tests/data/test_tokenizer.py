@@ -12,6 +12,7 @@ from tokenizers import models, pre_tokenizers
 from rest.data.tokenizer import (
     HuggingFaceSettings,
     HuggingFaceTokenizer,
+    Prompt,
     SentencePieceSettings,
     SentencePieceTokenizer,
     load_tokenizer,
@@ -105,6 +106,15 @@ def test_settings_that_sentencepiece_refuses_are_named_in_one_line(settings, nam
 def test_no_text_at_all_is_refused():
     with pytest.raises(UserError, match="could not learn"):
         SentencePieceSettings(50).train([[], []], 0)
+
+
+def test_what_the_decoder_starts_from_is_learned_with_the_pieces_and_kept(tmp_path):
+    padding, eos = (SentencePieceSettings(40, start=start).train([TEXT], 0) for start in ("padding", "eos"))
+    assert (padding.prompt, eos.prompt) == (Prompt(padding.pad_id), Prompt(eos.eos_id))
+    assert padding.models == eos.models and padding.identity != eos.identity
+    eos.save(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert (again.prompt, again.identity) == (eos.prompt, eos.identity)
 
 
 @pytest.mark.parametrize("make", [lambda: trained(50), word_level], ids=["SentencePiece", "Hugging Face"])

@@ -19,16 +19,11 @@ PROMPT = Prompt(start=3, forced=(5, 9), source=(7,))
 BATCH = BatchSettings(batch_tokens=256, source_tokens=64, target_tokens=64)
 
 
-class Told(SentencePieceTokenizer):
-    prompt = PROMPT
-
-
 @pytest.fixture(scope="module")
 def told(lively) -> Policy:
     """The lively policy with a prompt of three ids, where tokens see how far they are from it."""
     settings = dataclasses.replace(lively.settings, zero_start=False)
-    model, _ = lively.tokenizer.models
-    policy = Policy.new(settings, Told(model), seed=0)
+    policy = Policy.new(settings, lively.tokenizer.prompted(PROMPT), seed=0)
     return policy.with_network(policy.network.with_parameters(lively.network.parameters))
 
 

@@ -17,7 +17,7 @@ from rest.folder import read_json, write_json
 from rest.model.families.family import Family, PublishedTokenizer, read_network, write_folder
 from rest.model.families.files import Config, read_tensors
 from rest.model.families.hub import commit, model_folder
-from rest.model.families.m2m100 import M2M100
+from rest.model.families.m2m100 import M2M100, as_m2m100
 from rest.model.families.marian import MARIAN, as_marian, save_tokenizer
 from rest.model.families.mbart import MBART
 from rest.model.families.t5 import T5
@@ -111,6 +111,10 @@ def write(folder: Path, network: Network, tokenizer: Tokenizer) -> Family:
         ids = {"decoder_vocab_size": pieces.vocabulary_size, "forced_eos_token_id": pieces.eos_id}
         write_folder(folder, family, theirs, pieces, ids)
         save_tokenizer(folder, pieces)
+    elif family is M2M100 and not isinstance(tokenizer, HuggingFaceTokenizer):
+        theirs, pieces = as_m2m100(network, tokenizer)
+        write_folder(folder, family, theirs, pieces, {})
+        save_tokenizer(folder, pieces, bos_token="</s>")  # CTranslate2 asks for one
     elif isinstance(tokenizer, HuggingFaceTokenizer):
         write_folder(folder, family, network, tokenizer, {})
         _save_published(folder, family, tokenizer)

@@ -11,8 +11,9 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 
-from rest.data.tokenizer import MarianTokenizer, SentencePieceTokenizer, Tokenizer
+from rest.data.tokenizer import MarianTokenizer, Prompt, SentencePieceTokenizer, Tokenizer
 from rest.errors import UserError
 from rest.folder import write_json
 from rest.model.attention import BLOCKED
@@ -73,30 +74,45 @@ def as_marian(network: Network, tokenizer: Tokenizer) -> tuple[Network, MarianTo
 
     Padding cannot be produced, and starts the decoder as nothing where the network has it so.
     """
-    settings: TransformerSettings = network.settings
-    if not isinstance(tokenizer, SentencePieceTokenizer | MarianTokenizer):
-        raise UserError(
-            f"export: a Marian folder needs SentencePiece models, and this policy has none ({type(tokenizer).__name__})"
-        )
-    order = np.arange(tokenizer.vocabulary_size)
-    own = None if isinstance(tokenizer, SentencePieceTokenizer) else tokenizer.source_pieces
-    if own is None:  # the ids of two vocabularies are theirs already
-        order = np.append(order[order != tokenizer.pad_id], tokenizer.pad_id)
-    theirs = MarianTokenizer(tokenizer.models, [tokenizer.pieces[i] for i in order], own)
+    known = with_pieces(MARIAN, tokenizer)
+    order = np.arange(known.vocabulary_size)
+    if known.source_pieces is None:  # the ids of two vocabularies are theirs already
+        order = np.append(order[order != known.pad_id], known.pad_id)
     parameters = dict(network.parameters)
-    if settings.zero_start:
-        parameters["embedding"] = parameters["embedding"].at[tokenizer.pad_id].set(0)
+    if network.settings.zero_start:
+        parameters["embedding"] = parameters["embedding"].at[known.pad_id].set(0)
     if "output_bias" in parameters:
-        parameters["output_bias"] = parameters["output_bias"].at[tokenizer.pad_id].set(BLOCKED)
+        parameters["output_bias"] = parameters["output_bias"].at[known.pad_id].set(BLOCKED)
+    return in_order(network.with_parameters(parameters), known, order)
+
+
+def with_pieces(family: Family, tokenizer: Tokenizer) -> MarianTokenizer:
+    """A tokenizer of SentencePiece models with its pieces; UserError for one of another kind."""
+    if isinstance(tokenizer, MarianTokenizer):
+        return tokenizer
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        return MarianTokenizer(tokenizer.models, tokenizer.pieces, prompt=tokenizer.prompt)
+    name = type(tokenizer).__name__
+    raise UserError(f"export: a {family.name} folder needs SentencePiece models, and this policy has none ({name})")
+
+
+def in_order(
+    network: Network, tokenizer: MarianTokenizer, order: Int[np.ndarray, " V"]
+) -> tuple[Network, MarianTokenizer]:
+    """The same with other ids: id i becomes what was id `order[i]`."""
+    start = Prompt(int(np.argmax(order == tokenizer.prompt.start)))
+    parameters = dict(network.parameters)
     for name in ("embedding", "output", "output_bias"):
         if name in parameters:
             parameters[name] = jnp.asarray(parameters[name])[order]
+    pieces = [tokenizer.pieces[i] for i in order]
+    theirs = MarianTokenizer(tokenizer.models, pieces, tokenizer.source_pieces, start)
     return network.with_parameters(parameters), theirs
 
 
-def save_tokenizer(folder: Path, tokenizer: MarianTokenizer) -> None:
-    """The files of transformers' MarianTokenizer."""
-    tokenizer.save(folder)
-    special = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+def save_tokenizer(folder: Path, tokenizer: MarianTokenizer, **names: str) -> None:
+    """The files of transformers' MarianTokenizer; `names` are special tokens that it lacks."""
+    tokenizer.prompted(Prompt(tokenizer.pad_id)).save(folder)  # config.json has what else there is
+    special = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>", **names}
     fields = {"tokenizer_class": "MarianTokenizer", "separate_vocabs": tokenizer.source_pieces is not None} | special
     write_json(folder / "tokenizer_config.json", fields)

@@ -138,6 +138,41 @@ def test_our_policy_is_written_with_padding_last_and_reads_back_with_the_same_lo
         np.testing.assert_allclose(found[:, : size - 1], ours[:, 1:size], atol=1e-5)
 
 
+@pytest.fixture
+def norms_first(lively) -> Policy:
+    """A policy of our own in the shape of M2M100."""
+    shape = {"norm_first": True, "positions": "fairseq", "output_bias": False, "zero_start": False}
+    tokenizer = lively.tokenizer.prompted(Prompt(lively.tokenizer.eos_id))
+    return Policy.new(dataclasses.replace(lively.settings, **shape), tokenizer, 0)
+
+
+def test_our_policy_with_norms_first_is_written_as_an_m2m100_and_reads_back_with_the_same_logits(
+    norms_first, corpus, tmp_path, teacher_forced
+):
+    assert write(tmp_path / "out", norms_first.network, norms_first.tokenizer).name == "M2M100 or NLLB"
+    again = Policy.start(HuggingFaceModel(tmp_path / "out"))
+    assert (again.tokenizer.eos_id, again.tokenizer.pad_id) == (0, 1)
+    assert again.tokenizer.pieces == ["</s>", "<pad>", *norms_first.tokenizer.pieces[2:]]
+    assert again.tokenizer.prompt == Prompt(again.tokenizer.eos_id)
+    assert again.settings == norms_first.settings
+    for source, reference in zip(corpus.dev.sources[:3], corpus.dev.references[:3], strict=True):
+        ids, theirs = norms_first.encode_references([reference])[0], again.encode_references([reference])[0]
+        ours, found = teacher_forced(norms_first, source, ids), teacher_forced(again, source, theirs)
+        np.testing.assert_allclose(found[:, 2:], ours[:, 2:], atol=1e-5)
+        np.testing.assert_allclose(found[:, 0], ours[:, 1], atol=1e-5)
+    write(tmp_path / "again", again.network, again.tokenizer)
+    files = [{path.name: path.read_bytes() for path in (tmp_path / n).iterdir()} for n in ("out", "again")]
+    assert files[0] == files[1]
+
+
+def test_an_m2m100_folder_is_not_written_of_a_policy_that_starts_with_padding(norms_first, lively, tmp_path):
+    with pytest.raises(UserError, match=r"starts the decoder with EOS.*tokenizer\.start 'eos'"):
+        write(tmp_path / "out", norms_first.network, lively.tokenizer)
+    with pytest.raises(UserError, match="knows no languages"):
+        write(tmp_path / "out", norms_first.network, norms_first.tokenizer)
+        HuggingFaceModel(tmp_path / "out", target_language="deu_Latn", source_language="eng_Latn").read()
+
+
 def test_a_policy_of_a_published_model_is_saved_and_loaded(folders, tmp_path):
     for name in ("marian", "t5_1_1"):
         policy = Policy.start(HuggingFaceModel(folders[name], dropout=0.3))
