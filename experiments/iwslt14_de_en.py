@@ -72,6 +72,13 @@ class OfPeople(SavedReward):
     hypotheses: Detokenizer = Detokenizer("en")
 
 
+@dataclass(frozen=True)
+class WithText(GrowSettings):
+    """Draws for text that nobody has translated too."""
+
+    text: Path = MISSING
+
+
 # Published scores are of tokenized, lowercased text; beside them those of the text as people write it
 evaluation = EvaluationSettings(samples_per_source=4, bleu_tokenizer="none", detokenizer=Detokenizer("en"))
 learned = OfPeople(MISSING)
@@ -164,6 +171,31 @@ experiment = small
 # Which utility, on 4,000 sources: neither a learned reward nor a judge is needed
 some = replace(small, grow=replace(small.grow, sources=4000))
 utilities = {"chrf": replace(some, reward=Consensus(ChrF()).reward), "chrf_and_bleu": some}
+
+# Sources that nobody has translated: those of D, which BC has learned by heart, have little more to teach it
+untranslated = replace(
+    small,
+    grow=WithText(
+        samples_per_source=32, sampling=small.grow.sampling, beams=small.grow.beams, training_text=False, text=MISSING
+    ),
+    improve=replace(
+        small.improve,
+        human_pairs="all",
+        human_share=0.5,
+        train=replace(
+            small.improve.train, max_steps=800, evaluate_every=200, schedule=Schedule(5e-4, 20, "linear", 800)
+        ),
+    ),
+)
+
+
+def at_rate(rate: float) -> Experiment:
+    """`untranslated` with another learning rate."""
+    train = replace(untranslated.improve.train, schedule=Schedule(rate, 20, "linear", 800))
+    return replace(untranslated, improve=replace(untranslated.improve, train=train))
+
+
+sources = {"untranslated": untranslated, "faster": at_rate(1.5e-3)}
 
 # Rewards side by side: everything is drawn for the same 4,000 sources
 judge = replace(evaluation, judge=Reward(learned))

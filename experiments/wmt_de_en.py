@@ -29,17 +29,10 @@ from pathlib import Path
 
 from tyro import MISSING
 
-from rest import BatchSettings, Cleaning, EvaluationSettings, Experiment, GrowSettings, MachineSettings, Reward
+from rest import BatchSettings, Cleaning, EvaluationSettings, Experiment, MachineSettings, Reward
 from rest import SavedReward, Schedule, SentencePieceSettings, TransformerSettings, import_file
 
 talks = import_file(Path(__file__).with_name("iwslt14_de_en.py"))  # of about as much text
-
-
-@dataclass(frozen=True)
-class WithText(GrowSettings):
-    """Draws for text that nobody has translated too."""
-
-    text: Path = MISSING
 
 
 @dataclass(frozen=True)
@@ -65,7 +58,7 @@ base = replace(
 )
 
 # Text that nobody has translated
-mono = replace(small, grow=WithText(samples_per_source=small.grow.samples_per_source))
+mono = replace(small, grow=talks.WithText(samples_per_source=small.grow.samples_per_source))
 sources = {
     "own": small,
     "untranslated": mono,

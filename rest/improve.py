@@ -12,7 +12,7 @@ import numpy as np
 
 from rest import processes
 from rest.columns import Scorers, columns_of, fits_a_row, learnable
-from rest.data.batches import BatchOverrides, BatchSettings, Examples
+from rest.data.batches import BatchOverrides, BatchSettings, Examples, fitting
 from rest.data.store import ScoredDataset
 from rest.errors import UserError, refuse_below
 from rest.folder import discard, seed_for
@@ -32,8 +32,9 @@ class ImproveSettings:
 
     rule: Any = field(default_factory=lambda: PerSourceTop((8, 4, 2)))  # a Rule
     """What passes at each Improve step; its length is I."""
-    human_pairs: HumanPairs = "compete"
-    """D's own pairs are filtered like samples (the paper), always kept, or never."""
+    human_pairs: HumanPairs | Literal["all"] = "compete"
+    """D's own pairs are filtered like samples (the paper), always kept, or never. Where Grow drew for some of D's
+    sources, or for others, D_g has the pairs of those alone: "all" learns from every pair of D beside it."""
     human_share: float | None = None
     """λ: the share of the pairs learned from that are D's own, by repeating or leaving out some; None: what passed."""
     start: Literal["previous", "bc"] = "previous"
@@ -73,6 +74,9 @@ class ImproveSettings:
                 f"improve.human_share {self.human_share}: there are no human pairs to repeat with human_pairs 'never', "
                 "or with a loss that compares the rows of a source"
             )
+        if self.human_pairs == "all" and (self.loss.needs or self.loss.candidates > 1):
+            name = type(self.loss).__name__
+            raise UserError(f"improve.human_pairs 'all': most pairs of D were not scored, and {name} reads scores")
         refuse_below("improve.", self, {"learning_rate_factor": 0, "grow_rate_factor": 0})
         if not 0 < self.interpolation <= 1:
             raise UserError(f"improve.interpolation must be above 0 and at most 1, not {self.interpolation}")
@@ -107,13 +111,14 @@ def text_numbers(dataset: ScoredDataset) -> np.ndarray:
 def select(dataset: ScoredDataset, settings: ImproveSettings, i: int) -> Selection:
     """The rows of D_g that Improve step i learns from."""
     stored = dataset.columns(["source_id", "reward", "is_reference"])
+    human_pairs: HumanPairs = "never" if settings.human_pairs == "all" else settings.human_pairs
     usable = learnable(dataset, settings.loss.needs)
     rows = slice(None) if usable.all() else usable
     source_id, reward, is_reference = (column[rows] for column in stored.values())
     columns = Columns(source_id, reward, is_reference, lambda: text_numbers(dataset)[rows])
-    selection = choose(settings.rule, columns, i, settings.human_pairs)
+    selection = choose(settings.rule, columns, i, human_pairs)
     if settings.loss.candidates > 1:
-        selection = to_compare(columns, selection, settings.loss.candidates, settings.human_pairs)
+        selection = to_compare(columns, selection, settings.loss.candidates, human_pairs)
     mask = np.zeros(dataset.rows, np.bool_)
     mask[usable] = selection.mask
     return dataclasses.replace(selection, mask=mask)
@@ -140,12 +145,14 @@ def improve(
     evaluate: Callable[[Policy], Mapping[str, float]],
     folder: Path,
     seed: int,
+    pairs: Examples | None = None,
     scorers: Scorers | None = None,
     machine: MachineSettings | None = None,
 ) -> tuple[Policy, dict[str, Any]]:
     """Fine-tune on the rows that pass. Returns the checkpoint with the best dev reward, and what to report.
 
-    `scorers` are the networks behind the columns that the loss needs, if it needs any.
+    `pairs` are human pairs that are learned from too, beside those of the dataset, where they fit into a row; `scorers`
+    the networks behind the columns that the loss needs, if it needs any.
     """
     name, loss = f"improve {g}.{i}", settings.loss
     selection = select(dataset, settings, i)
@@ -163,8 +170,12 @@ def improve(
     examples = columns_of(dataset, selection.mask, loss.needs, policy, scorers or Scorers(), batch, folder / "kept")
     if loss.candidates > 1 and not (fits := fits_a_row(examples, batch)).all():
         say(f"{name}: warning: the rows of {(~fits).sum()} of {len(fits)} sources do not fit into one row of a batch")
+    human = dataset.columns(["is_reference"])["is_reference"][selection.mask]
+    if pairs is not None:
+        pairs = pairs.take(np.flatnonzero(fitting(pairs, batch)))
+        examples, human = examples.followed_by(pairs), np.append(human, np.ones(len(pairs), np.bool_))
+        say(f"{name}: beside them {len(pairs)} human pairs")
     if settings.human_share is not None:
-        human = dataset.columns(["is_reference"])["is_reference"][selection.mask]
         examples = with_share(examples, human, settings.human_share, seed_for(seed, "human share", g, i))
     training, share = settings.training(g, i), settings.interpolation
     batches, plan = shuffled(
@@ -191,6 +202,7 @@ def improve(
         say(f"{name}: no checkpoint scored above the starting policy, which is kept")
     processes.first(lambda: discard(folder / "kept"))
     return policy.towards(trained.best, share), report(selection, trained, training, plan.padding) | {
+        "references_kept": int(human.sum()),
         "grow": g,
         "improve": i,
         "rows": dataset.rows,

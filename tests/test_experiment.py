@@ -67,8 +67,8 @@ def test_what_was_compared_by_scripts_is_in_groups() -> None:
         *(("synthetic_overoptimisation", group) for group in ("variants", "limits")),
         *(("multi30k_improve", group) for group in ("losses", "rules")),
         *((file, group) for file in ("iwslt14_de_en", "wmt20_zh_en") for group in ("table", "rewards")),
-        ("iwslt14_de_en", "utilities"),
-        *(("wmt_de_en", group) for group in ("sources", "rewards")),
+        *((file, "sources") for file in ("iwslt14_de_en", "wmt_de_en")),
+        *(("iwslt14_de_en", "utilities"), ("wmt_de_en", "rewards")),
         *(("multi30k_table_1", "table"), ("multi30k_de_en", "rewards"), ("synthetic", "ablations")),
     }
 

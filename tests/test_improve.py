@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rest.baselines.bc import human_pairs
 from rest.columns import Scorers, examples_of
 from rest.data.batches import Examples, training_batches
+from rest.data.ragged import Ragged
 from rest.errors import UserError
 from rest.evaluation.chooser import Dev, RewardOfSamples
 from rest.folder import seed_for
@@ -83,6 +85,35 @@ def test_human_pairs_can_always_or_never_pass(dataset, human_pairs, expected):
     assert select(dataset, settings, 1).references == expected
     assert select(dataset, settings, 2).references == expected  # tau = 1 passes nothing else
     assert select(dataset, settings, 2).rows == expected
+
+
+def test_all_pairs_of_the_text_are_learned_from_beside_the_samples_that_pass(dataset, lively, corpus, batch, tmp_path):
+    pairs = human_pairs(lively, corpus.train.take(np.arange(25)))
+    settings = replace(SETTINGS, rule=Fixed((0.0,)), human_pairs="all", train=replace(TRAINING, max_steps=2))
+    _, found = improve(
+        lively, dataset, settings, batch, g=1, i=1, evaluate=by_turns(1.0), folder=tmp_path, seed=0, pairs=pairs
+    )
+    own = select(dataset, settings, 1)
+    assert own.references == 0 and own.mask.sum() == found["rows_kept"] > 0
+    assert found["references_kept"] == 25
+
+
+@given(st.tuples(st.booleans(), st.booleans()), st.lists(st.integers(0, 5), min_size=1, max_size=6))
+def test_pairs_that_follow_pairs_keep_their_sources(shared, places):
+    rows, places = Ragged.of([[k] * (k + 1) for k in range(6)]), np.array(places)
+    targets = rows.take(places)
+    plain, sharing = Examples(targets, targets), Examples(rows, targets, source_of=places)
+    first, second = (sharing if is_shared else plain for is_shared in shared)
+    joined = first.followed_by(second)
+    assert len(joined) == 2 * len(places)
+    for pair, place in enumerate([*places, *places]):
+        assert joined.source(pair).tolist() == joined.targets[pair].tolist() == [place] * (place + 1)
+
+
+def test_all_pairs_of_the_text_are_no_part_of_a_loss_that_reads_scores():
+    for loss in (DPO(), AdvantageWeighted()):
+        with pytest.raises(UserError, match=rf"improve.human_pairs 'all': .* {type(loss).__name__} reads scores"):
+            replace(SETTINGS, human_pairs="all", loss=loss)
 
 
 def test_step_zero_learns_from_all_of_the_dataset(dataset):

@@ -104,6 +104,15 @@ class Examples:
             **of_sources,
         )
 
+    def followed_by(self, pairs: Examples) -> Examples:
+        """These pairs, then others; neither has columns or groups."""
+        source_of = None
+        if self.source_of is not None or pairs.source_of is not None:
+            first, second = (np.arange(len(of)) if of.source_of is None else of.source_of for of in (self, pairs))
+            source_of = np.concatenate([first, len(self.sources) + second])
+        sources, targets = _joined(self.sources, pairs.sources), _joined(self.targets, pairs.targets)
+        return Examples(sources, targets, source_of=source_of)
+
     def source(self, pair: int | np.integer) -> Ids:
         return self.sources[int(pair if self.source_of is None else self.source_of[pair])]
 
@@ -112,6 +121,12 @@ class Examples:
         """Tokens of each pair's source and target, int32 [n]."""
         sources = lengths_of(self.sources)
         return sources if self.source_of is None else sources[self.source_of], lengths_of(self.targets)
+
+
+def _joined(first: Sequence[Ids], second: Sequence[Ids]) -> Sequence[Ids]:
+    if isinstance(first, Ragged) and isinstance(second, Ragged):
+        return first.followed_by(second)
+    return [*first, *second]
 
 
 def _rows_of(values: Sequence[Any], rows: np.ndarray) -> Sequence[Any]:

@@ -71,6 +71,12 @@ class Ragged(Sequence[np.ndarray]):
         """Each row as far as so many numbers."""
         return Ragged(self._parts, self._rows, longest if self._longest is None else min(longest, self._longest))
 
+    def followed_by(self, other: Ragged) -> Ragged:
+        """These rows, then the others, which are cut where these are."""
+        own = np.arange(len(self)) if self._rows is None else self._rows
+        others = np.arange(len(other)) if other._rows is None else other._rows
+        return Ragged([*self._parts, *other._parts], np.concatenate([own, self._edges[-1] + others]), self._longest)
+
     @cached_property
     def lengths(self) -> np.ndarray:
         """Numbers of each row, int32 [n]."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from rest import processes
+from rest.baselines.bc import human_pairs
 from rest.columns import Scorers, learn_value
 from rest.data.store import ScoredDataset
 from rest.folder import StageFolder, StageName, discard
@@ -43,6 +44,7 @@ class Improve:
             "reward": self.reward.settings,
         }
         known |= {"improve": e.improve.at(self.g, self.i) | {"batch": e.improve_batch}, "choose": inputs.choose}
+        known |= inputs.share if e.improve.human_pairs == "all" else {}
         return known | {name: of.identity for name, of in vars(self.scorers).items() if of is not None}
 
     def make(self, inputs: Inputs, folder: StageFolder) -> None:
@@ -57,6 +59,7 @@ class Improve:
             evaluate=inputs.on_dev(self.reward),
             folder=folder.path,
             seed=e.seed,
+            pairs=human_pairs(self.start, inputs.parts.bc) if e.improve.human_pairs == "all" else None,
             scorers=self.scorers,
             machine=e.machine,
         )

@@ -26,6 +26,9 @@ def test_rows_are_those_of_a_list_however_they_are_taken_and_cut(rows, longest, 
     column = pa.chunked_array([pa.array(part, pa.list_(pa.int32())) for part in (rows[:3], rows[3:5], rows[5:])])
     chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=9)) if rows else []
     taken = [rows[row] for row in chosen]
+    assert same(found.followed_by(found.take(np.array(chosen, int))), [*rows, *taken])
+    cut = [row[:longest] for row in [*taken, *rows]]
+    assert same(found.take(np.array(chosen, int)).cut(longest).followed_by(found), cut)
     for each in (found, Ragged.of_column(column), Ragged.of_column(pa.chunked_array([column.combine_chunks()]))):
         assert same(each, rows)
         assert same(each.cut(longest), [row[:longest] for row in rows])
