@@ -23,6 +23,7 @@ from rest.policy.policy import Policy
 from rest.policy.sampler import Hypotheses, Place, SamplingSettings, placed
 
 ONE_WIDTH = 8  # batches
+FEWER = 4  # times as few sources in a batch of those whose search takes long
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ class BeamSettings:
     """A hypothesis of n tokens scores log-probability / n^length_penalty (Wu et al. 2016 without the offset)."""
     max_target_tokens: int | None = None
     """Longest output, EOS included; None: as long as samples may be."""
+    exhaustive: bool = False
+    """A search ends when the best that goes on could not be among the ended ones any more: at its present length, as in
+    `transformers` by default; or, exhaustive, at the longest ("never" there), which takes several times as long."""
 
     def __post_init__(self) -> None:
         refuse_below("", self, {"beams": 1, "max_target_tokens": 1})
@@ -59,8 +63,21 @@ class _Texts(NamedTuple):
         return jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), self, other)
 
 
+class _Found(NamedTuple):
+    texts: _Texts
+    scores: Array  # float32 [B, K]
+    going: Array  # bool [B]: whether more steps could find a better one
+    steps: Array  # that were taken
+
+    def of(self, sources: np.ndarray) -> _Found:
+        """What was found for some sources."""
+        texts = _Texts(*(column[sources] for column in self.texts))
+        return _Found(texts, self.scores[sources], self.going[sources], self.steps)
+
+
 class _Beams(NamedTuple):
     step: Array
+    searched: Array  # bool [B]: nothing that still comes counts
     cache: Any  # keys and values [B·K, H, T, head width] a layer
     going: _Texts
     scores: Array  # float32 [B, K], log-probability of those that go on
@@ -68,20 +85,22 @@ class _Beams(NamedTuple):
     ended_scores: Array  # float32 [B, K], penalised
 
 
-@partial(jax.jit, static_argnames=("settings", "eos"))
+@partial(jax.jit, static_argnames=("settings", "eos", "steps"))
 def _search(
     network: Network,
     settings: BeamSettings,
     eos: int,
+    steps: int,
     sources: Int[Array, "B S"],
     lengths: Int[Array, " B"],
-) -> tuple[_Texts, Array, Array]:
-    """The K best hypotheses of each source, their scores, float32 [B, K], and the steps that were taken.
+) -> _Found:
+    """The K best hypotheses of each source within so many steps.
 
-    Those that have ended come first, from best to worst, and then those that were cut.
+    Those that have ended come first, from best to worst, and then those that were cut. What is found for a source does
+    not depend on those beside it.
     """
     module = network.module
-    batch, beams, steps = sources.shape[0], settings.beams, longest(settings)
+    batch, beams = sources.shape[0], settings.beams
     # without a penalty a greedy hypothesis that has ended stays ahead of all that could still come
     length_penalty = settings.length_penalty if beams > 1 else 0.0
     positions = jnp.broadcast_to(jnp.arange(sources.shape[1])[None], sources.shape)
@@ -114,14 +133,18 @@ def _search(
         texts = s.going.take(parent)
         texts = _Texts(texts.tokens.at[:, :, t].set(token), texts.log_probs.at[:, :, t].set(own))
         ends = token == eos
-        counts = ends & (jnp.arange(2 * beams) < beams)[None] & (scores > BLOCKED / 2)
+        counts = ends & (jnp.arange(2 * beams) < beams)[None] & (scores > BLOCKED / 2) & ~s.searched[:, None]
         ended = jnp.where(counts, penalised(scores, t + 1), BLOCKED)
         ended_scores, best = jax.lax.top_k(jnp.concatenate([s.ended_scores, ended], 1), beams)
         going, keep = jax.lax.top_k(jnp.where(ends, BLOCKED, scores), beams)
         rows = (jnp.arange(batch)[:, None] * beams + jnp.take_along_axis(parent, keep, 1)).reshape(-1)
+        # scores only fall, and a longer hypothesis is divided by more
+        length = 1 if length_penalty <= 0 else longest(settings) if settings.exhaustive else t + 1
+        reach = penalised(going[:, 0], jnp.asarray(length))
         return _Beams(
             t + 1,
-            jax.tree.map(lambda leaf: leaf[rows], cache),
+            s.searched | (reach <= ended_scores[:, -1]),
+            cache if beams == 1 else jax.tree.map(lambda leaf: leaf[rows], cache),
             texts.take(keep),
             going,
             s.ended.and_(texts).take(best),
@@ -129,16 +152,14 @@ def _search(
         )
 
     def unfinished(s: _Beams) -> Array:
-        # scores only fall, and a longer hypothesis is divided by more: the most that a going beam can reach
-        reach = penalised(s.scores[:, 0], jnp.float32(steps if length_penalty > 0 else 1))
-        open_ = (reach > s.ended_scores[:, -1]) & (lengths > 0)
-        return (s.step < steps) & open_.any()
+        return (s.step < steps) & ~s.searched.all()
 
     nothing = _Texts(
         jnp.full((batch, beams, steps), module.pad_id, jnp.int32), jnp.zeros((batch, beams, steps), jnp.float32)
     )
     start = _Beams(
         jnp.int32(0),
+        lengths == 0,
         cache,
         nothing,
         jnp.broadcast_to(jnp.where(jnp.arange(beams) == 0, 0.0, BLOCKED)[None], (batch, beams)),
@@ -152,7 +173,8 @@ def _search(
     ends = (end.ended_scores > BLOCKED / 2).sum(1, keepdims=True)
     place = jnp.arange(beams)[None]
     best = jnp.where(place < ends, place, beams + place - ends)
-    return end.ended.and_(end.going).take(best), jnp.take_along_axis(scores, best, 1), end.step
+    texts = end.ended.and_(end.going).take(best)
+    return _Found(texts, jnp.take_along_axis(scores, best, 1), ~end.searched, end.step)
 
 
 def translate(
@@ -162,8 +184,8 @@ def translate(
 
     def work(own: slice) -> list[np.ndarray]:
         ids: list[np.ndarray] = [np.empty(0, np.int32)] * len(sources[own])
-        for chosen, (texts, _, _) in _searched(policy, sources[own], settings, machine):
-            for i, row in zip(chosen, np.asarray(texts.tokens[:, 0]), strict=False):
+        for chosen, found in _searched(policy, sources[own], settings, machine):
+            for i, row in zip(chosen, found.texts.tokens[:, 0], strict=True):
                 ids[i] = row
         processes.done["decoded"] += len(ids)
         return ids
@@ -189,15 +211,14 @@ def n_best(
     tokens: list[list[np.ndarray]] = [[] for _ in sources]
     log_probs: list[list[np.ndarray]] = [[] for _ in sources]
     with placed(policy, place) as here:
-        for chosen, (texts, scores, taken) in _searched(here, sources, settings, machine):
-            columns = [np.asarray(column)[: len(chosen)] for column in (texts.tokens, texts.log_probs, scores)]
-            if columns[2].min() < BLOCKED / 2:
+        for chosen, found in _searched(here, sources, settings, machine):
+            if found.scores.min() < BLOCKED / 2:
                 raise UserError(f"beams {beams}: some source has fewer hypotheses, so small is the vocabulary")
-            steps += scores.size * int(taken)
-            for i, found, own in zip(chosen, *columns[:2], strict=True):
-                ends = found == eos
-                lengths = np.where(ends.any(1), ends.argmax(1) + 1, found.shape[1])
-                tokens[i] = [row[:length].copy() for row, length in zip(found, lengths, strict=True)]
+            steps += found.scores.size * int(found.steps)
+            for i, ids, own in zip(chosen, *found.texts, strict=True):
+                ends = ids == eos
+                lengths = np.where(ends.any(1), ends.argmax(1) + 1, ids.shape[1])
+                tokens[i] = [row[:length].copy() for row, length in zip(ids, lengths, strict=True)]
                 log_probs[i] = [row[:length].copy() for row, length in zip(own, lengths, strict=True)]
             ended(len(chosen) * beams)
     last = np.asarray([y[-1] for of_source in tokens for y in of_source], np.int32)
@@ -207,19 +228,30 @@ def n_best(
 
 def _searched(
     policy: Policy, sources: Sequence[str], settings: BeamSettings, machine: MachineSettings | None
-) -> Iterator[tuple[list[int], tuple[_Texts, Array, Array]]]:
-    """The places of sources of about one length, and what `_search` finds for them and then for rows of padding.
+) -> Iterator[tuple[list[int], _Found]]:
+    """The places of some sources and what is found for them, as NumPy arrays; like lengths together.
 
+    A search is first given steps for one and a half times the source's tokens, since every step reads the room that is
+    there for all of them. The few that need more are searched again, a quarter as many at once.
     Compiling for another width takes longer than a few batches do, so some share the width of their longest source.
     """
-    encoded = policy.encode_sources(sources)
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
-    per_batch = max(1, (machine or MachineSettings()).beam_rows // settings.beams)
-    pad_id, eos = policy.tokenizer.pad_id, policy.tokenizer.eos_id
-    batches = [order[start : start + per_batch] for start in range(0, len(order), per_batch)]
-    for k, chosen in enumerate(batches):
-        longest = batches[k - k % ONE_WIDTH :][:ONE_WIDTH][-1][-1]
-        width = bucket(len(encoded[longest]))
-        rows = [encoded[i] for i in chosen] + [np.empty(0, np.int32)] * (per_batch - len(chosen))
-        lengths = np.asarray([len(row) for row in rows], np.int32)
-        yield chosen, _search(policy.network, settings, eos, pad(rows, width, pad_id), lengths)
+    encoded, steps = policy.encode_sources(sources), longest(settings)
+    tokenizer, rows = policy.tokenizer, max(1, (machine or MachineSettings()).beam_rows // settings.beams)
+    left = list(range(len(encoded)))
+    for first in (True, False):
+        order, left = sorted(left, key=lambda i: len(encoded[i])), []
+        size = rows if first else max(1, rows // FEWER)
+        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        for k, chosen in enumerate(batches):
+            last = batches[k - k % ONE_WIDTH :][:ONE_WIDTH][-1][-1]
+            width = bucket(len(encoded[last]))
+            room = min(steps, bucket(width + width // 2)) if first else steps
+            ids = [encoded[i] for i in chosen] + [np.empty(0, np.int32)] * (size - len(chosen))
+            lengths = np.asarray([len(row) for row in ids], np.int32)
+            padded = pad(ids, width, tokenizer.pad_id)
+            found = jax.device_get(_search(policy.network, settings, tokenizer.eos_id, room, padded, lengths))
+            more = found.going[: len(chosen)] & (room < steps)
+            left += [chosen[i] for i in np.flatnonzero(more)]
+            if not more.all():
+                done = np.flatnonzero(~more)
+                yield [chosen[i] for i in done], found.of(done)

@@ -207,6 +207,51 @@ def test_what_never_ends_is_cut_at_the_longest_length(many_words, sources):
         assert [len(text.split()) for text in texts] == [8] * len(sources)
 
 
+def test_what_needs_more_room_than_its_source_suggests_is_searched_again(many_words, sources):
+    policy, _ = many_words
+    bias = policy.network.parameters["output_bias"].copy()
+    bias[policy.tokenizer.eos_id] = BLOCKED
+    short = [source for source in sources if len(policy.encode_sources([source])[0]) <= 16]
+    for beams in (1, 2):
+        talks, ends = (
+            n_best(each, short, BeamSettings(beams, max_target_tokens=40), machine=MachineSettings(beam_rows=8))
+            for each in (biased(policy, bias), policy)
+        )
+        assert {len(ids) for of_source in talks.tokens for ids in of_source} == {40} and not talks.finished.any()
+        assert ends.finished.any()
+
+
+def by_hand(teacher_forced, policy, source: str, settings: BeamSettings) -> list[int]:
+    """The best hypothesis, by a search that is written out."""
+    going, ended, eos = [(0.0, [])], [], policy.tokenizer.eos_id
+    for length in range(1, settings.max_target_tokens + 1):
+        found = []
+        for score, tokens in going:
+            of_next = log_probs(teacher_forced(policy, source, [*tokens, 0])[-1])
+            found += [(score + of_next[i], [*tokens, int(i)]) for i in np.argsort(-of_next)[: 2 * settings.beams]]
+        found = sorted(found, key=lambda each: -each[0])[: 2 * settings.beams]
+        for score, tokens in found[: settings.beams]:
+            if tokens[-1] == eos:
+                ended.append((score / length**settings.length_penalty, tokens))
+        ended = sorted(ended, key=lambda each: -each[0])[: settings.beams]
+        going = [each for each in found if each[1][-1] != eos][: settings.beams]
+        furthest = settings.max_target_tokens if settings.exhaustive else length
+        if len(ended) == settings.beams and going[0][0] / furthest**settings.length_penalty <= ended[-1][0]:
+            break
+    return ended[0][1] if ended else going[0][1]
+
+
+@pytest.mark.parametrize("exhaustive_search", [False, True])
+def test_a_search_ends_where_one_that_is_written_out_does(many_words, sources, teacher_forced, exhaustive_search):
+    policy, _ = many_words
+    settings = BeamSettings(2, 1.5, max_target_tokens=20, exhaustive=exhaustive_search)
+    best = n_best(policy, sources[:5], settings, machine=MachineSettings(beam_rows=6)).tokens
+    wanted = [by_hand(teacher_forced, policy, source, settings) for source in sources[:5]]
+    assert [of_source[0].tolist() for of_source in best] == wanted
+    lengths = {len(tokens) for tokens in wanted}
+    assert max(lengths) > 8 if exhaustive_search else min(lengths) < 8  # which stops earlier
+
+
 def test_outputs_may_be_as_long_as_samples_where_nothing_is_said():
     assert longest(BeamSettings()) == SamplingSettings().max_target_tokens == 64
     assert longest(BeamSettings(max_target_tokens=8)) == 8

@@ -53,7 +53,7 @@ def found(policy: Policy, sources: np.ndarray, beams: int) -> list[list[int]]:
     """The best hypothesis of each source, its end included."""
     policy = dataclasses.replace(policy, tokenizer=Numbers(policy.tokenizer))
     texts = [" ".join(str(i) for i in row if i >= 0) for row in sources]
-    settings = BeamSettings(beams=beams, max_target_tokens=24)
+    settings = BeamSettings(beams=beams, max_target_tokens=24, exhaustive=True)
     best = n_best(policy, texts, settings, machine=MachineSettings(beam_rows=len(texts) * beams))
     return [rows[0].tolist() for rows in best.tokens]
 
