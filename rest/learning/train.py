@@ -46,7 +46,8 @@ class TrainSettings:
     evaluate_every: int = 500
     """Updates between evaluations; a checkpoint is written at each."""
     patience: int = 3
-    """Stop after so many evaluations in a row without a new best."""
+    """Stop after so many evaluations in a row without a new best. With a schedule that falls to zero the last
+    checkpoints are often the best: give it no fewer than there are evaluations."""
     average: int = 1
     """Average the parameters of so many last evaluations at the end; kept only if that scores better."""
     ema: float = 0.0
