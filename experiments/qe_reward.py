@@ -11,7 +11,7 @@ Command  rest bc experiments/qe_reward.py:probe --out runs/qe --corpus.directory
              --part unseen mqm --path DIRECTORY/mqm/mqm_newstest2020_ende.tsv.gz --reference-system Human-A.0
 Data     As mqm_en_de_reward.py; and an encoder, a folder or a name on the hub.
 Hardware `probe` takes eight minutes of one CPU core with an encoder of 12 layers x 384, `quick` twenty, `apart` an hour
-         more.
+         and a quarter more.
 Expect   On unseen documents of newstest2020 `apart` has Pearson 0.38 [0.27, 0.47] and ranks 56 % of a source's pairs
          as people do, `probe` 0.32 [0.22, 0.40] and 54 %, chrF with the reference 0.21 and 48 %. experiments/LOG.md
          has all.

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from rest.data.tokenizer import MarianTokenizer, Prompt, Tokenizer
-from rest.errors import UserError
 from rest.model.families.bart import EMBEDDINGS, SINUSOIDS, read_sizes, tensor_name, write_sizes
 from rest.model.families.family import Family, PublishedTokenizer, Tensors, told_both
 from rest.model.families.files import Config
@@ -65,12 +64,7 @@ M2M100 = Family(
 
 def as_m2m100(network: Network, tokenizer: Tokenizer) -> tuple[Network, MarianTokenizer]:
     """A network of our own with padding where M2M100 has it; its logit is 0, since there is no bias to block it."""
-    known = with_pieces(M2M100, tokenizer)
-    if known.prompt.start != known.eos_id:
-        raise UserError(
-            "export: an M2M100 folder starts the decoder with EOS, and this policy starts with padding; "
-            "tokenizer.start 'eos' is for training another"
-        )
+    known = with_pieces(M2M100, tokenizer, "eos")
     order = np.delete(np.arange(known.vocabulary_size), known.pad_id)
     embedding = network.parameters["embedding"].at[known.pad_id].set(0)
     network = network.with_parameters(dict(network.parameters) | {"embedding": embedding})

@@ -7,7 +7,7 @@ with a vocabulary each.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -74,7 +74,7 @@ def as_marian(network: Network, tokenizer: Tokenizer) -> tuple[Network, MarianTo
 
     Padding cannot be produced, and starts the decoder as nothing where the network has it so.
     """
-    known = with_pieces(MARIAN, tokenizer)
+    known = with_pieces(MARIAN, tokenizer, "padding")
     order = np.arange(known.vocabulary_size)
     if known.source_pieces is None:  # the ids of two vocabularies are theirs already
         order = np.append(order[order != known.pad_id], known.pad_id)
@@ -86,14 +86,19 @@ def as_marian(network: Network, tokenizer: Tokenizer) -> tuple[Network, MarianTo
     return in_order(network.with_parameters(parameters), known, order)
 
 
-def with_pieces(family: Family, tokenizer: Tokenizer) -> MarianTokenizer:
-    """A tokenizer of SentencePiece models with its pieces; UserError for one of another kind."""
+def with_pieces(family: Family, tokenizer: Tokenizer, start: Literal["padding", "eos"]) -> MarianTokenizer:
+    """A tokenizer of SentencePiece models with its pieces; UserError for one of another kind or with another start."""
+    if not isinstance(tokenizer, SentencePieceTokenizer | MarianTokenizer):
+        name = type(tokenizer).__name__
+        raise UserError(f"export: a {family.name} folder needs SentencePiece models, and this policy has none ({name})")
+    if tokenizer.prompt.start != {"padding": tokenizer.pad_id, "eos": tokenizer.eos_id}[start]:
+        raise UserError(
+            f"export: the decoder of a {family.name} folder starts with {start}, and this policy's does not; "
+            f"one that is trained with tokenizer.start {start!r} does"
+        )
     if isinstance(tokenizer, MarianTokenizer):
         return tokenizer
-    if isinstance(tokenizer, SentencePieceTokenizer):
-        return MarianTokenizer(tokenizer.models, tokenizer.pieces, prompt=tokenizer.prompt)
-    name = type(tokenizer).__name__
-    raise UserError(f"export: a {family.name} folder needs SentencePiece models, and this policy has none ({name})")
+    return MarianTokenizer(tokenizer.models, tokenizer.pieces, prompt=tokenizer.prompt)
 
 
 def in_order(

@@ -165,9 +165,11 @@ def test_our_policy_with_norms_first_is_written_as_an_m2m100_and_reads_back_with
     assert files[0] == files[1]
 
 
-def test_an_m2m100_folder_is_not_written_of_a_policy_that_starts_with_padding(norms_first, lively, tmp_path):
-    with pytest.raises(UserError, match=r"starts the decoder with EOS.*tokenizer\.start 'eos'"):
+def test_a_folder_is_not_written_of_a_policy_with_the_other_family_s_start(norms_first, lively, tmp_path):
+    with pytest.raises(UserError, match=r"decoder of a M2M100 or NLLB folder starts with eos.*tokenizer\.start 'eos'"):
         write(tmp_path / "out", norms_first.network, lively.tokenizer)
+    with pytest.raises(UserError, match=r"decoder of a Marian folder starts with padding.*tokenizer\.start 'padding'"):
+        write(tmp_path / "out", lively.network, norms_first.tokenizer)
     with pytest.raises(UserError, match="knows no languages"):
         write(tmp_path / "out", norms_first.network, norms_first.tokenizer)
         HuggingFaceModel(tmp_path / "out", target_language="deu_Latn", source_language="eng_Latn").read()
