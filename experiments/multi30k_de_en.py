@@ -23,11 +23,11 @@ from pathlib import Path
 
 from tyro import MISSING
 
-from rest import BLEU, BatchOverrides, BatchSettings, BCSettings, ByDepth, ChrF, Cleaning, Consensus, Corpus
-from rest import CorpusBLEU, EvaluationSettings, Experiment, GrowSettings, HuggingFaceEncoder, ImproveSettings
-from rest import MetricOfGreedy, MetricRater, Mixture, MixedLayers, PerSourceTop, Reward, RewardSettings
-from rest import SamplingSettings, Schedule, SentenceBLEU, SentenceChrF, SentencePieceSettings, TextFiles, Trainable
-from rest import TrainSettings, TransformerSettings, TranslationModel, WeightedMean
+from rest import BatchOverrides, BatchSettings, BCSettings, BLEU, ByDepth, ChrF, Cleaning, Consensus, Corpus, CorpusBLEU
+from rest import EvaluationSettings, Experiment, GrowSettings, HuggingFaceEncoder, ImproveSettings, Likelihood
+from rest import MetricOfGreedy, MetricRater, MixedLayers, Mixture, PerSourceTop, Reconstruction, Reward, RewardSettings
+from rest import SamplingOverrides, SamplingSettings, Schedule, SentenceBLEU, SentenceChrF, SentencePieceSettings
+from rest import TextFiles, Trainable, TrainSettings, TransformerSettings, TranslationModel, WeightedMean
 
 
 @dataclass(frozen=True)
@@ -36,27 +36,61 @@ class Multi30k:
 
     directory: Path
     """Where train.de.gz and the others are."""
+    source: str = "de"
+    target: str = "en"
 
     def load(self, cleaning: Cleaning) -> Corpus:
         """Train, val and test_2016_flickr."""
-        names = [f"{split}.{side}.gz" for split in ("train", "val", "test_2016_flickr") for side in ("de", "en")]
+        sides = (self.source, self.target)
+        names = [f"{split}.{side}.gz" for split in ("train", "val", "test_2016_flickr") for side in sides]
         return TextFiles(*(self.directory / name for name in names)).load(cleaning)
 
 
+@dataclass(frozen=True)
+class WithText(GrowSettings):
+    """Draws for text that nobody has translated too."""
+
+    text: Path = MISSING
+
+
+@dataclass(frozen=True)
+class OfBC(Likelihood):
+    """How likely BC finds a hypothesis."""
+
+
+@dataclass(frozen=True)
+class OfOtherWay(Reconstruction):
+    """How likely `other_way`, which translates into German, finds the source."""
+
+
+bc_rate = Schedule(5e-3, 400, "inverse_sqrt", 5000, cooldown_steps=2500)
 experiment = Experiment(
     corpus=Multi30k(MISSING),
-    tokenizer=SentencePieceSettings(vocabulary_size=4096),
-    model=TransformerSettings(width=128, heads=4, feed_forward=384, encoder_layers=3, decoder_layers=3, dropout=0.1),
+    tokenizer=SentencePieceSettings(vocabulary_size=4096, start="eos"),
+    model=TransformerSettings(
+        width=128,
+        heads=4,
+        feed_forward=512,
+        encoder_layers=3,
+        decoder_layers=3,
+        dropout=0.2,
+        norm_first=True,  # bears twice the learning rate
+        positions="fairseq",  # with EOS as the start and no bias of the output M2M100's shape, as which it is exported
+        output_bias=False,
+        zero_start=False,
+        products="bfloat16",
+    ),
     batch=BatchSettings(batch_tokens=2048, source_tokens=64, target_tokens=64),
     sampling=SamplingSettings(temperature=0.8, max_target_tokens=56),
     bc=BCSettings(
+        label_smoothing=0.1,
         train=TrainSettings(
-            max_steps=6500,
+            max_steps=5000,
             evaluate_every=250,
-            patience=3,
+            patience=4,
             average=4,
-            schedule=Schedule(2.5e-3, 500, "inverse_sqrt"),
-        )
+            schedule=bc_rate,
+        ),
     ),
     reward=RewardSettings(
         rater=MetricRater(SentenceChrF()),
@@ -65,12 +99,15 @@ experiment = Experiment(
         rate_references=False,  # a metric gives them 1
         train=TrainSettings(max_steps=600, evaluate_every=50, patience=3, schedule=Schedule(2e-4, 50)),
     ),
-    grow=GrowSettings(samples_per_source=16, beams=4),
+    grow=GrowSettings(samples_per_source=16, sampling=SamplingOverrides(temperature=0.5), beams=4),
     improve=ImproveSettings(
         rule=PerSourceTop((4, 1)),
         human_pairs="always",
         unfiltered=False,
-        train=TrainSettings(max_steps=500, evaluate_every=100, patience=3, average=3, schedule=Schedule(4e-4, 20)),
+        label_smoothing=0.1,
+        train=TrainSettings(
+            max_steps=800, evaluate_every=200, patience=8, average=3, schedule=Schedule(5e-4, 20, "linear", 800)
+        ),
     ),
     choose=MetricOfGreedy(CorpusBLEU()),
     evaluation=EvaluationSettings(samples_per_source=4),
@@ -85,6 +122,29 @@ rewards = {
     "consensus_chrf": replace(consensus, reward=Consensus(ChrF()).reward),
     "references": replace(consensus, reward=Reward(both)),
 }
+
+# Agreement, and how likely BC finds the text and a policy of the other direction (`other_way`) the source from it
+channel = replace(
+    consensus,
+    reward=Reward(
+        WeightedMean((consensus.reward, OfBC(MISSING).reward, OfOtherWay(MISSING).reward)),
+    ),
+)
+other_way = replace(consensus, corpus=Multi30k(MISSING, "en", "de"))
+
+# Sources that nobody has translated, as many as D has, beside all of D
+untranslated = replace(
+    channel,
+    grow=WithText(samples_per_source=16, sampling=experiment.grow.sampling, beams=4, training_text=False, text=MISSING),
+    improve=replace(
+        experiment.improve,
+        rule=PerSourceTop((1,)),
+        human_pairs="all",
+        train=replace(experiment.improve.train, max_steps=2000, schedule=Schedule(1e-3, 20, "linear", 2000)),
+    ),
+)
+agreed = replace(untranslated, reward=consensus.reward)
+sources = {"untranslated": untranslated, "agreed": agreed}
 
 # The ratings of `experiment`, but learned from an encoder that has read a hundred languages.
 pretrained = replace(
@@ -107,7 +167,10 @@ pretrained = replace(
 
 quick = replace(
     experiment,
-    bc=replace(experiment.bc, train=replace(experiment.bc.train, max_steps=1000)),
+    bc=replace(
+        experiment.bc,
+        train=replace(experiment.bc.train, max_steps=1000, schedule=replace(bc_rate, zero_at=1000, cooldown_steps=400)),
+    ),
     reward=replace(
         experiment.reward,
         sources=3000,
@@ -117,7 +180,9 @@ quick = replace(
     grow=replace(experiment.grow, sources=4000),
     improve=replace(
         experiment.improve,
-        train=replace(experiment.improve.train, max_steps=120, evaluate_every=40),
+        train=replace(
+            experiment.improve.train, max_steps=120, evaluate_every=40, schedule=Schedule(4e-4, 20, "linear", 120)
+        ),
         value=TrainSettings(max_steps=300, evaluate_every=50, patience=3, schedule=Schedule(3e-4, 50)),
     ),
     choose=replace(experiment.choose, sources=500),

@@ -15,18 +15,21 @@ Expect   ReST and PPO level in reward at 32,000 samples; experiments/LOG.md has 
 from dataclasses import replace
 from pathlib import Path
 
-from rest import GOLD, Experiment, FixedCoefficient, InReward, PerSourcePercentile, PPOSettings, RolloutSettings
-from rest import Schedule, TrainSettings, import_file
+from rest import Experiment, FixedCoefficient, GrowSettings, InReward, PerSourcePercentile, PPOSettings, RewardOfSamples
+from rest import RolloutSettings, Schedule, TrainSettings, import_file
 
 full: Experiment = import_file(Path(__file__).with_name("multi30k_de_en.py")).experiment
 
 # One Grow step draws 16,000 samples, G = 2 draws 32,000, as do 50 rollouts of 640.
-train = TrainSettings(max_steps=120, evaluate_every=40, patience=9, schedule=Schedule(4e-4, 10))
+train = TrainSettings(max_steps=120, evaluate_every=40, patience=9, average=3, schedule=Schedule(4e-4, 10))
 base = replace(
     full,
-    grow=replace(full.grow, sources=2000),
-    improve=replace(full.improve, rule=PerSourcePercentile((50.0, 75.0, 87.5)), train=train, loss=GOLD()),
-    choose=replace(full.choose, sources=500),
+    grow=GrowSettings(sources=2000, samples_per_source=16),
+    grow_steps=2,
+    improve=replace(
+        full.improve, rule=PerSourcePercentile((50.0, 75.0, 87.5)), train=train, label_smoothing=0.0, unfiltered=True
+    ),
+    choose=RewardOfSamples(4, sources=500),
     evaluation=replace(full.evaluation, kl_sources=250),
 )
 deeper = replace(base.improve, rule=PerSourcePercentile((50.0, 62.5, 75.0, 87.5)), unfiltered=False)

@@ -101,6 +101,7 @@ _NAMES = {  # what is public, by the module that defines it; no name here is als
     "reward.raters": "MetricRater SimulatedRater",
     "reward.reference_based": "SentenceBLEU SentenceChrF",
     "reward.consensus": "Consensus",
+    "reward.likelihood": "Likelihood PolicyLogProb Reconstruction",
     "reward.utility": "BLEU ChrF Mixture Pairwise Utility",
     "reward.embedding": "Centroids EmbeddingCosine",
     "reward.learned.calibration": "Affine Isotonic MinMax Quantile",

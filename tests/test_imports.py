@@ -26,7 +26,7 @@ learning/{mesh,pace,returns,divergence,losses,preferences,surrogate,lora,optimiz
 model/{network,positions,products,normaliser,attention,layers,flops,transformer,families/hub,families/torch_files,families/files,families/xlmr,families/bert}
 model/{families/family,families/bart,families/marian,families/t5,families/m2m100,families/mbart,families/huggingface}
 policy/{policy,slots,sampler,beam,value,drawn}
-reward/{language,guards,reward,composition,reference_based,ngrams,utility,embedding,consensus,trivial,raters,attacks,agreement}
+reward/{language,guards,reward,composition,reference_based,ngrams,utility,embedding,consensus,likelihood,trivial,raters,attacks,agreement}
 reward/{learned/encoder,learned/sentences,learned/calibration,learned/choice,learned/reading,learned/network,learned/probe,learned/saved,learned/settings,learned/fit}
 reward/{published/scorer,published/metricx,published/cometkiwi}
 selection

@@ -26,8 +26,9 @@ from rest.reward.agreement import evaluate
 from rest.reward.attacks import attack, best_rated
 from rest.reward.learned.network import SEEN, LearnedReward
 from rest.reward.learned.saved import network_folder
+from rest.reward.likelihood import PolicyLogProb
 from rest.reward.reward import Reward, RewardFunction, with_references
-from rest.reward.trivial import PolicyLogProb, trivial_rewards
+from rest.reward.trivial import trivial_rewards
 
 RatingFile = (
     Annotated[MQM, tyro.conf.subcommand("mqm")]

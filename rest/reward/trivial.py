@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rest.data.batches import BatchSettings, Examples
-from rest.policy.policy import Policy, sequence_log_probs
 from rest.ratings.record import Ratings
 from rest.reward.reference_based import SentenceChrF
 from rest.reward.reward import RewardFunction
@@ -64,23 +62,6 @@ class SourceOverlap:
     ) -> np.ndarray:
         """Raw scores, float32 [n]. References are not looked at."""
         return SentenceChrF()(sources, hypotheses, sources)
-
-
-@dataclass(frozen=True)
-class PolicyLogProb:
-    """Mean log-probability of the hypothesis' tokens under a policy, nats; 0 is best."""
-
-    policy: Policy
-    batch: BatchSettings = BatchSettings()  # longer texts are cut to what a row holds
-
-    def __call__(
-        self, sources: Sequence[str], hypotheses: Sequence[str], references: Sequence[str] | None
-    ) -> np.ndarray:
-        """Raw scores, float32 [n]. References are not looked at."""
-        read = [ids[: self.batch.source_tokens] for ids in self.policy.encode_sources(sources)]
-        written = [ids[: self.batch.target_tokens] for ids in self.policy.encode_references(hypotheses)]
-        total = sequence_log_probs(self.policy, Examples(read, written), self.batch)
-        return total / np.array([len(ids) for ids in written], np.float32)
 
 
 def trivial_rewards(ratings: Ratings) -> dict[str, RewardFunction]:

@@ -2,10 +2,12 @@
 
     python scripts/benchmarks/processes.py losses                       # of the same updates on every topology
     python scripts/benchmarks/processes.py faults --stages bc grow      # exit statuses, seconds, the result afterwards
+    python scripts/benchmarks/processes.py kills --kills 140            # at any moment, again and again
 
 `losses` makes the cases of tests/several.py as 1 x 1, 1 x 4, 2 x 2 and 4 x 1 (processes x devices). `faults` runs
 tests/tiny.py in two processes, and in each stage lets a process be killed, be sent SIGTERM or Ctrl-C, make a user's
-mistake or raise an error; then the same command goes on, and its summary is held against an undisturbed one.
+mistake or raise an error; then the same command goes on, and its summary is held against an undisturbed one. `kills`
+kills one process of a run at a moment that chance chooses and starts the same command again, until the run is whole.
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Annotated, Any
 
 import tyro
@@ -86,15 +90,38 @@ class Faults:
     """Where to work; none: a temporary one."""
 
 
+@dataclass(frozen=True)
+class Kills:
+    """A run that is killed at moments of chance until it is whole, then another."""
+
+    kills: int = 140
+    processes: int = 2
+    """Of the run; one of them is killed."""
+    seed: int = 0
+    """Of the moments and of which process."""
+    longest: float = 20.0
+    """Seconds after a start within which the kill falls."""
+    variant: str = ":ppo"
+    """Of tests/tiny.py."""
+    folder: Path | None = None
+    """Where to work; none: a temporary one."""
+
+
 def main() -> None:
     flags = tyro.cli(
-        Annotated[Losses, tyro.conf.subcommand("losses")] | Annotated[Faults, tyro.conf.subcommand("faults")]  # type: ignore[arg-type]
+        Annotated[Losses, tyro.conf.subcommand("losses")]
+        | Annotated[Faults, tyro.conf.subcommand("faults")]
+        | Annotated[Kills, tyro.conf.subcommand("kills")]
     )
     if isinstance(flags, Losses):
         losses(flags)
         return
     with tempfile.TemporaryDirectory() as folder:
-        faults(flags, flags.folder or Path(folder))
+        place = flags.folder or Path(folder)
+        if isinstance(flags, Kills):
+            kills(flags, place)
+        else:
+            faults(flags, place)
 
 
 def losses(flags: Losses) -> None:
@@ -146,10 +173,44 @@ def faults(flags: Faults, folder: Path) -> None:
                 shutil.rmtree(out)
 
 
-def command(experiment: str, out: Path) -> list[str]:
-    """Two processes that make a run."""
+def kills(flags: Kills, folder: Path) -> None:
+    """A row a run: how often it was killed, in which stages, and whether its summary is that of an undisturbed one."""
+    experiment = f"{ROOT / 'tests' / 'tiny.py'}{flags.variant}"
+    whole, random = folder / "undisturbed", Random(flags.seed)
+    subprocess.run(command(experiment, whole, flags.processes), check=True, capture_output=True)
+    print("| run | kills | under way when killed | same summary |", flush=True)
+    left, run = flags.kills, 0
+    while left:
+        out, met = folder / f"run-{run}", Counter[str]()
+        while True:
+            made = command(experiment, out, flags.processes)
+            launcher = subprocess.Popen(made, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            try:
+                ended = launcher.wait(random.uniform(0, flags.longest) if left else None)
+            except subprocess.TimeoutExpired:
+                under_way = [path.name for path in [*out.glob(".*.partial"), *out.glob("evaluation*/.*.partial")]]
+                own = children(launcher.pid)
+                if not own:  # it has not started them yet, or they have just ended
+                    launcher.kill()
+                else:
+                    os.kill(random.choice(own), signal.SIGKILL)
+                launcher.wait()
+                met[" ".join(sorted(name[1:-8] for name in under_way)) or "between stages"] += 1
+                left -= 1
+                continue
+            if ended:
+                raise SystemExit(f"{out}: ended with status {ended} though nothing had killed it")
+            break
+        stages = ", ".join(f"{name} {count}" for name, count in sorted(met.items()))
+        print(f"| {run} | {met.total()} | {stages} | {summary(out) == summary(whole)} |", flush=True)
+        shutil.rmtree(out)
+        run += 1
+
+
+def command(experiment: str, out: Path, processes: int = 2) -> list[str]:
+    """So many processes that make a run."""
     run = [sys.executable, "-m", "rest", "run", experiment, "--out", str(out), "--distributed"]
-    return [sys.executable, str(LOCAL), "--processes", "2", "--devices", "1", *run]
+    return [sys.executable, str(LOCAL), "--processes", str(processes), "--devices", "1", *run]
 
 
 def before(whole: Path, out: Path, stage: str) -> None:

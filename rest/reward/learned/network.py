@@ -48,8 +48,8 @@ from rest.reward.learned.reading import (
     reader_of,
     width,
 )
+from rest.reward.likelihood import PolicyLogProb
 from rest.reward.reward import Calibration
-from rest.reward.trivial import PolicyLogProb
 from rest.statistics.words import count_words
 
 SEEN = "seen.npy"  # hashes of the sources that a saved reward was trained on

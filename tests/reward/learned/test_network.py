@@ -10,8 +10,8 @@ import pytest
 from rest.errors import UserError
 from rest.reward.learned.network import LEFT_OUT, LearnedReward, RatingLoss, left_out
 from rest.reward.learned.probe import probe
+from rest.reward.likelihood import PolicyLogProb
 from rest.reward.reward import Calibration, Reward
-from rest.reward.trivial import PolicyLogProb
 
 
 @pytest.fixture(scope="module")
