@@ -1,21 +1,27 @@
 """ReST on Multi30k, German to English: short real sentences, and the question what a reward must know.
 
 Shows    What ReST does to greedy and beam outputs of a behavioural-cloning policy that has converged. `rewards` are
-         variants from the same policy: a reward learned from chrF of its samples (`experiment`), their consensus,
-         which needs neither ratings nor references, the references of the training text, and the consensus with
-         29,000 German descriptions more that nobody has translated. `pretrained` learns the first of these rewards
-         from a published encoder instead of the policy. BLEU, chrF and TER on the test set are what no reward was
-         told of it.
+         variants from the same policy: a reward learned from chrF of its samples (`learned`), their consensus, which
+         needs neither ratings nor references, consensus beside the likelihoods of the text and of the source given the
+         text (`channel`), and the references of the training text. `sources` draws for German descriptions that nobody
+         has translated. `pretrained` learns the first of these rewards from a published encoder instead of the policy.
+         BLEU, chrF and TER on the test set are what no reward was told of it.
 Command  rest run experiments/multi30k_de_en.py:quick --out runs/multi30k-quick --corpus.directory DIRECTORY
          rest run experiments/multi30k_de_en.py --out runs/multi30k --corpus.directory DIRECTORY
-         rest study experiments/multi30k_de_en.py:rewards --out runs/rewards --seeds 0 --corpus.directory DIRECTORY
-         with --grow.text DIRECTORY/task2/train.3.de.gz for sources that nobody has translated
+         rest study experiments/multi30k_de_en.py:rewards --out runs/rewards --seeds 0 --corpus.directory DIRECTORY \
+             --grow.sources 8000 --variants consensus
+         the same with --variants channel --reward.function.rewards.1.function.folder runs/multi30k and, after
+         rest bc experiments/multi30k_de_en.py:other_way --out runs/en-de --corpus.directory DIRECTORY,
+         --reward.function.rewards.2.function.folder runs/en-de
+         rest study experiments/multi30k_de_en.py:sources --out runs/sources --seeds 0 --corpus.directory DIRECTORY
+         with --grow.text DIRECTORY/task2/train.3.de.gz and the two folders
          rest study experiments/multi30k_de_en.py:pretrained --out runs/rewards --seeds 0 --corpus.directory DIRECTORY
          with --reward.start.folder FOLDER where the hub cannot be reached
 Data     DIRECTORY holds train, val and test_2016_flickr, each as .de.gz and .en.gz (Elliott et al. 2016, task 1).
 Hardware 2 CPU cores; experiments/LOG.md has how long it took.
-Expect   experiments/LOG.md has what was measured. `quick` stops behavioural cloning at a step limit, before its dev
-         loss stops falling: look at bc_continued beside it.
+Expect   BC has 39.1 BLEU greedy and 40.7 with four beams, and ReST from it is not told apart; from a BC without label
+         smoothing (before 2026-11-29) it gained .7 in greedy outputs. experiments/LOG.md has what was measured. `quick`
+         stops behavioural cloning at a step limit, before its dev loss stops falling: look at bc_continued beside it.
 """
 
 from dataclasses import dataclass, replace
@@ -106,7 +112,7 @@ experiment = Experiment(
         unfiltered=False,
         label_smoothing=0.1,
         train=TrainSettings(
-            max_steps=800, evaluate_every=200, patience=8, average=3, schedule=Schedule(5e-4, 20, "linear", 800)
+            max_steps=400, evaluate_every=100, patience=8, average=3, schedule=Schedule(5e-4, 20, "linear", 400)
         ),
     ),
     choose=MetricOfGreedy(CorpusBLEU()),
@@ -115,26 +121,20 @@ experiment = Experiment(
 
 # What else can tell a better translation from a worse one
 consensus = replace(experiment, reward=Consensus(Mixture((ChrF(), BLEU()))).reward)
+other_way = replace(consensus, corpus=Multi30k(MISSING, "en", "de"))
+channel = WeightedMean((consensus.reward, OfBC(MISSING).reward, OfOtherWay(MISSING).reward))
 both = WeightedMean((Reward(SentenceChrF(), (0.0, 100.0)), Reward(SentenceBLEU(), (0.0, 100.0))))
 rewards = {
     "learned": experiment,
     "consensus": consensus,
+    "channel": replace(consensus, reward=Reward(channel)),  # its folders are required flags
     "consensus_chrf": replace(consensus, reward=Consensus(ChrF()).reward),
     "references": replace(consensus, reward=Reward(both)),
 }
 
-# Agreement, and how likely BC finds the text and a policy of the other direction (`other_way`) the source from it
-channel = replace(
-    consensus,
-    reward=Reward(
-        WeightedMean((consensus.reward, OfBC(MISSING).reward, OfOtherWay(MISSING).reward)),
-    ),
-)
-other_way = replace(consensus, corpus=Multi30k(MISSING, "en", "de"))
-
 # Sources that nobody has translated, as many as D has, beside all of D
 untranslated = replace(
-    channel,
+    rewards["channel"],
     grow=WithText(samples_per_source=16, sampling=experiment.grow.sampling, beams=4, training_text=False, text=MISSING),
     improve=replace(
         experiment.improve,
