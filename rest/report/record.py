@@ -40,7 +40,7 @@ def without_paths(settings: Any) -> Any:
 
 
 def record_of(run: Path) -> dict[str, Any]:
-    """A run's rows, what its stages reported, and the curves of the best of N."""
+    """A run's rows, what its stages reported, its policies in pairs, and the curves of the best of N."""
     stages = {name.folder: run / name.folder / "stage.json" for name in stages_in(run)}
     curves = {
         path.parent.relative_to(run / "evaluation").as_posix(): {
@@ -48,9 +48,13 @@ def record_of(run: Path) -> dict[str, Any]:
         }
         for path in sorted(run.glob("evaluation/best-of-*/*/stage.json"))
     }
+    paired = {
+        path.parent.name: read_json(path)["result"] for path in sorted(run.glob("evaluation/*-against-*/stage.json"))
+    }
     return {
         **({"rows": read_json(summary)} if (summary := run / "summary.json").exists() else {}),
         "stages": {name: read_json(path)["result"] for name, path in stages.items()},
+        **({"paired": {name: found["tests"] for name, found in paired.items()}} if paired else {}),
         **({"best_of_n": curves} if curves else {}),
     }
 

@@ -25,6 +25,8 @@ def test_a_record_has_the_numbers_of_a_run_and_how_they_were_made(finished, tmp_
     assert found["settings"]["grow"]["samples_per_source"] == 3
     assert found["stages"]["improve-1-2"] == read_json(run / "improve-1-2" / "stage.json")["result"]
     assert found["stages"]["reward"] == read_json(run / "reward" / "stage.json")["result"]
+    pair = "improve-1-2-against-bc"
+    assert found["paired"][pair] == read_json(run / "evaluation" / pair / "stage.json")["result"]["tests"]
     assert found["agreement"] == [{"path": "mqm.tsv", "pearson": 0.5}]  # where text lay is nobody's concern
 
 
