@@ -30,7 +30,7 @@ from pathlib import Path
 from tyro import MISSING
 
 from rest import BatchOverrides, BatchSettings, BCSettings, BLEU, ByDepth, ChrF, Cleaning, Consensus, Corpus, CorpusBLEU
-from rest import EvaluationSettings, Experiment, GrowSettings, HuggingFaceEncoder, ImproveSettings, Likelihood
+from rest import CPO, EvaluationSettings, Experiment, GrowSettings, HuggingFaceEncoder, ImproveSettings, Likelihood
 from rest import MetricOfGreedy, MetricRater, MixedLayers, Mixture, PerSourceTop, Reconstruction, Reward, RewardSettings
 from rest import SamplingOverrides, SamplingSettings, Schedule, SentenceBLEU, SentenceChrF, SentencePieceSettings
 from rest import TextFiles, Trainable, TrainSettings, TransformerSettings, TranslationModel, WeightedMean
@@ -131,6 +131,19 @@ rewards = {
     "consensus_chrf": replace(consensus, reward=Consensus(ChrF()).reward),
     "references": replace(consensus, reward=Reward(both)),
 }
+# The best of a source's texts against the worst: likelihood of the best alone moves little, and not towards it
+rewards["preferences"] = replace(
+    rewards["channel"],
+    improve=replace(
+        experiment.improve,
+        rule=PerSourceTop((20,)),
+        loss=CPO(),
+        human_pairs="never",
+        train=replace(
+            experiment.improve.train, max_steps=200, evaluate_every=25, schedule=Schedule(1e-5, 20, "linear", 200)
+        ),
+    ),
+)
 
 # Sources that nobody has translated, as many as D has, beside all of D
 untranslated = replace(
