@@ -3,15 +3,16 @@
 Shows    What ReST does to greedy and beam outputs of a behavioural-cloning policy that has converged. `rewards` are
          variants from the same policy: a reward learned from chrF of its samples (`learned`), their consensus, which
          needs neither ratings nor references, consensus beside the likelihoods of the text and of the source given the
-         text (`channel`), and the references of the training text. `sources` draws for German descriptions that nobody
-         has translated. `pretrained` learns the first of these rewards from a published encoder instead of the policy.
-         BLEU, chrF and TER on the test set are what no reward was told of it.
+         text (`channel`; `preferences` learns from best and worst by it), and the references of the training text.
+         `sources` draws for German descriptions that nobody has translated. `pretrained` learns the first of these
+         rewards from a published encoder instead of the policy. BLEU, chrF and TER on the test set are what no reward
+         was told of it.
 Command  rest run experiments/multi30k_de_en.py:quick --out runs/multi30k-quick --corpus.directory DIRECTORY
          rest run experiments/multi30k_de_en.py --out runs/multi30k --corpus.directory DIRECTORY
          rest study experiments/multi30k_de_en.py:rewards --out runs/rewards --seeds 0 --corpus.directory DIRECTORY \
              --grow.sources 8000 --variants consensus
-         the same with --variants channel --reward.function.rewards.1.function.folder runs/multi30k and, after
-         rest bc experiments/multi30k_de_en.py:other_way --out runs/en-de --corpus.directory DIRECTORY,
+         the same with --variants channel preferences, --reward.function.rewards.1.function.folder runs/multi30k and,
+         after rest bc experiments/multi30k_de_en.py:other_way --out runs/en-de --corpus.directory DIRECTORY,
          --reward.function.rewards.2.function.folder runs/en-de
          rest study experiments/multi30k_de_en.py:sources --out runs/sources --seeds 0 --corpus.directory DIRECTORY
          with --grow.text DIRECTORY/task2/train.3.de.gz and the two folders

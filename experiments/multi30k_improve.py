@@ -1,6 +1,6 @@
 """Which loss and which threshold rule an Improve should follow, on Multi30k, German to English.
 
-Shows    The `losses` and `rules` of synthetic_improve.py on the task of multi30k_table_1.py; the rules with GOLD.
+Shows    The `losses` and `rules` of synthetic_improve.py on the task of multi30k_table_1.py; the rules with NLL.
 Command  rest study experiments/multi30k_improve.py:losses --out runs/multi30k-losses --corpus.directory DIRECTORY \
              --variants NLL GOLD BVMPO-V-trace --every
          rest study experiments/multi30k_improve.py:rules --out runs/multi30k-rules --corpus.directory DIRECTORY \

@@ -316,7 +316,7 @@ def gain() -> str:
         f"training longer on the same human translations reaches {longer}. "
         "On real text (Multi30k) the gains are small so far:\n"
         f"{number(paired['chrf']['difference'], 1)} chrF and {number(paired['bleu']['difference'], 1)} BLEU "
-        "with greedy decoding from one policy, none from another, and none with beam search."
+        "with greedy decoding from one starting model, none from another, and none with beam search."
     )
 
 

@@ -49,12 +49,13 @@ def record_of(run: Path) -> dict[str, Any]:
         for path in sorted(run.glob("evaluation/best-of-*/*/stage.json"))
     }
     paired = {
-        path.parent.name: read_json(path)["result"] for path in sorted(run.glob("evaluation/*-against-*/stage.json"))
+        path.parent.name: read_json(path)["result"]["tests"]
+        for path in sorted(run.glob("evaluation/*-against-*/stage.json"))
     }
     return {
         **({"rows": read_json(summary)} if (summary := run / "summary.json").exists() else {}),
         "stages": {name: read_json(path)["result"] for name, path in stages.items()},
-        **({"paired": {name: found["tests"] for name, found in paired.items()}} if paired else {}),
+        **({"paired": paired} if paired else {}),
         **({"best_of_n": curves} if curves else {}),
     }
 
