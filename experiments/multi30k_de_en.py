@@ -54,6 +54,20 @@ class Multi30k:
 
 
 @dataclass(frozen=True)
+class FewPairs(Multi30k):
+    """Some pairs of the training text alone, as of languages that have few."""
+
+    first: int = 0
+    pairs: int = 8000
+
+    def load(self, cleaning: Cleaning) -> Corpus:
+        """The same dev and test."""
+        found = super().load(cleaning)
+        train = found.train.take(slice(self.first, self.first + self.pairs))
+        return replace(found, train=train, counts=found.counts | {"train": {"read": len(train), "kept": len(train)}})
+
+
+@dataclass(frozen=True)
 class WithText(GrowSettings):
     """Draws for text that nobody has translated too."""
 
@@ -159,6 +173,20 @@ untranslated = replace(
 )
 agreed = replace(untranslated, reward=consensus.reward)
 sources = {"untranslated": untranslated, "agreed": agreed}
+
+# 8,000 pairs, and many more sources that nobody has translated
+few_rate = Schedule(5e-3, 250, "inverse_sqrt", 3000, cooldown_steps=1500)
+few = replace(
+    agreed,
+    corpus=FewPairs(MISSING),
+    tokenizer=SentencePieceSettings(vocabulary_size=2048, start="eos"),
+    batch=BatchSettings(batch_tokens=1200, source_tokens=80, target_tokens=80),
+    bc=replace(
+        experiment.bc,
+        train=replace(experiment.bc.train, max_steps=3000, evaluate_every=150, patience=6, schedule=few_rate),
+    ),
+    improve=replace(agreed.improve, train=replace(agreed.improve.train, evaluate_every=250)),
+)
 
 # The ratings of `experiment`, but learned from an encoder that has read a hundred languages.
 pretrained = replace(

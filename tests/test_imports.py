@@ -43,7 +43,7 @@ runs
 algorithm
 plan
 study
-commands/{names,doctor,flags,reward,human,report,plan,run,study,translate,export,inspect,choices,written,init,completion}
+commands/{names,doctor,flags,reward,human,report,plan,run,study,translate,export,inspect,choices,own,written,init,completion}
 __main__
 """
 

@@ -47,10 +47,10 @@ class Size:
 
 
 SIZES = {
-    "tiny": Size(64, 2, 128, 2, 4e-3, 8, 20, 20_000),
-    "small": Size(128, 4, 384, 3, 2.5e-3, 16, 40, 500_000),
-    "base": Size(256, 4, 1024, 3, 2e-3, 16, 40, 500_000),
-    "paper": Size(512, 8, 2048, 6, 7e-4, 32, 40, 500_000),  # the Transformer of Vaswani et al. 2017
+    "tiny": Size(64, 2, 128, 2, 8e-3, 8, 20, 20_000),
+    "small": Size(128, 4, 384, 3, 5e-3, 16, 25, 500_000),
+    "base": Size(256, 4, 1024, 3, 3e-3, 16, 25, 500_000),
+    "paper": Size(512, 8, 2048, 6, 1e-3, 32, 25, 500_000),  # the Transformer of Vaswani et al. 2017
 }
 
 
@@ -76,6 +76,7 @@ class Choices:
     test: Pairs
     machine: Machine
     size: Size
+    untranslated: int = 0  # further sources
 
     @cached_property
     def bleu_tokenizer(self) -> str:
@@ -157,25 +158,29 @@ class Choices:
         return rounded(self.size.epochs * self.epoch, 1000, 20_000)
 
     @property
-    def evaluate_every(self) -> int:
-        return rounded(self.epoch, 40, 1000)
-
-    @property
     def warmup(self) -> int:
         return 4000 if self.size.width >= 512 and self.bc_steps >= 12_000 else rounded(self.bc_steps / 12, 20, 500)
+
+    @property
+    def offered(self) -> int:
+        """Sources that Grow could draw for: those that nobody has translated, where there are any."""
+        return self.untranslated or len(self.train)
 
     @property
     def grow_sources(self) -> int:
         """0: all."""
         affordable = self.size.drawn * (20 if self.machine.accelerators else 1) // self.size.samples
-        return 0 if affordable >= len(self.train) else affordable
+        return 0 if affordable >= self.offered else affordable
 
     @property
     def passing_steps(self) -> int:
-        """Updates in which the first Improve step sees all once: a quarter of the samples, and human pairs."""
-        kept = (self.grow_sources or len(self.train)) * self.size.samples // 4
+        """Updates in which the first Improve step sees all once: a quarter of the samples, or the best one of sources
+        that nobody has translated, and human pairs."""
+        kept = (self.grow_sources or self.offered) * (1 if self.untranslated else self.size.samples // 4)
         return max(1, round(self.epoch * (1 + kept / len(self.train))))
 
     @property
     def improve_steps(self) -> int:
+        if self.untranslated:  # they are learned as text is, which takes some epochs
+            return rounded(6 * self.passing_steps, 200, 10_000)
         return rounded(self.passing_steps, 50, 1000 if self.machine.accelerators else 500)

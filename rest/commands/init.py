@@ -14,8 +14,10 @@ import tyro
 from rest.commands.choices import SIZES, Choices, Machine, size_for
 from rest.commands.doctor import cpu_flags
 from rest.commands.flags import parsed
-from rest.commands.written import Text, reward_of, start_of, written
+from rest.commands.own import reward_of, start_of
+from rest.commands.written import Text, written
 from rest.data.corpus import Cleaning
+from rest.data.lines import decode_line, read_lines
 from rest.data.survey import Pairs, split_off
 from rest.errors import UserError
 
@@ -42,6 +44,8 @@ class Flags:
     """Text that is only reported on; none: split off."""
     test_target: Path | None = None
     """Its translations."""
+    text: Path | None = None
+    """Sentences that nobody has translated, one a line: what is drawn for them is learned beside all pairs."""
     ratings: Path | None = None
     """Learn the reward from a file of human ratings: a table, MQM, MLQE-PE, votes or rankings."""
     reward: str = "consensus"
@@ -79,9 +83,10 @@ def init(arguments: Sequence[str]) -> None:
     text = read(flags)
     machine = _machine()
     size = flags.size or size_for(text.learned, machine)
-    choices = Choices(text.learned, text.splits["dev"], text.splits["test"], machine, SIZES[size])
+    more = 0 if flags.text is None else _untranslated(flags.text)
+    choices = Choices(text.learned, text.splits["dev"], text.splits["test"], machine, SIZES[size], more)
     reward = reward_of(flags.ratings, flags.reward, choices, folder)
-    lines = written(text, choices, size, reward, flags.start and start_of(flags.start, folder), folder)
+    lines = written(text, choices, size, reward, flags.start and start_of(flags.start, folder), folder, flags.text)
     folder.mkdir(parents=True, exist_ok=True)
     text.write(folder)
     (folder / "experiment.py").write_text(lines, encoding="utf-8")
@@ -117,6 +122,14 @@ def _measured(source: Path, target: Path) -> Pairs:
         path = target if pairs.source_words[row] else source
         raise UserError(f"{path}, line {row + 1}: is empty, and of dev and test nothing may be left out; mend the line")
     return pairs
+
+
+def _untranslated(path: Path) -> int:
+    """How many lines with text there are; UserError where none."""
+    found = sum(bool(decode_line(raw, path, n).strip()) for n, raw in enumerate(read_lines(path), start=1))
+    if not found:
+        raise UserError(f"{path}: has no line with text")
+    return found
 
 
 def _machine() -> Machine:

@@ -1,36 +1,28 @@
-"""The experiment that `rest init` writes: what its text is like, its reward and its start, and the file itself."""
+"""The experiment that `rest init` writes: what its text is like, and the file itself."""
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shlex
 import textwrap
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from rest.commands.choices import Choices
-from rest.commands.reward import named_reward
+from rest.commands.own import Own, beside
 from rest.data.corpus import Cleaning
-from rest.data.lines import decode_line, read_lines
 from rest.data.survey import UNEVEN, Pairs
 from rest.errors import UserError
-from rest.model.families.hub import NAME
-from rest.ratings.files import MLQEPE, MQM, DirectAssessments, Rankings, Votes
 from rest.reward.language import scripts
-from rest.reward.reward import Reward, with_references
 
 SIDES = ("source", "target")
 NAMES = """AcrossSources BatchSettings BCSettings BLEU ChrF Cleaning Consensus CorpusChrF DirectAssessments
 EvaluationSettings Experiment GrowSettings HuggingFaceModel import_file ImproveSettings MachineSettings MetricOfGreedy
-Mixture MLQEPE MQM PerSourceTop Rankings Reward RewardSettings SamplingSettings Schedule SentenceBLEU
-SentencePieceSettings TextFiles TrainSettings TransformerSettings Votes"""  # what a file may import
+Mixture MLQEPE MQM PerSourceTop Rankings Reward RewardSettings SamplingOverrides SamplingSettings Schedule
+SentenceBLEU SentencePieceSettings TextFiles TrainSettings TransformerSettings Votes"""  # what a file may import
 
 
 @dataclass(frozen=True)
@@ -140,116 +132,25 @@ class Text:
         return f"Cleaning({', '.join(given)})" if given else ""
 
 
-def beside(path: Path, folder: Path) -> str:
-    """A path as code, relative to the experiment's file."""
-    relative = Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
-    return f"here / {json.dumps(relative, ensure_ascii=False)}"
-
-
-class Own(NamedTuple):
-    """A reward as code, and why."""
-
-    code: str
-    why: str
-    top: str = ""  # what stands above the experiment
-    learned: bool = False
-
-
-def reward_of(ratings: Path | None, reward: str, choices: Choices, folder: Path) -> Own:
-    """The reward of ratings, of the consensus of samples, or a function of the user's."""
-    if ratings is not None:
-        return _of_ratings(ratings, folder)
-    if reward != "consensus":
-        return _of_function(reward, choices, folder)
-    tokenize = choices.bleu_tokenizer
-    bleu = "BLEU()" if tokenize == "13a" else f'BLEU(SentenceBLEU("{tokenize}"))'
-    why = "No ratings: a sample is as good as the others of its source agree with it. chrF alone likes long texts."
-    return Own(f"Consensus(Mixture((ChrF(), {bleu}))).reward", why)
-
-
-def _of_ratings(path: Path, folder: Path) -> Own:
-    kind, more = _kind(path)
-    loaded = kind(path, **more).load()
-    counts = np.unique(loaded.groups, return_counts=True)[1]
-    ranks = (counts > 1).mean()
-    steps = min(2000, max(100, 50 * round(len(loaded) / 500)))
-    fields = "".join(f", {name}={value!r}" for name, value in more.items()).replace("'", '"')
-    choose = "" if ranks > 0.2 else ", choose=AcrossSources()"
-    why = f"Learned from {len(loaded):,} rated translations of {len(counts):,} sources."
-    if choose:
-        why += " Few sources have several, so it is chosen by how it orders translations of different ones."
-    code = (
-        f"RewardSettings(\n    ratings=({kind.__name__}({beside(path, folder)}{fields}),){choose},\n"
-        f"    train=TrainSettings(\n        max_steps={steps}, evaluate_every={steps // 10}, patience=4, "
-        "schedule=Schedule(2e-4, 20)\n    ),\n)"
-    )
-    return Own(code, why, learned=True)
-
-
-def _kind(path: Path) -> tuple[Callable[..., Any], dict[str, str]]:
-    """The reader of a file of ratings and what it must be told, by the file's first line."""
-    first = next(read_lines(path), None)
-    line = "" if first is None else decode_line(first, path, 1)
-    if line.lstrip().startswith("{"):
-        return (Rankings if '"answers"' in line else Votes), {}
-    columns = line.split("\t")
-    if {"severity", "category", "seg_id"} <= {*columns}:
-        return MQM, {}
-    if {"original", "translation", "z_mean"} <= {*columns}:
-        return MLQEPE, {}
-    names = {
-        "source": ("source", "src", "original"),
-        "hypothesis": ("hypothesis", "translation", "mt", "target", "tgt", "hyp"),
-        "score": ("score", "rating", "z_mean", "mean", "da"),
-    }
-    found = {field: next((name for name in known if name in columns), None) for field, known in names.items()}
-    if missing := [field for field, name in found.items() if name is None]:
-        raise UserError(
-            f"{path}, line 1: neither JSON nor columns with a {missing[0]}, but {line[:80]!r}; a table of ratings "
-            "begins with the names source, hypothesis and score, parted by tabs"
-        )
-    return DirectAssessments, {field: name for field, name in found.items() if name is not None and name != field}
-
-
-def _of_function(name: str, choices: Choices, folder: Path) -> Own:
-    """A function of the user's, with a scale from what it gives to references and to wrong ones."""
-    found = named_reward(name)
-    module, _, attribute = name.rpartition(":")
-    call = "()" if isinstance(found, type) else ""
-    file = Path(module if module.endswith(".py") else module.replace(".", "/") + ".py")
-    if file.is_file():  # beside the user, where Python does not look for modules of the `rest` command
-        top = f"own = import_file({beside(file, folder)}).{attribute}"
-    else:
-        top = f"from {module} import {attribute} as own"
-    if isinstance(found, Reward):
-        return Own("own", f"{name} is a Reward, and has a scale.", top)
-    function = with_references(found() if call else found)
-    some = choices.dev.take(np.arange(min(100, len(choices.dev))))
-    wrong = [*some.targets[1:], some.targets[0]]
-    scores = [np.asarray(function(some.sources, side, some.targets), float) for side in (some.targets, wrong)]
-    low, high = float(np.min(scores)), float(np.max(scores))
-    if low >= 0 and high <= 1:
-        return Own(f"Reward(own{call})", f"{name} gave {low:.3g} to {high:.3g} to dev, which needs no scale.", top)
-    if not low < high:
-        raise UserError(f"--reward {name}: gives {low:g} to every translation of dev, so it can choose none")
-    why = f"What {name} gave dev's references, right and wrong ones, at least and at most becomes 0 and 1."
-    return Own(f"Reward(own{call}, scale=({float(f'{low:.4g}')}, {float(f'{high:.4g}')}))", why, top)
-
-
-def start_of(name: str, folder: Path) -> str:
-    """HuggingFaceModel(...) as code; UserError for what can be neither a folder of one nor a name on the hub."""
-    if Path(name).is_dir():
-        if not (Path(name) / "config.json").is_file():
-            raise UserError(f"--start {name}: has no config.json, so it is no folder of a published model")
-        return f"HuggingFaceModel({beside(Path(name), folder)})"
-    if not re.fullmatch(NAME, name):
-        raise UserError(f"--start {name}: no such folder, and no name on the hub, such as Helsinki-NLP/opus-mt-de-en")
-    return f'HuggingFaceModel("{name}")'
-
-
-def written(text: Text, choices: Choices, size: str, reward: Own, start: str | None, folder: Path) -> str:
+def written(
+    text: Text,
+    choices: Choices,
+    size: str,
+    reward: Own,
+    start: str | None,
+    folder: Path,
+    untranslated: Path | None,
+) -> str:
     """The file: imports, and an experiment of which every entry says why."""
-    parts = [*_of_text(text, choices, folder), *_of_network(choices, size, start), *_of_loop(choices, reward, start)]
+    more = None if untranslated is None else beside(untranslated, folder)
+    parts = [
+        *_of_text(text, choices, folder),
+        *_of_network(choices, size, start),
+        *_of_training(choices, start),
+        (reward.why, f"reward={reward.code}"),
+        *_of_loop(choices, reward, start, more),
+        *_of_report(choices),
+    ]
     body = "\n".join(_entry(why, code) for why, code in parts)
     top = f"{reward.top}\n" if reward.top.startswith("own") else ""
     names = {*re.findall(r"\b[A-Za-z]\w+\b", re.sub(r"#.*", "", body + top)), "Experiment"} & {*NAMES.split()}
@@ -307,17 +208,19 @@ def _of_network(choices: Choices, size: str, start: str | None) -> Parts:
     """Tokenizer, network, and the shapes of batches and samples."""
     c, s = choices, choices.size
     if start is None:
-        pieces = f"SentencePieceSettings(vocabulary_size={c.vocabulary.vocabulary_size}"
-        pieces += ", byte_fallback=True)" if c.vocabulary.byte_fallback else ")"
+        spelt = ", byte_fallback=True" if c.vocabulary.byte_fallback else ""
+        pieces = f'SentencePieceSettings(vocabulary_size={c.vocabulary.vocabulary_size}, start="eos"{spelt})'
         why = f"About 5 times the square root of {c.train.words:,} words; room for {c.characters:,} characters."
         sizes = f"width={s.width}, heads={s.heads}, feed_forward={s.feed_forward}"
         layers = f"encoder_layers={s.layers}, decoder_layers={s.layers}, dropout={c.dropout}"
         products = '    products="bfloat16",\n' if c.machine.rounds else ""
-        network = f"model=TransformerSettings(\n    {sizes},\n    {layers},\n{products})"
+        shape = 'norm_first=True, positions="fairseq", output_bias=False, zero_start=False'
+        network = f"model=TransformerSettings(\n    {sizes},\n    {layers},\n    {shape},\n{products})"
         parts = [
             (why, f"tokenizer={pieces}"),
             (
-                f"Size {size}, for {len(c.train):,} pairs{_on(c)}; the less text, the more dropout.{_rounding(c)}",
+                f"Size {size}, for {len(c.train):,} pairs{_on(c)}; the less text, the more dropout. Norms first bear a "
+                f"higher rate; with EOS as the start M2M100's shape, as which it is exported.{_rounding(c)}",
                 network,
             ),
         ]
@@ -344,35 +247,62 @@ def _on(choices: Choices) -> str:
     return f" on {machine.accelerators} accelerators" if machine.accelerators else f" on {machine.cores} CPU cores"
 
 
-def _of_loop(choices: Choices, reward: Own, start: str | None) -> Parts:
-    """Behavioural cloning, reward, the two steps, and what chooses and reports."""
-    c, n = choices, choices.size.samples
-    rate, warmup = (c.size.rate, c.warmup) if start is None else (1e-4, min(c.warmup, 100))
-    steps = c.bc_steps if start is None else max(100, c.bc_steps // 10)
-    every = min(c.evaluate_every, max(20, steps // 5))
-    schedule = f'Schedule({rate:g}, {warmup}, "inverse_sqrt")'
-    own = c.improve_steps
-    keep = (n // 2, n // 4) if reward.learned else (n // 4, 1)
+def _rate(choices: Choices, start: str | None) -> float:
+    """The highest one of behavioural cloning, of which Improve takes a part."""
+    return choices.size.rate if start is None else 1e-4
+
+
+def _of_training(choices: Choices, start: str | None) -> Parts:
+    """Behavioural cloning."""
+    steps = choices.bc_steps if start is None else max(100, choices.bc_steps // 10)
+    warmup = choices.warmup if start is None else min(choices.warmup, 100, steps // 4)
+    falls = f'{_rate(choices, start):g}, {warmup}, "inverse_sqrt", zero_at={steps}, cooldown_steps={steps // 2}'
+    why = f"About {round(steps / choices.epoch)} epochs at most, the rate falling to zero in the second half; it stops "
+    how = f"max_steps={steps}, evaluate_every={max(20, steps // 20)}, patience=6, average=4"
+    code = f"    train=TrainSettings(\n        {how},\n        schedule=Schedule({falls}),\n    ),"
+    return [
+        (
+            f"{why}once the dev loss has not fallen for six looks.",
+            f"bc=BCSettings(\n    label_smoothing=0.1,\n{code}\n)",
+        )
+    ]
+
+
+def _of_loop(choices: Choices, reward: Own, start: str | None, untranslated: str | None) -> Parts:
+    """The two steps, and what chooses."""
+    c, n, steps = choices, choices.size.samples, choices.improve_steps
     sources = f"sources={c.grow_sources}, " if c.grow_sources else ""
-    drawn = n * (c.grow_sources or len(c.train))
-    rule = f"First the best {keep[0]} of {n}, then the best {keep[1]}: " + (
-        "not fewer, since a learned reward errs most at its top." if reward.learned else "a rising threshold."
+    drawn = f"N = {n}: {n * (c.grow_sources or c.offered):,} samples"
+    drawn += ", as many as this machine draws in reasonable time" if sources else ""
+    grow = f"    {sources}samples_per_source={n}, beams=4, sampling=SamplingOverrides(temperature=0.5),"
+    if untranslated:
+        drawn += f" of {c.untranslated:,} lines that nobody has translated"
+        grow += f"\n    text={untranslated}, training_text=False,"
+        keep, human, rate, looks = (1,), "all", _rate(c, start) / 5, 8
+        rule = f"The best one of a source beside all pairs, for about {round(steps / c.passing_steps)} epochs of both."
+    else:
+        keep, human, rate, looks = (n // 4, 1), "always", _rate(c, start) / 10, 5
+        keep = (n // 2, n // 4) if reward.learned else keep
+        rule = f"First the best {keep[0]} of a source, then the best {keep[1]}: "
+        rule += "not fewer, since a learned reward errs most at its top." if reward.learned else "a rising threshold."
+        rule += f" About {c.passing_steps:,} updates go once through what passes first."
+    falls = f'{rate:.2g}, 20, "linear", {steps}'
+    how = f"max_steps={steps}, evaluate_every={steps // looks}, patience={looks}, average=3"
+    train = f"    train=TrainSettings(\n        {how}, schedule=Schedule({falls})\n    ),"
+    fields = (
+        f'    rule=PerSourceTop({keep}),\n    human_pairs="{human}",\n    unfiltered=False,'
     )
-    parts = [
-        (f"About {round(steps / c.epoch)} epochs at most; it stops once the dev loss has not fallen for three looks.",
-         f"bc=BCSettings(\n    train=TrainSettings(\n        max_steps={steps}, evaluate_every={every}, patience=3, "
-         f"average=4, schedule={schedule}\n    )\n)"),
-        (reward.why, f"reward={reward.code}"),
-        (f"N = {n}: {drawn:,} samples{', as many as this machine draws in reasonable time' if sources else ''}.",
-         f"grow=GrowSettings({sources}samples_per_source={n})"),
-        (f"{rule} About {c.passing_steps:,} updates go once through what passes first.",
-         f'improve=ImproveSettings(\n    rule=PerSourceTop({keep}),\n    human_pairs="always",\n    unfiltered=False,\n'
-         f"    train=TrainSettings(\n        max_steps={own}, evaluate_every={own // 5}, patience=3, average=3, "
-         f"schedule=Schedule({rate / 6:.1g}, 20)\n    ),\n)"),
-        ("By what is shipped: greedy outputs beside dev's references.",
-         f"choose=MetricOfGreedy(CorpusChrF(){', sources=500' if len(c.dev) > 500 else ''})"),
-    ]  # fmt: skip
-    return [*parts, *_of_report(choices)]
+    return [
+        (
+            f"{drawn}, and the best four of beam search. At 0.5, since at 0.8 many samples are wrong.",
+            f"grow=GrowSettings(\n{grow}\n)",
+        ),
+        (rule, f"improve=ImproveSettings(\n{fields}\n    label_smoothing=0.1,\n{train}\n)"),
+        (
+            "By what is shipped: greedy outputs beside dev's references.",
+            f"choose=MetricOfGreedy(CorpusChrF(){', sources=500' if len(c.dev) > 500 else ''})",
+        ),
+    ]
 
 
 def _of_report(choices: Choices) -> Parts:

@@ -177,14 +177,15 @@ def kills(flags: Kills, folder: Path) -> None:
     """A row a run: how often it was killed, in which stages, and whether its summary is that of an undisturbed one."""
     experiment = f"{ROOT / 'tests' / 'tiny.py'}{flags.variant}"
     whole, random = folder / "undisturbed", Random(flags.seed)
-    subprocess.run(command(experiment, whole, flags.processes), check=True, capture_output=True)
+    told = folder / "told.txt"  # what the processes say, for a status that is not explained
+    if status := started(command(experiment, whole, flags.processes), told).wait():
+        raise SystemExit(f"{whole}: ended with status {status} though nothing was killed\n{told.read_text()[-4000:]}")
     print("| run | kills | under way when killed | same summary |", flush=True)
     left, run = flags.kills, 0
     while left:
         out, met = folder / f"run-{run}", Counter[str]()
         while True:
-            made = command(experiment, out, flags.processes)
-            launcher = subprocess.Popen(made, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            launcher = started(command(experiment, out, flags.processes), told)
             try:
                 ended = launcher.wait(random.uniform(0, flags.longest) if left else None)
             except subprocess.TimeoutExpired:
@@ -199,12 +200,19 @@ def kills(flags: Kills, folder: Path) -> None:
                 left -= 1
                 continue
             if ended:
-                raise SystemExit(f"{out}: ended with status {ended} though nothing had killed it")
+                raise SystemExit(f"{out}: ended with status {ended}, not killed\n{told.read_text()[-4000:]}")
             break
         stages = ", ".join(f"{name} {count}" for name, count in sorted(met.items()))
         print(f"| {run} | {met.total()} | {stages} | {summary(out) == summary(whole)} |", flush=True)
         shutil.rmtree(out)
         run += 1
+
+
+def started(made: list[str], told: Path) -> subprocess.Popen[bytes]:
+    """A launcher whose processes write what they say to a file."""
+    told.parent.mkdir(parents=True, exist_ok=True)
+    with told.open("wb") as file:
+        return subprocess.Popen(made, stdout=file, stderr=file)
 
 
 def command(experiment: str, out: Path, processes: int = 2) -> list[str]:

@@ -20,6 +20,7 @@ from rest.experiment import load_experiment
 from rest.folder import read_json
 from rest.model.families.huggingface import HuggingFaceModel
 from rest.ratings.files import MLQEPE, MQM, DirectAssessments, Rankings, Votes
+from rest.thresholds import PerSourceTop
 
 NOUNS = ["Hund", "Katze", "Haus", "Baum", "Kind", "Mann", "Frau", "Ball", "Tisch", "Berg", "Fluss", "Weg"]
 VERBS = ["sieht", "findet", "malt", "sucht", "mag", "trägt", "zeigt", "kennt"]
@@ -76,7 +77,7 @@ def test_text_without_dev_and_test(tmp_path, capsys):
         assert longest[0] <= experiment.batch.source_tokens and longest[1] <= experiment.batch.target_tokens
         assert longest[1] <= experiment.sampling.max_target_tokens
     text = (tmp_path / "mine" / "experiment.py").read_text()
-    assert len(text.splitlines()) <= 62 and str(tmp_path / "train") not in text
+    assert len(text.splitlines()) <= 72 and str(tmp_path / "train") not in text
     assert "train: 250 pairs" in capsys.readouterr().out
 
 
@@ -177,7 +178,7 @@ def test_more_text_gets_more(monkeypatch):
     monkeypatch.setattr("rest.commands.choices.SHOWN", 100)
     few, some, many = choices(500), choices(6000), choices(29_000)
     assert few.size == SIZES["tiny"] and some.size == many.size == SIZES["small"]
-    for name in ("batch_tokens", "bc_steps", "evaluate_every", "improve_steps"):
+    for name in ("batch_tokens", "bc_steps", "improve_steps"):
         assert getattr(few, name) < getattr(some, name) <= getattr(many, name), name
     assert few.dropout > some.dropout > many.dropout
     sizes = [each.vocabulary.vocabulary_size for each in (few, some, many)]
@@ -191,6 +192,22 @@ def test_an_accelerator_gets_larger_networks_and_batches_in_full_rows(monkeypatc
     assert gpus.batch_tokens % (4 * gpus.row(1)) == 0
     paper = choices(29_000, LAPTOP, "paper")
     assert paper.grow_sources * paper.size.samples <= paper.size.drawn < 29_000 * paper.size.samples
+
+
+def test_text_that_nobody_has_translated_is_drawn_for_and_learned_beside_all_pairs(tmp_path):
+    more = tmp_path / "more.de"
+    more.write_text("".join(f"{line}\n" for line in lines(900, 1)[0]) + "\n")
+    experiment, _ = made(tmp_path, *write(tmp_path), "--text", str(more))
+    assert experiment.grow.text is not None and experiment.grow.text.samefile(more)
+    assert not experiment.grow.training_text and not experiment.grow.sources
+    assert experiment.improve.human_pairs == "all" and experiment.improve.rule == PerSourceTop((1,))
+    assert "of 900 lines that nobody has translated" in (tmp_path / "mine" / "experiment.py").read_text()
+
+
+def test_text_that_nobody_has_translated_must_be_some(tmp_path):
+    more = tmp_path / "more.de"
+    more.write_text("\n \n")
+    assert refused(tmp_path, *write(tmp_path), "--text", str(more)) == f"{more}: has no line with text"
 
 
 RATINGS = {
