@@ -168,7 +168,9 @@ untranslated = replace(
         experiment.improve,
         rule=PerSourceTop((1,)),
         human_pairs="all",
-        train=replace(experiment.improve.train, max_steps=2000, schedule=Schedule(1e-3, 20, "linear", 2000)),
+        train=replace(
+            experiment.improve.train, max_steps=2000, evaluate_every=250, schedule=Schedule(1e-3, 20, "linear", 2000)
+        ),
     ),
 )
 agreed = replace(untranslated, reward=consensus.reward)
@@ -185,7 +187,6 @@ few = replace(
         experiment.bc,
         train=replace(experiment.bc.train, max_steps=3000, evaluate_every=150, patience=6, schedule=few_rate),
     ),
-    improve=replace(agreed.improve, train=replace(agreed.improve.train, evaluate_every=250)),
 )
 
 # The ratings of `experiment`, but learned from an encoder that has read a hundred languages.
