@@ -10,7 +10,7 @@
 #   signal    two tasks that count seconds go back into the queue before their time is up, and count on
 #   array     three tasks make one Grow step, whose files are those of a single process, byte for byte
 #   requeue   a run of two processes goes back into the queue before its time is up, goes on, and ends with the summary
-#             of one process
+#             of two that nothing disturbed
 # ONLY="array requeue" tries some; on a slow machine MINUTES=10 gives the last more time before it is put back, and
 # STEPS=60 less to do. Nothing is left running at the end. Slurm gives no GPUs here: --gres=none.
 set -euo pipefail
@@ -156,7 +156,7 @@ try_requeue() { # the signal comes up to a minute early: after one to two of thr
     local run=(tests/tiny.py:given --bc.train.max-steps "${STEPS:-400}" --bc.train.patience 99)
     submitted requeue --nodes=1 --ntasks-per-node=2 --time="${MINUTES:-3}" --signal=B:USR1@60 \
         scripts/launch/slurm.sbatch "${run[@]}" --out "$scratch/requeue"
-    "$rest" run "${run[@]}" --out "$scratch/undisturbed"
+    "$python" scripts/launch/local.py --processes 2 "$rest" run "${run[@]}" --out "$scratch/undisturbed" --distributed
     (($(count requeue 'goes back into the queue') > 0)) || fail "requeue: it was not put back"
     [[ "$(count requeue 'ended with status 0')" == 1 ]] || fail "requeue: it did not end well"
     "$python" - "$scratch/requeue/summary.json" "$scratch/undisturbed/summary.json" <<'END' || fail "requeue"
