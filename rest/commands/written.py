@@ -289,9 +289,7 @@ def _of_loop(choices: Choices, reward: Own, start: str | None, untranslated: str
     falls = f'{rate:.2g}, 20, "linear", {steps}'
     how = f"max_steps={steps}, evaluate_every={steps // looks}, patience={looks}, average=3"
     train = f"    train=TrainSettings(\n        {how}, schedule=Schedule({falls})\n    ),"
-    fields = (
-        f'    rule=PerSourceTop({keep}),\n    human_pairs="{human}",\n    unfiltered=False,'
-    )
+    fields = f'    rule=PerSourceTop({keep}),\n    human_pairs="{human}",\n    unfiltered=False,'
     return [
         (
             f"{drawn}, and the best four of beam search. At 0.5, since at 0.8 many samples are wrong.",
