@@ -278,12 +278,12 @@ def _of_loop(choices: Choices, reward: Own, start: str | None, untranslated: str
     if untranslated:
         drawn += f" of {c.untranslated:,} lines that nobody has translated"
         grow += f"\n    text={untranslated}, training_text=False,"
-        keep, human, rate, looks = (1,), "all", _rate(c, start) / 5, 8
+        keep, human, rate, looks = "(1,)", "all", _rate(c, start) / 5, 8
         rule = f"The best one of a source beside all pairs, for about {round(steps / c.passing_steps)} epochs of both."
     else:
-        keep, human, rate, looks = (n // 4, 1), "always", _rate(c, start) / 10, 5
-        keep = (n // 2, n // 4) if reward.learned else keep
-        rule = f"First the best {keep[0]} of a source, then the best {keep[1]}: "
+        first, then = (n // 2, n // 4) if reward.learned else (n // 4, 1)
+        keep, human, rate, looks = f"({first}, {then})", "always", _rate(c, start) / 10, 5
+        rule = f"First the best {first} of a source, then the best {then}: "
         rule += "not fewer, since a learned reward errs most at its top." if reward.learned else "a rising threshold."
         rule += f" About {c.passing_steps:,} updates go once through what passes first."
     falls = f'{rate:.2g}, 20, "linear", {steps}'
