@@ -6,7 +6,8 @@
 shard of Grow, and translate as many sentences each as one would for a look at dev: joined as `--distributed` joins
 them, and at another time each by itself, in turns. Processes share the cores of this machine in both cases, so that
 joined over apart is what being one run costs as far as one machine can show it: what they tell each other goes over
-loopback, not over a network. Times are those of the slowest process, as medians of its repetitions.
+loopback, not over a network. Times are those of the slowest process, as medians of its repetitions; memory is the most
+that one of the processes held.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -48,7 +50,7 @@ class Flags:
 
 
 def times(flags: Flags, joined: bool) -> dict[str, float]:
-    """Seconds of each kind of work in this process."""
+    """Seconds of each kind of work in this process, and the MiB that it held at most."""
     from rest import processes
 
     if joined:
@@ -108,18 +110,18 @@ def times(flags: Flags, joined: bool) -> dict[str, float]:
     found = dict(zip(WORK, (seconds(update, 10 * many), seconds(shard, many), seconds(look, many)), strict=True))
     if joined:
         processes.leave()
-    return found
+    return found | {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}  # KiB on Linux
 
 
 def started(flags: Flags, count: int, joined: bool) -> dict[str, float]:
-    """The slowest of so many processes, for each kind of work."""
+    """The slowest of so many processes for each kind of work, and the largest."""
     sizes = (f"--{name}={getattr(flags, name)}" for name in ("repetitions", "rows", "sources", "width"))
     worker = [sys.executable, __file__, *sizes, f"--work={joined}"]
     command = [sys.executable, str(LOCAL), "--processes", str(count), "--devices", "1", *worker]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found = [json.loads(line) for line in re.findall(r"^\[\d+\] (\{.*)$", done.stdout, re.MULTILINE)]
     assert len(found) == count, done.stdout
-    return {name: max(each[name] for each in found) for name in WORK}
+    return {name: max(each[name] for each in found) for name in (*WORK, "memory")}
 
 
 def main() -> None:
@@ -136,8 +138,9 @@ def main() -> None:
             if flags.out is not None:
                 flags.out.write_text(json.dumps({"cores": os.cpu_count(), "times": found}, indent=1))
     print(f"{os.cpu_count()} cores; ratios are medians of {flags.rounds} rounds, least to most")
-    print("| processes | " + " | ".join(f"{name}: apart, times one | joined over apart" for name in WORK) + " |")
-    print("| --- " * (1 + 2 * len(WORK)) + "|")
+    heads = [f"{name}: apart, times one | joined over apart" for name in WORK]
+    print("| processes | " + " | ".join(heads) + " | MiB of a process, apart | joined |")
+    print("| --- " * (3 + 2 * len(WORK)) + "|")
     for count in flags.processes:
         cells = [str(count)]
         for name in WORK:
@@ -145,6 +148,7 @@ def main() -> None:
             mine = [each for each in found if each["processes"] == count]
             cells.append(ratios([each["apart"][name] / one for each, one in zip(mine, alone, strict=True)]))
             cells.append(ratios([each["joined"][name] / each["apart"][name] for each in mine]))
+        cells += [f"{max(each[how]['memory'] for each in mine):.0f}" for how in ("apart", "joined")]
         print("| " + " | ".join(cells) + " |")
 
 
