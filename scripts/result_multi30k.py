@@ -61,7 +61,7 @@ gains nothing:
 
 {against(read("multi30k_smoothed_bc")["variants"]["consensus"]["seeds"]["0"], "consensus of the samples", 2, 800)}
 
-and by chrF alone chrF:
+By chrF alone greedy chrF gains on BC, and is not told apart from BC continued:
 
     {read("multi30k_consensus_chrf")["command"]}
 

@@ -46,7 +46,7 @@ class Size:
     drawn: int  # samples of a Grow step on CPU at most
 
 
-SIZES = {
+SIZES = {  # of the rates those of tiny and small were tried
     "tiny": Size(64, 2, 128, 2, 8e-3, 8, 20, 20_000),
     "small": Size(128, 4, 384, 3, 5e-3, 16, 25, 500_000),
     "base": Size(256, 4, 1024, 3, 3e-3, 16, 25, 500_000),
