@@ -40,11 +40,12 @@ from pathlib import Path
 
 from tyro import MISSING
 
-from rest import BLEU, Adam, BCSettings, BatchSettings, ChrF, Cleaning, Consensus, Corpus, CorpusBLEU, Detokenizer
+from rest import BLEU, CPO, Adam, BCSettings, BatchSettings, ChrF, Cleaning, Consensus, Corpus, CorpusBLEU, Detokenizer
 from rest import EvaluationSettings, Experiment, FairseqText, Fixed, FixedCoefficient, GrowSettings, Guards
-from rest import ImproveSettings, InReward, MachineSettings, MetricOfGreedy, Mixture, PPOSettings, PerSourceTop
-from rest import Reward, RewardOfSamples, RolloutSettings, SamplingOverrides, SamplingSettings, SavedReward, Schedule
-from rest import SentencePieceSettings, TextFiles, TrainSettings, TransformerSettings, WeightedMean
+from rest import HuggingFaceModel, ImproveSettings, InReward, MachineSettings, MetricOfGreedy, Mixture, PPOSettings
+from rest import PerSourceTop, Reward, RewardOfSamples, RolloutSettings, SamplingOverrides, SamplingSettings
+from rest import SavedReward, Schedule, SentencePieceSettings, TextFiles, TrainSettings, TransformerSettings
+from rest import WeightedMean
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,23 @@ untranslated = replace(
             evaluate_every=200,
             patience=8,  # the rate falls to zero: the last checkpoints are the best
             schedule=Schedule(5e-4, 20, "linear", 800),
+        ),
+    ),
+)
+# The exported BC of `small`, as a model that somebody else has published; it learns the best of its own texts against
+# the worst, which needs no pairs
+published = replace(
+    untranslated,
+    model=HuggingFaceModel(MISSING),
+    tokenizer=SentencePieceSettings(),  # which the model brings itself
+    bc=BCSettings(train=TrainSettings(max_steps=0)),
+    improve=replace(
+        untranslated.improve,
+        rule=PerSourceTop((20,)),
+        loss=CPO(),
+        human_pairs="never",
+        train=replace(
+            untranslated.improve.train, max_steps=200, evaluate_every=25, schedule=Schedule(1e-5, 20, "linear", 200)
         ),
     ),
 )

@@ -63,6 +63,10 @@ joint = replace(
         batch=BatchOverrides(batch_tokens=4096, source_tokens=256, target_tokens=256),  # of a row with both texts
     ),
 )
+# Without MLQE-PE's own dev set, which is for test; and with translations corrupted on purpose, which score low
+guarded = replace(
+    apart, reward=replace(apart.reward, split=SplitSettings(test_share=0.2, test_sets=("en-de.dev",)), negatives=0.1)
+)
 ranked = replace(apart, reward=replace(apart.reward, loss=RatingLoss(1.0, 1.0)))
 experiment = apart
 

@@ -157,6 +157,7 @@ class SplitSettings:
     seed: int = 0  # decides which documents go where
     dev_share: float = 0.1  # share of the rows, reached or passed by the last document
     test_share: float = 0.1  # the same for test
+    test_sets: tuple[str, ...] = ()  # sets that are for test as a whole, with all that shares a document with them
 
     def __post_init__(self) -> None:
         if min(self.dev_share, self.test_share) < 0 or self.dev_share + self.test_share >= 1:
@@ -176,8 +177,11 @@ def split(ratings: Ratings, settings: SplitSettings) -> RatingSplits:
     """Whole documents to each part, and no source in two; a row without a document goes by its source.
 
     Documents that share a source, or have the same name in several sets, stay together. The order of the rows does not
-    matter. UserError where a part that was asked for stays empty.
+    matter. UserError where a part that was asked for stays empty, and for a set that is not there.
     """
+    for name in settings.test_sets:
+        if name not in ratings.sets:
+            raise UserError(f"test_sets: {name!r} is none of {', '.join(sorted(set(ratings.sets)))}")
     units = _units(ratings)
     names: dict[int, str] = {}
     for unit, source in zip(units.tolist(), ratings.sources, strict=True):
@@ -191,6 +195,7 @@ def split(ratings: Ratings, settings: SplitSettings) -> RatingSplits:
         taken = 0
         while taken < share and (unit := next(shuffled, None)) is not None:
             part_of[unit], taken = part, taken + rows[unit]
+    part_of[units[np.isin(ratings.sets, settings.test_sets)]] = 1
     test, dev, train = (ratings.take(part_of[units] == part) for part in (1, 2, 0))
     for name, rated, share in (("train", train, 1.0), ("dev", dev, wanted[1][1]), ("test", test, wanted[0][1])):
         if share and not len(rated):

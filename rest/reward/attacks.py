@@ -23,6 +23,7 @@ from rest.statistics.intervals import bootstrap_ci
 from rest.statistics.words import count_words, words
 
 WORST = 25.0  # MQM points of a text that is no translation
+BAD = 0.05  # quantile of ratings that such a text gets: the lowest are so far off that regression would see little else
 ENOUGH = 20  # cases to warn from: the interval of a share of fewer is more than .4 wide
 
 
@@ -239,9 +240,9 @@ def best_rated(ratings: Ratings) -> Ratings:
 def negatives(rated: Rated, rows: np.ndarray, share: float, seed: int) -> Rated:
     """Corrupted translations that are this share of the rows (int [k]) and themselves together, where there are enough.
 
-    What is corrupted is the best rated hypothesis of each source. It gets the lowest rating where it is no translation
-    any more, and loses a part of what was above that where less is wrong: penalty / 25 of it. MetricX-24 (Juraska et
-    al. 2024, arXiv 2410.03983) has such rows with fixed scores.
+    What is corrupted is the best rated hypothesis of each source. It is rated as the worst of 20 are where it is no
+    translation any more, and loses a part of what was above that where less is wrong: penalty / 25 of it. MetricX-24
+    (Juraska et al. 2024, arXiv 2410.03983) has such rows with fixed scores.
     """
     honest = rated.best(rows).tolist()
     found = synthetic_negatives([rated.sources[r] for r in honest], [rated.hypotheses[r] for r in honest], seed)
@@ -249,8 +250,9 @@ def negatives(rated: Rated, rows: np.ndarray, share: float, seed: int) -> Rated:
     found = found.take(np.random.default_rng(seed_for(seed, "chosen negatives")).permutation(len(found))[:wanted])
     of_source = {rated.sources[r]: r for r in honest}
     corrupted = [of_source[source] for source in found.sources]
-    low, kept = rated.ratings[rows].min(), 1 + found.scores / WORST
-    ratings = (low + (rated.ratings[corrupted] - low) * kept).astype(np.float32)
+    before, kept = rated.ratings[corrupted], 1 + found.scores / WORST
+    low = np.minimum(np.quantile(rated.ratings[rows], BAD), before)
+    ratings = (low + (before - low) * kept).astype(np.float32)
     return Rated(
         found.sources,
         found.hypotheses,

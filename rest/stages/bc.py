@@ -115,6 +115,8 @@ class BCContinued(_Cloning):
         if e.choose.by_reward:
             known["reward"] = self.reward.settings
         known |= {"label_smoothing": e.bc.label_smoothing, "train": self.training(inputs), "batch": e.batch}
+        if (share := e.improve.interpolation) < 1:
+            known["interpolation"] = share
         return {**known, **inputs.share}
 
     def training(self, inputs: Inputs) -> TrainSettings:
@@ -128,14 +130,18 @@ class BCContinued(_Cloning):
         )
 
     def make(self, inputs: Inputs, folder: StageFolder) -> None:
-        e = inputs.experiment
+        e, evaluate = inputs.experiment, inputs.on_dev(self.reward)
+
+        def gone(reached: Policy) -> Policy:
+            return self.bc.towards(reached, e.improve.interpolation)
+
         trained = clone(
             self.bc,
             inputs.parts.bc,
             e.bc.label_smoothing,
             self.training(inputs),
             e.batch,
-            evaluate=inputs.on_dev(self.reward),
+            evaluate=lambda reached: evaluate(gone(reached)),
             folder=folder.path,
             seed=e.seed,
             description="bc_continued",
@@ -145,6 +151,7 @@ class BCContinued(_Cloning):
             say("bc_continued: no checkpoint scored above BC, which is kept")
         same = trained.last.identity == trained.best.identity
         if not same:
-            processes.first(lambda: trained.last.save(folder.path / "policy-last"))
+            last = gone(trained.last)
+            processes.first(lambda: last.save(folder.path / "policy-last"))
         result = {"gradient_steps": trained.steps, "best_step": trained.best_step, "dev_reward": trained.history}
-        finish_policy(folder, trained.best, result | {"chosen_by": e.choose.name, "last_is_chosen": same})
+        finish_policy(folder, gone(trained.best), result | {"chosen_by": e.choose.name, "last_is_chosen": same})

@@ -6,8 +6,9 @@ A folder of random weights is written for a T5 1.1 and for an NLLB, of 300 milli
 with a tokenizer of made-up words. Each line is a process of its own: it reads the folder, and makes a few updates from
 a few short pairs, so that parameters and the optimizer weigh more than activations. `reading` and `training` are the
 most memory the process has had by then, less what it had before, in bytes a parameter; pages of the mapped file count
-as long as nobody else wants the memory. `arrays` are what lives between two updates: the model that training started
-from, which stays, what is trained, and the optimizer.
+as long as nobody else wants the memory, but not in `reading, own`, which is looked at every few milliseconds. `arrays`
+are what lives between two updates: the model that training started from, which stays, what is trained, and the
+optimizer.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,8 +112,11 @@ def measure(flags: Flags, family: str, line: str, folder: Path) -> dict[str, flo
     source, target = LANGUAGES if family == "NLLB" else (None, None)
     jax.block_until_ready(jax.numpy.ones(8) + 1)  # what a first computation brings with it
     before = peak()
-    policy = Policy.start(HuggingFaceModel(folder, "main", source, target, 0.1, activation_type, parameter_type))
-    read = peak()
+    types: dict[str, Any] = {"dtype": activation_type, "parameter_dtype": parameter_type}
+    with own_memory() as seen:
+        policy = Policy.start(HuggingFaceModel(folder, "main", source, target, dropout=0.1, **types))
+        jax.block_until_ready(jax.tree.leaves(policy.network))
+    read, own = peak(), max(seen) - seen[0]
     count = sum(leaf.size for leaf in jax.tree.leaves(policy.network))
     random, eos = np.random.default_rng(0), policy.tokenizer.eos_id
     rows = [[*random.integers(10, flags.vocabulary, 14).tolist(), eos] for _ in range(16)]
@@ -119,7 +126,7 @@ def measure(flags: Flags, family: str, line: str, folder: Path) -> dict[str, flo
     )
     losses = [float(learner.update(next(batches), jax.random.key(step))["loss"]) for step in range(flags.updates)]
     buffers = {leaf.addressable_data(0).unsafe_buffer_pointer(): leaf.nbytes for leaf in jax.live_arrays()}
-    each = {"reading": read - before, "arrays": sum(buffers.values()), "training": peak() - before}
+    each = {"reading": read - before, "own": own, "arrays": sum(buffers.values()), "training": peak() - before}
     found = {name: size / count for name, size in each.items()}
     return {"millions": count / 1e6, **found, "first_loss": losses[0], "last_loss": losses[-1]}
 
@@ -127,6 +134,27 @@ def measure(flags: Flags, family: str, line: str, folder: Path) -> dict[str, flo
 def peak() -> int:
     """The most memory that this process has had, bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@contextmanager
+def own_memory() -> Iterator[list[int]]:
+    """Bytes of memory that are this process's own, not pages of files, as they are every two milliseconds."""
+    seen, done = [], threading.Event()
+
+    def look() -> None:
+        while True:
+            lines = Path("/proc/self/status").read_text().splitlines()
+            seen.append(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")))
+            if done.wait(0.002):
+                return
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        done.set()
+        thread.join()
 
 
 def main() -> None:
@@ -152,10 +180,12 @@ def main() -> None:
                 if flags.out is not None:
                     write_json(flags.out, found)
     table = Table(title=f"{flags.layers} + {flags.layers} layers x {flags.width}: bytes a parameter")
-    for head in ("", "million parameters", "reading", "arrays between updates", "training"):
+    for head in ("", "million parameters", "reading", "reading, own", "arrays between updates", "training"):
         table.add_column(head, justify="right" if head else "left")
     for name, row in found.items():
-        table.add_row(name, f"{row['millions']:.0f}", *(f"{row[key]:.1f}" for key in ("reading", "arrays", "training")))
+        table.add_row(
+            name, f"{row['millions']:.0f}", *(f"{row[key]:.1f}" for key in ("reading", "own", "arrays", "training"))
+        )
     Console().print(table)
 
 

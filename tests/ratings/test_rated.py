@@ -80,6 +80,8 @@ def test_negatives_are_the_share_that_was_asked_for(share, seed):
 def test_a_negative_loses_the_part_of_its_penalty():
     found = negatives(rated(), np.arange(4), 0.9, 0)
     ratings = {(x, y): r for x, y, r in zip(found.sources, found.hypotheses, found.ratings, strict=True)}
-    assert ratings["a b c d", ""] == np.float32(0.2)  # the lowest rating
-    assert ratings["a b c d", "ONE TWO THREE FOUR"] == pytest.approx(0.2 + 0.7 * 20 / 25)  # 5 points of 25
-    assert ratings["e f g", "five six"] == pytest.approx(0.2 + 0.5 * 10 / 25)  # cut in half: 15 points
+    low = 0.245  # a twentieth of the ratings .2, .5, .7 and .9 is below
+    assert ratings["a b c d", ""] == pytest.approx(low)
+    assert ratings["a b c d", "ONE TWO THREE FOUR"] == pytest.approx(low + (0.9 - low) * 20 / 25)  # 5 points of 25
+    assert ratings["e f g", "five six"] == pytest.approx(low + (0.7 - low) * 10 / 25)  # cut in half: 15 points
+    assert max(rating for (source, _), rating in ratings.items() if source == "h i") == np.float32(0.2)  # worse before

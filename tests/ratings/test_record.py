@@ -130,6 +130,18 @@ def test_documents_that_share_a_source_stay_together():
     assert len(parts.dev) == 0
 
 
+def test_a_whole_set_is_for_test_and_the_others_stay_where_they_were():
+    ratings = documents([f"doc{k}" for k in range(20)])
+    added = from_rows([row("new", document="doc3", set_name="dev"), row("newer", document="mine", set_name="dev")])
+    both = mix([ratings, added])
+    before, after = (split(both, SplitSettings(3, test_sets=sets)) for sets in ((), ("dev",)))
+    assert set(after.test.sources) == {*before.test.sources, "new", "newer", "doc3 0", "doc3 1"}
+    assert set(after.dev.sources) == set(before.dev.sources) - set(after.test.sources)
+    assert sum(map(len, after)) == len(both)
+    with pytest.raises(UserError, match="test_sets: 'devv' is none of dev, set"):
+        split(both, SplitSettings(test_sets=("devv",)))
+
+
 def test_too_few_documents_are_refused():
     with pytest.raises(UserError, match=r"2 documents .* leave none for train"):
         split(documents("ab"), SplitSettings())

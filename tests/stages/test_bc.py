@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
 
 from rest import (
@@ -86,6 +88,23 @@ def test_the_last_policy_of_the_control_is_kept_and_evaluated_where_it_is_anothe
     assert ("bc_continued_last" in policies) == (not same)
     if not same:
         assert Policy.load(finished / last.policy).identity != Policy.load(finished / control.policy).identity
+
+
+def test_the_control_goes_as_far_in_weights_as_an_improve_step(finished: Path, tmp_path: Path) -> None:
+    tiny = load_experiment(TINY)
+    reached = {}
+    for share in (1.0, 0.25):
+        shutil.copytree(finished / "bc", tmp_path / str(share) / "bc")
+        shutil.copytree(finished / "reward", tmp_path / str(share) / "reward")
+        improve = replace(tiny.improve, interpolation=share)
+        run = Run(replace(tiny, improve=improve, choose=DevLoss()), tmp_path / str(share))
+        bc = run.bc()
+        chosen = run.stage(BCContinued(bc, run.reward(), 20))
+        last = tmp_path / str(share) / StageName("bc_continued_last", steps=20).policy
+        reached[share] = (Policy.load(last) if last.exists() else chosen).network.parameters
+    expected = jax.tree.map(lambda a, b: a + 0.25 * (b - a), bc.network.parameters, reached[1.0])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), reached[0.25], expected)
+    assert stage(tmp_path / "0.25", "bc_continued-20")["settings"]["interpolation"] == 0.25
 
 
 def test_a_reward_may_start_from_a_smaller_translation_model_of_its_own(finished: Path, tmp_path: Path) -> None:
