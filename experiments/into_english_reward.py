@@ -116,9 +116,8 @@ judge = replace(
 
 
 def probing(full: Experiment) -> Experiment:
-    """Its head alone, which is too little to grade honest translations and to know corrupted ones as well."""
-    train = replace(full.reward.train, max_steps=0)
-    return replace(full, reward=replace(full.reward, negatives=0.0, train=train))
+    """Its head alone."""
+    return replace(full, reward=replace(full.reward, train=replace(full.reward.train, max_steps=0)))
 
 
 probe, probe_judge = probing(experiment), probing(judge)

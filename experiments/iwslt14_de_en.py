@@ -40,7 +40,7 @@ from pathlib import Path
 
 from tyro import MISSING
 
-from rest import BLEU, CPO, Adam, BCSettings, BatchSettings, ChrF, Cleaning, Consensus, Corpus, CorpusBLEU, Detokenizer
+from rest import BLEU, Adam, BCSettings, BatchSettings, ChrF, Cleaning, Consensus, Corpus, CorpusBLEU, Detokenizer
 from rest import EvaluationSettings, Experiment, FairseqText, Fixed, FixedCoefficient, GrowSettings, Guards
 from rest import HuggingFaceModel, ImproveSettings, InReward, MachineSettings, MetricOfGreedy, Mixture, PPOSettings
 from rest import PerSourceTop, Reward, RewardOfSamples, RolloutSettings, SamplingOverrides, SamplingSettings
@@ -198,22 +198,12 @@ untranslated = replace(
         ),
     ),
 )
-# The exported BC of `small`, as a model that somebody else has published; it learns the best of its own texts against
-# the worst, which needs no pairs
+# The exported BC of `small`, as a model that somebody else has published
 published = replace(
     untranslated,
     model=HuggingFaceModel(MISSING),
     tokenizer=SentencePieceSettings(),  # which the model brings itself
-    bc=BCSettings(train=TrainSettings(max_steps=0)),
-    improve=replace(
-        untranslated.improve,
-        rule=PerSourceTop((20,)),
-        loss=CPO(),
-        human_pairs="never",
-        train=replace(
-            untranslated.improve.train, max_steps=200, evaluate_every=25, schedule=Schedule(1e-5, 20, "linear", 200)
-        ),
-    ),
+    bc=BCSettings(train=TrainSettings(max_steps=0), label_smoothing=small.bc.label_smoothing),
 )
 best_four = replace(untranslated, improve=replace(untranslated.improve, rule=PerSourceTop((4,))))
 sources = {"untranslated": untranslated, "best_four": best_four}
