@@ -42,10 +42,9 @@ from tyro import MISSING
 
 from rest import BLEU, Adam, BCSettings, BatchSettings, ChrF, Cleaning, Consensus, Corpus, CorpusBLEU, Detokenizer
 from rest import EvaluationSettings, Experiment, FairseqText, Fixed, FixedCoefficient, GrowSettings, Guards
-from rest import HuggingFaceModel, ImproveSettings, InReward, MachineSettings, MetricOfGreedy, Mixture, PPOSettings
-from rest import PerSourceTop, Reward, RewardOfSamples, RolloutSettings, SamplingOverrides, SamplingSettings
-from rest import SavedReward, Schedule, SentencePieceSettings, TextFiles, TrainSettings, TransformerSettings
-from rest import WeightedMean
+from rest import ImproveSettings, InReward, MachineSettings, MetricOfGreedy, Mixture, PPOSettings, PerSourceTop
+from rest import Reward, RewardOfSamples, RolloutSettings, SamplingOverrides, SamplingSettings, SavedReward, Schedule
+from rest import SentencePieceSettings, TextFiles, TrainSettings, TransformerSettings, WeightedMean
 
 
 @dataclass(frozen=True)
@@ -197,13 +196,6 @@ untranslated = replace(
             schedule=Schedule(5e-4, 20, "linear", 800),
         ),
     ),
-)
-# The exported BC of `small`, as a model that somebody else has published
-published = replace(
-    untranslated,
-    model=HuggingFaceModel(MISSING),
-    tokenizer=SentencePieceSettings(),  # which the model brings itself
-    bc=BCSettings(train=TrainSettings(max_steps=0), label_smoothing=small.bc.label_smoothing),
 )
 best_four = replace(untranslated, improve=replace(untranslated.improve, rule=PerSourceTop((4,))))
 sources = {"untranslated": untranslated, "best_four": best_four}
