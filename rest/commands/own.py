@@ -58,9 +58,11 @@ def _of_ratings(path: Path, folder: Path) -> Own:
     why = f"Learned from {len(loaded):,} rated translations of {len(counts):,} sources."
     if choose:
         why += " Few sources have several, so it is chosen by how it orders translations of different ones."
+    why += " Corrupted ones are added: of honest ones alone it learns to like an empty text."
     code = (
         f"RewardSettings(\n    ratings=({kind.__name__}({beside(path, folder)}{fields}),){choose},\n"
-        f"    train=TrainSettings(\n        max_steps={steps}, evaluate_every={steps // 10}, patience=4, "
+        "    negatives=0.1,\n    train=TrainSettings(\n"
+        f"        max_steps={steps}, evaluate_every={steps // 10}, patience=4, "
         "schedule=Schedule(2e-4, 20)\n    ),\n)"
     )
     return Own(code, why, learned=True)

@@ -235,6 +235,7 @@ def test_ratings_of_every_kind_are_known_by_their_first_line(kind, tmp_path):
     (tmp_path / "ratings").write_text("".join(f"{line}\n" for line in content))
     experiment, _ = made(tmp_path, *write(tmp_path), "--ratings", str(tmp_path / "ratings"))
     [file] = experiment.reward.ratings
+    assert experiment.reward.negatives == 0.1  # of honest ones alone it learns to like an empty text
     assert type(file) is reader and len(file.load()) == 2
 
 
