@@ -132,7 +132,7 @@ class BCContinued(_Cloning):
     def make(self, inputs: Inputs, folder: StageFolder) -> None:
         e, evaluate = inputs.experiment, inputs.on_dev(self.reward)
 
-        def gone(reached: Policy) -> Policy:
+        def interpolated(reached: Policy) -> Policy:
             return self.bc.towards(reached, e.improve.interpolation)
 
         trained = clone(
@@ -141,7 +141,7 @@ class BCContinued(_Cloning):
             e.bc.label_smoothing,
             self.training(inputs),
             e.batch,
-            evaluate=lambda reached: evaluate(gone(reached)),
+            evaluate=lambda reached: evaluate(interpolated(reached)),
             folder=folder.path,
             seed=e.seed,
             description="bc_continued",
@@ -151,7 +151,7 @@ class BCContinued(_Cloning):
             say("bc_continued: no checkpoint scored above BC, which is kept")
         same = trained.last.identity == trained.best.identity
         if not same:
-            last = gone(trained.last)
+            last = interpolated(trained.last)
             processes.first(lambda: last.save(folder.path / "policy-last"))
         result = {"gradient_steps": trained.steps, "best_step": trained.best_step, "dev_reward": trained.history}
-        finish_policy(folder, gone(trained.best), result | {"chosen_by": e.choose.name, "last_is_chosen": same})
+        finish_policy(folder, interpolated(trained.best), result | {"chosen_by": e.choose.name, "last_is_chosen": same})
