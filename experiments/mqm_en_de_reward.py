@@ -87,7 +87,7 @@ experiment = Experiment(
     ),
     reward=RewardSettings(
         ratings=(Judgements(MISSING),),
-        split=SplitSettings(test_share=0.2),  # ten documents of news at least
+        split=SplitSettings(test_share=0.2, test_sets=("en-de.dev",)),  # ten documents of news at least
         likelihood=True,
         train=TrainSettings(max_steps=600, evaluate_every=50, patience=4, schedule=Schedule(2e-4, 50)),
     ),

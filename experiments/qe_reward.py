@@ -41,7 +41,7 @@ apart = Experiment(
     bc=BCSettings(train=TrainSettings(max_steps=20, evaluate_every=20, schedule=Schedule(5e-3, 10))),
     reward=RewardSettings(
         ratings=scratch.experiment.reward.ratings,
-        split=SplitSettings(test_share=0.2),
+        split=scratch.experiment.reward.split,
         start=HuggingFaceEncoder(ENCODER, reading=Apart("query: "), depth=9, products="bfloat16"),
         batch=BatchOverrides(batch_tokens=2048, source_tokens=256, target_tokens=256),
         choose=AcrossSources(),
@@ -65,10 +65,7 @@ joint = replace(
         batch=BatchOverrides(batch_tokens=4096, source_tokens=256, target_tokens=256),  # of a row with both texts
     ),
 )
-# Without MLQE-PE's own dev set, which is for test; and with translations corrupted on purpose, which score low
-guarded = replace(
-    apart, reward=replace(apart.reward, split=SplitSettings(test_share=0.2, test_sets=("en-de.dev",)), negatives=0.1)
-)
+guarded = replace(apart, reward=replace(apart.reward, negatives=0.1))
 ranked = replace(apart, reward=replace(apart.reward, loss=RatingLoss(1.0, 1.0)))
 experiment = apart
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt32
 
 from rest.errors import UserError, refuse_below, refuse_shares
 
@@ -94,8 +94,26 @@ def stepped(parameters: Any, updates: Any, learning_rate: jax.Array, key: jax.Ar
 def rounded(x: Float[Array, "*D"], key: jax.Array) -> Float[Array, "*D"]:
     """bfloat16 of float32: the next one below or above, each as probable as it is near."""
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-    below = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)  # what is cut off carries this often
+    below = noise(x.shape, key) >> 16  # what is cut off carries this often
     return jax.lax.bitcast_convert_type(((bits + below) >> 16).astype(jnp.uint16), jnp.bfloat16)
+
+
+def noise(shape: tuple[int, ...], key: jax.Array) -> UInt32[Array, "*D"]:
+    """Random bits, each number a hash of where it stands and of the key, whatever devices the numbers lie on.
+
+    `jax.random.bits` would hold sixteen bytes of each number at once; this becomes part of the sum that it is added to.
+    The hash is lowbias32 with its later constants (Wellons 2018, "Prospecting for Hash Functions"), once a half of the
+    key.
+    """
+    bits = jnp.zeros(shape, jnp.uint32)
+    for axis, size in enumerate(shape):
+        bits = bits * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+    for half in jax.random.key_data(key):
+        bits = bits + half
+        bits = (bits ^ (bits >> 16)) * jnp.uint32(0x21F0AAAD)
+        bits = (bits ^ (bits >> 15)) * jnp.uint32(0x735A2D97)
+        bits = bits ^ (bits >> 15)
+    return bits
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from scipy.stats import chisquare
 
 from rest.data.batches import Batch, BatchSettings, Examples
 from rest.errors import UserError
 from rest.learning.losses import Loss
-from rest.learning.optimizers import Adafactor, Adam, InTurn, Schedule, Stretch, initial_state, rounded, stepped
+from rest.learning.optimizers import Adafactor, Adam, InTurn, Schedule, Stretch, initial_state, noise, rounded, stepped
 from rest.learning.train import Trained, TrainSettings, shuffled, train
 from rest.model.network import Network
 
@@ -148,6 +149,35 @@ def test_what_is_rounded_at_random_is_a_neighbour_and_right_on_average():
         sigma = step * (share * (1 - share) / len(many)) ** 0.5
         assert float(many[:, k].mean(dtype=np.float64)) == pytest.approx(float(x[k]), abs=4 * sigma)
     assert (many[:, 3:] == [0.0, 1.5]).all()  # what bfloat16 has stays
+
+
+def test_noise_is_even_and_independent_of_its_neighbours_and_of_other_keys():
+    one, other = (np.asarray(noise((400, 500), jax.random.key(seed))) for seed in (0, 1))
+    between = np.asarray(noise((400, 500), jax.random.fold_in(jax.random.key(0), 1)))
+    for shift in (0, 8, 16, 24):  # every byte as often as any other
+        counts = np.bincount(((one >> shift) & 255).ravel().astype(int), minlength=256)
+        assert chisquare(counts).pvalue > 1e-3
+    centred = one / 2**32 - 0.5
+    for compared in (np.roll(centred, 1, 0), np.roll(centred, 1, 1), other / 2**32 - 0.5, between / 2**32 - 0.5):
+        correlation = float((centred * compared).mean()) * 12
+        assert abs(correlation) < 4 / one.size**0.5
+    assert len(np.unique(one)) > one.size * 0.9999
+
+
+def test_noise_is_the_same_wherever_the_numbers_lie():
+    mesh = jax.make_mesh((len(jax.devices()),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    over = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    rows = 4 * len(jax.devices())
+    divided = jax.jit(noise, static_argnums=0, out_shardings=over)((rows, 3), jax.random.key(2))
+    np.testing.assert_array_equal(divided, noise((rows, 3), jax.random.key(2)))
+
+
+def test_rounding_at_random_holds_nothing_beside_the_parameters():
+    parameters = {"w": jnp.ones((512, 256), jnp.bfloat16)}
+    up = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), parameters)
+    step = jax.jit(stepped, donate_argnums=0).lower(parameters, up, jnp.float32(1e-4), jax.random.key(0))
+    held = step.compile().memory_analysis()
+    assert held.temp_size_in_bytes < parameters["w"].size  # less than a byte each
 
 
 def test_small_updates_of_bfloat16_are_not_lost():
