@@ -57,6 +57,7 @@ def shown(output):
         return fenced("{raw} html", f'<img alt="a figure" src="data:image/png;base64,{data["image/png"]}">')
     if "text/html" in data:
         table = "".join(data["text/html"]).replace("<th></th>", "<td></td>")  # pandas' corner heads nothing
+        table = table.replace('class="dataframe"', 'class="docutils"')  # the theme's own tables
         return fenced("{raw} html", f'<div class="table-wrapper docutils container">{table}</div>')
     return fenced("text", "".join(data.get("text/plain", output.get("text", []))).rstrip("\n"))
 
