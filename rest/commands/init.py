@@ -15,7 +15,7 @@ from rest.commands.choices import SIZES, Choices, Machine, size_for
 from rest.commands.doctor import cpu_flags
 from rest.commands.flags import parsed
 from rest.commands.own import reward_of, start_of
-from rest.commands.written import Text, written
+from rest.commands.written import SPLITS, Text, written
 from rest.data.corpus import Cleaning
 from rest.data.lines import decode_line, read_lines
 from rest.data.survey import Pairs, split_off
@@ -108,8 +108,8 @@ def read(flags: Flags) -> Text:
     taken = Pairs.joined(list(splits.values())) if splits else None
     each = min(1000, max(20, usable // 12))
     rows, drawn = split_off(whole, dict.fromkeys(missing, each), taken, CLEANING.max_words or 100, flags.seed)
-    splits |= {name: whole.take(which) for name, which in drawn.items()}
-    return Text({"train": whole.take(rows), **splits}, given, usable)
+    splits |= {"train": whole.take(rows), **{name: whole.take(which) for name, which in drawn.items()}}
+    return Text({name: splits[name] for name in SPLITS}, given, usable)
 
 
 def _measured(source: Path, target: Path) -> Pairs:

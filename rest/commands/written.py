@@ -18,6 +18,7 @@ from rest.data.survey import UNEVEN, Pairs
 from rest.errors import UserError
 from rest.reward.language import scripts
 
+SPLITS = ("train", "dev", "test")  # as TextFiles has them
 SIDES = ("source", "target")
 NAMES = """AcrossSources BatchSettings BCSettings BLEU ChrF Cleaning Consensus CorpusChrF DirectAssessments
 EvaluationSettings Experiment GrowSettings HuggingFaceModel import_file ImproveSettings MachineSettings MetricOfGreedy
@@ -29,7 +30,7 @@ SentenceBLEU SentencePieceSettings TextFiles TrainSettings TransformerSettings V
 class Text:
     """Three splits, and what reading them has to do."""
 
-    splits: dict[str, Pairs]  # train, dev and test
+    splits: dict[str, Pairs]  # in the order of SPLITS
     files: dict[str, tuple[Path, Path]]  # of those that stay where they are; the others will be in DIR/text
     usable: int  # pairs of --source and --target that are not empty
 
@@ -114,7 +115,7 @@ class Text:
         """The six files as code."""
         return [
             beside(path, folder)
-            for name in self.splits
+            for name in SPLITS
             for path in self.files.get(name, [folder / "text" / f"{name}.{side}" for side in SIDES])
         ]
 

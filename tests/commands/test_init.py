@@ -104,11 +104,14 @@ def test_given_files_stay_where_they_are_and_the_folder_may_move_with_them(tmp_p
     assert len(corpus.dev) == 40 and len(corpus.test) == 30
 
 
-def test_one_split_is_given_and_the_other_drawn_apart_from_it(tmp_path):
-    _, corpus = made(tmp_path, *write(tmp_path), *write(tmp_path, 40, "dev", 0))  # the first 40 lines of train
-    assert len(corpus.dev) == 40 and len(corpus.test) == 25
+@pytest.mark.parametrize("name", ["dev", "test"])
+def test_one_split_is_given_and_the_other_drawn_apart_from_it(name, tmp_path, capsys):
+    _, corpus = made(tmp_path, *write(tmp_path), *write(tmp_path, 40, name, 0))  # the first 40 lines of train
+    given, drawn = (corpus.dev, corpus.test) if name == "dev" else (corpus.test, corpus.dev)
+    assert list(given.sources) == lines(40)[0] and len(drawn) == 25
     assert corpus.counts["train"]["in_test"] == 40
-    assert not {*corpus.test.sources} & {*corpus.dev.sources, *corpus.train.sources}
+    assert not {*drawn.sources} & {*given.sources, *corpus.train.sources}
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()[:3]] == ["train", "dev", "test"]
 
 
 def test_repeated_uneven_empty_and_long_lines(tmp_path, capsys):
