@@ -115,7 +115,7 @@ _NAMES = {  # what is public, by the module that defines it; no name here is als
     "reward.published.metricx": "METRICX_23 METRICX_23_QE METRICX_24 METRICX_24_QE MetricX",
     # what came of it
     "statistics.moses": "Detokenizer",
-    "evaluation.chooser": "CorpusBLEU CorpusChrF DevLoss MetricOfGreedy RewardOfGreedy RewardOfSamples",
+    "evaluation.chooser": "CorpusBLEU CorpusChrF CorpusMean DevLoss MetricOfGreedy RewardOfGreedy RewardOfSamples",
     "evaluation.evaluate": "EvaluationSettings",
     "evaluation.decoding": "DecodingSettings",
     "evaluation.mbr": "ConfidencePruning MBR ModelBased MonteCarlo",

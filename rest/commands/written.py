@@ -20,7 +20,7 @@ from rest.reward.language import scripts
 
 SPLITS = ("train", "dev", "test")  # as TextFiles has them
 SIDES = ("source", "target")
-NAMES = """AcrossSources BatchSettings BCSettings BLEU ChrF Cleaning Consensus CorpusChrF DirectAssessments
+NAMES = """AcrossSources BatchSettings BCSettings BLEU ChrF Cleaning Consensus CorpusMean DirectAssessments
 EvaluationSettings Experiment GrowSettings HuggingFaceModel import_file ImproveSettings MachineSettings MetricOfGreedy
 Mixture MLQEPE MQM PerSourceTop Rankings Reward RewardSettings SamplingOverrides SamplingSettings Schedule
 SentenceBLEU SentencePieceSettings TextFiles TrainSettings TransformerSettings Votes"""  # what a file may import
@@ -298,8 +298,8 @@ def _of_loop(choices: Choices, reward: Own, start: str | None, untranslated: str
         ),
         (rule, f"improve=ImproveSettings(\n{fields}\n    label_smoothing=0.1,\n{train}\n)"),
         (
-            "By what is shipped: greedy outputs beside dev's references.",
-            f"choose=MetricOfGreedy(CorpusChrF(){', sources=500' if len(c.dev) > 500 else ''})",
+            "By what is shipped: greedy outputs beside dev's references. BLEU too, since chrF likes what is too long.",
+            f"choose=MetricOfGreedy(CorpusMean(){', sources=500' if len(c.dev) > 500 else ''})",
         ),
     ]
 

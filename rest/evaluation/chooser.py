@@ -172,11 +172,31 @@ class CorpusBLEU:
 
 
 @dataclass(frozen=True)
+class CorpusMean:
+    """The geometric mean of metrics from 0 up, in which a tenth more of any counts alike.
+
+    chrF counts what is found twice as much as what is too much, so that by it alone a weak policy that learns to write
+    long wins; BLEU falls with each word that is too much.
+    """
+
+    metrics: tuple[Any, ...] = (CorpusBLEU(), CorpusChrF())
+
+    @property
+    def name(self) -> str:
+        names = [getattr(metric, "name", name_of(metric)) for metric in self.metrics]
+        return f"mean of {' and '.join(names)}"
+
+    def __call__(self, outputs: list[str], split: Split, bleu_tokenizer: str) -> float:
+        scores = [float(metric(outputs, split, bleu_tokenizer)) for metric in self.metrics]
+        return float(np.prod(scores) ** (1 / len(scores)))
+
+
+@dataclass(frozen=True)
 class MetricOfGreedy:
     """A metric of greedy outputs against dev's references: what a user ships, by what nothing was trained on."""
 
     metric: Any = field(default_factory=CorpusChrF)
-    """CorpusChrF, CorpusBLEU, or any function of (outputs, split, BLEU's tokenizer), of which more is better."""
+    """CorpusChrF, CorpusBLEU, CorpusMean, or any function of (outputs, split, BLEU's tokenizer); more is better."""
     sources: int = 0
     """Dev sources; 0: all."""
     by_reward: ClassVar[bool] = False

@@ -6,6 +6,7 @@ greedy or beam outputs would see.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -23,6 +24,7 @@ SHIPPED = {  # way of decoding -> its metrics that nothing was trained on, each 
 }
 SAMPLES = {"reward": REWARD, "first_reward": BY_KEY["first_reward_mean"], "gold": GOLD}
 TRAINED_ON = ("reward", "first_reward")
+LENGTH = 0.1  # further than a baseline from the length of the references, as a logarithm
 STANDS = {
     "above": "above",
     "below": "below",
@@ -277,11 +279,24 @@ def _cautions(rows: list[Row], last: Row, baselines: list[Row], found: list[Diff
         cautions.append("Caution: BC, the starting policy, was not evaluated.")
     if all(each.metric in TRAINED_ON for each in found):
         cautions.append("Caution: no metric but the reward itself was evaluated.")
+    cautions += _lengths(last, baselines[0])
     steps = [(value, row) for row in rows if (value := number(row, REWARD.key)) is not None]
     best = max((step for step in steps if step[1]["policy"] == "rest"), key=lambda step: step[0], default=None)
     if best and best[0] > (number(last, REWARD.key) or 0.0):
         cautions.append(f"The highest reward is {label(best[1])}'s ({written(best[1], REWARD)}), not the last step's.")
     return cautions
+
+
+def _lengths(last: Row, base: Row) -> list[str]:
+    """Where greedy outputs have become too long or too short, which moves their metrics by itself."""
+    ours, theirs = number(last, "length_ratio"), number(base, "length_ratio")
+    if not ours or not theirs or abs(math.log(ours)) - abs(math.log(theirs)) < LENGTH:
+        return []
+    moves = "chrF likes what is too long, BLEU and TER do not" if ours > 1 else "BLEU and chrF miss what is left out"
+    return [
+        f"Caution: greedy outputs of {called(last)} are {ours:.2f} times as long as the references, those of "
+        f"{label(base)} {theirs:.2f} times; {moves}."
+    ]
 
 
 def written(row: Row, column: Column) -> str:

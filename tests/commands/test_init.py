@@ -15,7 +15,7 @@ from rest.commands.init import init
 from rest.data.corpus import Cleaning
 from rest.data.survey import Pairs
 from rest.errors import UserError
-from rest.evaluation.chooser import CorpusChrF, MetricOfGreedy
+from rest.evaluation.chooser import CorpusMean, MetricOfGreedy
 from rest.experiment import load_experiment
 from rest.folder import read_json
 from rest.model.families.huggingface import HuggingFaceModel
@@ -67,7 +67,7 @@ def test_text_without_dev_and_test(tmp_path, capsys):
     parts = [{*corpus.train.sources}, {*corpus.dev.sources}, {*corpus.test.sources}]
     assert len(set.union(*parts)) == 300
     assert experiment.reward == Consensus(Mixture((ChrF(), BLEU()))).reward
-    assert experiment.choose == MetricOfGreedy(CorpusChrF())
+    assert experiment.choose == MetricOfGreedy(CorpusMean())
     assert experiment.model.width == SIZES["tiny"].width
     assert experiment.grow.samples_per_source == 2 * 4 and experiment.improve.rule.steps == 2
     # No pair of any split is too long for a row of the tokenizer that the run will train

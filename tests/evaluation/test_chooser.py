@@ -12,6 +12,7 @@ from rest.errors import UserError
 from rest.evaluation.chooser import (
     CorpusBLEU,
     CorpusChrF,
+    CorpusMean,
     Dev,
     DevChooser,
     DevLoss,
@@ -96,6 +97,11 @@ def test_greedy_outputs_are_scored_by_reward_or_metric(lively, dev):
     ):
         score = MetricOfGreedy(metric).of(replace(dev, bleu_tokenizer="char"), ALIKE)
         assert score(lively) == {"score": pytest.approx(by_hand.score)}
+
+    scores = [MetricOfGreedy(metric).of(dev, ALIKE)(lively)["score"] for metric in (CorpusBLEU(), CorpusChrF())]
+    mean = MetricOfGreedy(CorpusMean())
+    assert mean.of(dev, ALIKE)(lively)["score"] == pytest.approx((scores[0] * scores[1]) ** 0.5)
+    assert mean.name == "mean of BLEU and chrF of greedy outputs"
 
     def longest(outputs, split, bleu_tokenizer):
         return max(map(len, outputs))

@@ -176,6 +176,24 @@ def test_a_reward_that_rises_while_quality_falls_is_a_caution() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("base", "last", "said"),
+    [
+        (0.95, 1.22, "are 1.22 times as long as the references, those of BC continued 0.95 times; chrF likes"),
+        (1.02, 0.80, "are 0.80 times as long as the references, those of BC continued 1.02 times; BLEU and chrF miss"),
+        (0.80, 0.98, ""),
+        (1.30, 1.32, ""),
+        (0.98, 1.05, ""),
+    ],
+)
+def test_outputs_that_became_too_long_or_too_short_are_a_caution(base: float, last: float, said: str) -> None:
+    rows = run()
+    for each in rows:
+        each["metrics"]["length_ratio"] = last if each["policy"] == "rest" else base
+    found = [line for line in verdict(rows) if "times as long" in line]
+    assert len(found) == bool(said) and all(said in line for line in found)
+
+
 def test_missing_controls_are_named() -> None:
     rows = [each for each in run() if each["policy"] != "bc_continued"]
     assert any("BC continued was not evaluated" in line for line in verdict(rows))
