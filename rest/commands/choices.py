@@ -24,12 +24,12 @@ class Machine:
 
     cores: int
     accelerators: int  # 0: the CPU alone
-    has_amx: bool = False  # whether its cores multiply bfloat16 faster than float32
+    has_bfloat16: bool = False  # whether its cores multiply bfloat16 faster than float32
 
     @property
     def rounds(self) -> bool:
         """Whether products of bfloat16 are the faster ones where numbers are float32."""
-        return self.has_amx and not self.accelerators
+        return self.has_bfloat16 and not self.accelerators
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from rest import __version__
 from rest.errors import UserError
 
 GIB = 2**30
+BFLOAT16 = {"amx_bf16", "avx512_bf16"}  # what cores say that multiply it faster than float32
 NAMES = ("reinforced-self-training", "rest")  # as the distribution is or was called
 SLOW = {  # variables of the environment that make a run slow, another one, or impossible, and what they do
     "JAX_DISABLE_JIT": "nothing is compiled",
@@ -164,7 +165,7 @@ def processors() -> Iterator[Found]:
         yield Found("look", text, mend)
     else:
         yield Found("ok", text)
-    if "amx_bf16" in cpu_flags():
+    if BFLOAT16 & cpu_flags():
         yield Found("ok", "the cores multiply bfloat16 faster than float32: --model.products bfloat16 trains faster")
 
 

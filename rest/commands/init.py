@@ -12,7 +12,7 @@ import numpy as np
 import tyro
 
 from rest.commands.choices import SIZES, Choices, Machine, size_for
-from rest.commands.doctor import cpu_flags
+from rest.commands.doctor import BFLOAT16, cpu_flags
 from rest.commands.flags import parsed
 from rest.commands.own import reward_of, start_of
 from rest.commands.written import SPLITS, Text, written
@@ -136,4 +136,4 @@ def _machine() -> Machine:
     import jax
 
     accelerators = 0 if jax.default_backend() == "cpu" else jax.device_count()
-    return Machine(os.cpu_count() or 1, accelerators, has_amx="amx_bf16" in cpu_flags())
+    return Machine(os.cpu_count() or 1, accelerators, has_bfloat16=bool(BFLOAT16 & cpu_flags()))

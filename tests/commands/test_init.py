@@ -157,13 +157,15 @@ def test_packed_chinese(tmp_path):
     assert experiment.tokenizer.train((corpus.train.sources, corpus.train.references), 0).vocabulary_size > 1500
 
 
-@pytest.mark.parametrize(("flags", "products"), [({"amx_bf16", "fpu"}, "bfloat16"), ({"fpu"}, "float32")])
+@pytest.mark.parametrize(
+    ("flags", "products"), [({"amx_bf16", "fpu"}, "bfloat16"), ({"avx512_bf16"}, "bfloat16"), ({"fpu"}, "float32")]
+)
 def test_cores_that_multiply_bfloat16_faster_are_asked_to(tmp_path, monkeypatch, flags, products):
     monkeypatch.setattr("rest.commands.init.cpu_flags", lambda: flags)
     experiment, _ = made(tmp_path, *write(tmp_path))
     assert experiment.model.products == products
     assert ("multiply bfloat16" in (tmp_path / "mine" / "experiment.py").read_text()) == (products == "bfloat16")
-    assert not Machine(2, 1, has_amx=True).rounds  # an accelerator multiplies, not the cores
+    assert not Machine(2, 1, has_bfloat16=True).rounds  # an accelerator multiplies, not the cores
 
 
 LAPTOP = Machine(2, 0)
