@@ -1,7 +1,8 @@
 """Products of matrices whose factors are rounded to bfloat16, and whose sums are float32, forwards and backwards.
 
 It is what a TPU makes of float32 matrices by default. CPUs with AMX multiply bfloat16 several times as fast as float32,
-those with AVX512-BF16 about twice as fast. XLA does so there only where the result is float32: where that is bfloat16 too, it multiplies float32.
+those with AVX512-BF16 about twice as fast. XLA does so there only where the result is float32: where that is bfloat16
+too, it multiplies float32.
 """
 
 from __future__ import annotations

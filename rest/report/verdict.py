@@ -24,6 +24,7 @@ SHIPPED = {  # way of decoding -> its metrics that nothing was trained on, each 
 }
 SAMPLES = {"reward": REWARD, "first_reward": BY_KEY["first_reward_mean"], "gold": GOLD}
 TRAINED_ON = ("reward", "first_reward")
+HARDLY = 3.0  # BLEU of greedy outputs, below which samples have little that is right to choose from
 LENGTH = 0.1  # further than a baseline from the length of the references, as a logarithm
 STANDS = {
     "above": "above",
@@ -279,6 +280,11 @@ def _cautions(rows: list[Row], last: Row, baselines: list[Row], found: list[Diff
         cautions.append("Caution: BC, the starting policy, was not evaluated.")
     if all(each.metric in TRAINED_ON for each in found):
         cautions.append("Caution: no metric but the reward itself was evaluated.")
+    if (bleu := number(baselines[-1], "bleu")) is not None and bleu < HARDLY:
+        cautions.append(
+            f"Caution: {label(baselines[-1])} has BLEU {bleu:.1f}, so that it hardly translates: more pairs, or a "
+            "published model to start from, would do more than a reward can."
+        )
     cautions += _lengths(last, baselines[0])
     steps = [(value, row) for row in rows if (value := number(row, REWARD.key)) is not None]
     best = max((step for step in steps if step[1]["policy"] == "rest"), key=lambda step: step[0], default=None)

@@ -194,6 +194,14 @@ def test_outputs_that_became_too_long_or_too_short_are_a_caution(base: float, la
     assert len(found) == bool(said) and all(said in line for line in found)
 
 
+def test_a_policy_that_hardly_translates_is_a_caution() -> None:
+    rows = run()
+    assert not any("hardly" in line for line in verdict(rows))
+    rows[0]["metrics"]["bleu"] = 0.3
+    found = [line for line in verdict(rows) if "hardly" in line]
+    assert len(found) == 1 and found[0].startswith("Caution: BC has BLEU 0.3, so that it hardly translates: more pairs")
+
+
 def test_missing_controls_are_named() -> None:
     rows = [each for each in run() if each["policy"] != "bc_continued"]
     assert any("BC continued was not evaluated" in line for line in verdict(rows))
