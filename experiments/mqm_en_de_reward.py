@@ -32,7 +32,7 @@ from tyro import MISSING
 
 from rest import MLQEPE, MQM, BatchOverrides, BatchSettings, BCSettings, Cleaning, Corpus, Experiment, RatingLoss
 from rest import Ratings, RewardSettings, Schedule, SentencePieceSettings, Split, SplitSettings, TextFiles
-from rest import TrainSettings, TransformerSettings, mix
+from rest import TrainSettings, TransformerSettings, WithinSources, mix
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,9 @@ experiment = Experiment(
         train=TrainSettings(max_steps=600, evaluate_every=50, patience=4, schedule=Schedule(2e-4, 50)),
     ),
 )
-pairwise = replace(experiment, reward=replace(experiment.reward, loss=RatingLoss(0.0, 1.0), batch=wide))
+pairwise = replace(
+    experiment, reward=replace(experiment.reward, loss=RatingLoss(0.0, 1.0), batch=wide, choose=WithinSources())
+)
 both = replace(experiment, reward=replace(experiment.reward, loss=RatingLoss(1.0, 1.0), batch=wide))
 
 quick = replace(
@@ -109,5 +111,7 @@ quick = replace(
         train=replace(experiment.reward.train, max_steps=150, evaluate_every=50),
     ),
 )
-quick_pairwise = replace(quick, reward=replace(quick.reward, loss=RatingLoss(0.0, 1.0), batch=wide))
+quick_pairwise = replace(
+    quick, reward=replace(quick.reward, loss=RatingLoss(0.0, 1.0), batch=wide, choose=WithinSources())
+)
 quick_both = replace(quick, reward=replace(quick.reward, loss=RatingLoss(1.0, 1.0), batch=wide))
