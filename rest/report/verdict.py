@@ -130,6 +130,8 @@ def _why(grown: Mapping[int, dict[str, Any]]) -> list[str]:
 def advice(rows: list[Row], split: str = "test", compared: Sequence[dict[str, Any]] = ()) -> str:
     """One sentence on whether the last policy may take the place of BC."""
     shipped = differences(rows, split, compared)
+    if _is_bc(shipped):
+        return f"May it be shipped? There is nothing new: the outputs of {called(shipped[0].last)} are those of BC."
     if not shipped or all(each.stands in ("higher", "lower", "equal") for each in shipped):
         return "May it be shipped? These numbers cannot tell."
     name, others = called(shipped[0].last), _joined(each.base for each in shipped)
@@ -201,6 +203,12 @@ def _names(found: list[Difference], stands: str, of: Callable[[Iterable[bool]], 
     return " and ".join(f"{', '.join(names)} of {way} outputs" for way, names in by_way.items())
 
 
+def _is_bc(found: list[Difference]) -> bool:
+    """Whether every metric is exactly BC's: dev kept it in each Improve step."""
+    against_bc = [each.stands for each in found if each.base["policy"] == "bc"]
+    return bool(against_bc) and {*against_bc} == {"equal"} and any(each.test is not None for each in found)
+
+
 def called(row: Row) -> str:
     """A policy in a sentence for people who know none of the labels: "ReST (G1 I2)", "BC continued"."""
     return f"ReST ({label(row)})" if row["policy"] == "rest" else label(row).removesuffix(", last")
@@ -222,6 +230,9 @@ def _conclusion(
     if all(each.stands in ("higher", "lower") for each in shipped):
         return f"Whether users of {name} gain is not known: the metrics of {outputs} outputs have no intervals."
     gained, lost = _names(shipped, "above", all), _names(shipped, "below", any)
+    if _is_bc(shipped):
+        better = f"; BC continued is better in {lost}" if lost else ""
+        return f"No change: the outputs of {name} are those of BC, from which no Improve step gained on dev{better}."
     if gained:
         better = f"{name} translates better than {others}: it gained {gained}."
         return f"Mixed: against {others}, {name} gained {gained}, and lost {lost}." if lost else better

@@ -111,6 +111,22 @@ def test_what_is_the_same_is_equal() -> None:
     assert "BLEU 30.5 is equal to BC continued and equal to BC." in said[1]
 
 
+@pytest.mark.parametrize(
+    ("continued", "better"), [(SAME, ""), (DOWN, "; BC continued is better in BLEU of greedy outputs")]
+)
+def test_where_dev_kept_bc_nothing_changed(continued: Ends, better: str) -> None:
+    same = (0.0, 0.0, 0.0)
+    compared = [
+        against("bc", bleu=same, bleu_beam=same, reward=same),
+        against("bc_continued-40", bleu=continued, bleu_beam=SAME, reward=SAME),
+    ]
+    assert verdict(run(), compared=compared)[0] == (
+        f"No change: the outputs of ReST (G1 I2) are those of BC, from which no Improve step gained on dev{better}."
+    )
+    said = advice(run(), compared=compared)
+    assert said == "May it be shipped? There is nothing new: the outputs of ReST (G1 I2) are those of BC."
+
+
 def test_the_better_of_the_two_controls_counts() -> None:
     rows = [*run(), row("bc_continued_last", 0.69, **text(32, 33))]
     compared = [*both(UP, UP), against("bc_continued-40-last", bleu=DOWN, bleu_beam=DOWN, reward=UP)]
