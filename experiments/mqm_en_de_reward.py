@@ -16,7 +16,7 @@ Data     DIRECTORY holds wmt-newstest-de-en/{train,valid}.{de,en}.gz, ted-de-en 
          mqm/mqm_newstest2020_ende.tsv.gz (Freitag et al. 2021) and mlqe-pe/en-de.{train,dev}.tsv.gz (Fomicheva et al.
          2020).
 Hardware 2 CPU cores: `quick` takes 4 minutes for the policy, 3 for regression, 4.5 for ranking; the full one 50 minutes
-         for the policy on one core, 6 for regression, 8 for ranking.
+         for the policy on one core, 6 for regression; ranking up to 15, beside other work.
 Expect   On unseen documents of newstest2020 Pearson 0.27 [0.20, 0.35], beside 0.21 of chrF with the reference, 0.17 of
          the length of the source and 0.00 of the policy's log-probability; 0.25 on MLQE-PE's dev set. Within sources
          (acc-eq) `pairwise` has 0.529 [0.494, 0.558], regression 0.493, chrF 0.481. qe_reward.py starts from an encoder

@@ -175,8 +175,8 @@ class CorpusBLEU:
 class CorpusMean:
     """The geometric mean of metrics from 0 up, in which a tenth more of any counts alike.
 
-    chrF counts what is found twice as much as what is too much, so that by it alone a weak policy that learns to write
-    long wins; BLEU falls with each word that is too much.
+    chrF weighs what is missing twice as heavily as what is too much, so that by it alone a weak policy wins that learns
+    to write long texts; BLEU falls with each word that is too much.
     """
 
     metrics: tuple[Any, ...] = (CorpusBLEU(), CorpusChrF())

@@ -205,8 +205,8 @@ def _names(found: list[Difference], stands: str, of: Callable[[Iterable[bool]], 
 
 def _is_bc(found: list[Difference]) -> bool:
     """Whether every metric is exactly BC's: dev kept it in each Improve step."""
-    against_bc = [each.stands for each in found if each.base["policy"] == "bc"]
-    return bool(against_bc) and {*against_bc} == {"equal"} and any(each.test is not None for each in found)
+    against_bc = [each for each in found if each.base["policy"] == "bc"]
+    return bool(against_bc) and all(each.test is not None and each.stands == "equal" for each in against_bc)
 
 
 def called(row: Row) -> str:
