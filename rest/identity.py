@@ -58,7 +58,7 @@ def remember(value: Any) -> None:
 
 def _callable(value: Any) -> dict[str, Any]:
     function = value if hasattr(value, "__qualname__") else type(value)
-    name = f"{function.__module__}:{function.__qualname__}"
+    name = f"{getattr(function, '__module__', 'builtins')}:{function.__qualname__}"  # str.lower has no module
     if isinstance(identity := getattr(value, "identity", None), str):
         return {"function": name, "identity": identity}
     try:

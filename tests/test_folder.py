@@ -317,6 +317,8 @@ def test_a_partial_function_is_described_with_its_arguments():
 def test_a_function_without_source_is_refused():
     with pytest.raises(UserError, match="builtins:len: has no Python source"):
         describe(len)
+    with pytest.raises(UserError, match=r"builtins:str\.lower: has no Python source"):
+        describe(str.lower)
 
 
 def test_differences_name_every_setting_that_changed():

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -143,6 +143,54 @@ class RankMean(_Joined):
         each = self._each(sources, hypotheses, references, groups)
         ranks = [_rank(values, np.asarray(knots)) for values, knots in zip(each, self.quantiles, strict=True)]
         return np.stack(ranks).mean(0).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Shortlist:
+    """The mean of a cheap reward and a dear one, which reads no more than the texts of a source that the first likes.
+
+    Lists of hypotheses are pruned like this before quality estimation reranks them (Fernandes et al. 2022,
+    "Quality-Aware Decoding for Neural Machine Translation"). The dear one gives 0 to what it does not read, so that
+    nothing comes above what is on the list by being left out.
+    """
+
+    cheap: Reward
+    dear: Reward
+    best: int = 8
+    """So many different texts of each source."""
+    weight: float = 0.5
+    """Of the dear one."""
+    compares: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.dear.compares:
+            raise UserError(
+                f"Shortlist: {self.dear.name} compares the samples of a source, and would see those on the list alone: "
+                "let it make the list"
+            )
+        if self.best < 1 or not 0 < self.weight < 1:
+            raise UserError(f"Shortlist: best {self.best} must be at least 1, weight {self.weight} between 0 and 1")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        rewards = {"cheap": self.cheap.settings, "dear": self.dear.settings}
+        return {"shortlist": self.best, "weight": self.weight, **rewards}
+
+    def __call__(self, sources: Texts, hypotheses: Texts, references: Texts | None, groups: Groups) -> np.ndarray:
+        """Float32 [n] in [0, 1]."""
+        cheap = self.cheap(sources, hypotheses, references, groups).reward
+        lists: dict[int, dict[str, int]] = {}  # of each source: text -> the row that stands for it
+        for row in sorted(range(len(hypotheses)), key=lambda row: (-cheap[row], hypotheses[row])):
+            texts = lists.setdefault(int(groups.ids[row]), {})
+            if len(texts) < self.best:
+                texts.setdefault(hypotheses[row], row)
+        rows = sorted(row for texts in lists.values() for row in texts.values())
+        x, y = ([side[row] for row in rows] for side in (sources, hypotheses))
+        wanted = None if references is None else [references[row] for row in rows]
+        dear = dict(zip(rows, self.dear(x, y, wanted).reward, strict=True))
+        where = (lists[int(group)].get(text) for group, text in zip(groups.ids, hypotheses, strict=True))
+        read = np.array([0.0 if row is None else dear[row] for row in where], np.float32)
+        return ((1 - self.weight) * cheap + self.weight * read).astype(np.float32)
 
 
 def _rank(values: np.ndarray, quantiles: np.ndarray) -> np.ndarray:

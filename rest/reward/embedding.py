@@ -1,4 +1,4 @@
-"""The utility of sentence embeddings: the cosine of what an encoder makes of two texts, or of a text and a centroid."""
+"""Cosines of what an encoder makes of two texts: of two hypotheses, of one and a centroid, of one and its source."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from rest.errors import UserError
+from rest.identity import describe
 from rest.reward.reward import identify, name_of
 from rest.reward.utility import Utility, equal
 
@@ -115,13 +116,51 @@ class EmbeddingCosine(Utility):
 
     def _vectors(self, texts: Sequence[str]) -> np.ndarray:
         """float64 [texts, d]"""
-        found = np.asarray(self.embed(list(texts)), np.float64)
-        if found.ndim != 2 or len(found) != len(texts) or not np.isfinite(found).all():
-            raise UserError(
-                f"{name_of(self.embed)}: its embeddings of {len(texts)} texts, of shape {found.shape}, are not "
-                f"[{len(texts)}, d] finite numbers"
-            )
-        return found
+        return _vectors(self.embed, texts)
+
+
+@dataclass(frozen=True)
+class SourceCosine:
+    """The cosine of a hypothesis and its source, by an encoder to which a text is near its translations.
+
+    A reward that knows other text than the policy has seen, and needs no ratings (Schwenk et al. 2021, "CCMatrix",
+    judges pairs like this). Use `Reward(SourceCosine(embed), (low, high))`: encoders differ in what is near; for
+    multilingual-e5-small (0.7, 1.0) will do, LaBSE uses all of (0, 1).
+    """
+
+    embed: Any
+    """SentenceEmbeddings, or any function of n texts that gives float32 [n, d]; each text by itself."""
+    sources: Any = None  # Callable[[str], str]
+    """What is done to sources first, such as Detokenizer("de") to tokenized ones."""
+    hypotheses: Any = None
+    """The same of hypotheses."""
+
+    @property
+    def identity(self) -> Any:
+        return {"cosine with the source of": identify(self.embed), "of": describe((self.sources, self.hypotheses))}
+
+    def __call__(self, sources: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:
+        """Float32 [n]. Each text is read once."""
+        x, y = _read(self.embed, sources, self.sources), _read(self.embed, hypotheses, self.hypotheses)
+        return (x * y).sum(1).astype(np.float32)
+
+
+def _read(embed: Any, texts: Sequence[str], change: Any) -> np.ndarray:
+    """float64 [texts, d], of length 1: of texts that are changed first."""
+    row = {text: k for k, text in enumerate(dict.fromkeys(texts))}
+    units = _unit(_vectors(embed, [text if change is None else change(text) for text in row]))
+    return units[[row[text] for text in texts]]
+
+
+def _vectors(embed: Any, texts: Sequence[str]) -> np.ndarray:
+    """float64 [texts, d]"""
+    found = np.asarray(embed(list(texts)), np.float64)
+    if found.ndim != 2 or len(found) != len(texts) or not np.isfinite(found).all():
+        raise UserError(
+            f"{name_of(embed)}: its embeddings of {len(texts)} texts, of shape {found.shape}, are not "
+            f"[{len(texts)}, d] finite numbers"
+        )
+    return found
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -2,13 +2,15 @@
 
 import dataclasses
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from rest.errors import UserError
-from rest.reward.composition import Cached, Conservative, Minimum, RankMean, WeightedMean
+from rest.reward.composition import Cached, Conservative, Minimum, RankMean, Shortlist, WeightedMean
 from rest.reward.guards import Guards
-from rest.reward.reward import Reward
+from rest.reward.reward import Groups, Reward
 
 SOURCES = ["a b c", "d e", "f g h i"]
 HYPOTHESES = ["x y", "x y z", "x"]
@@ -67,6 +69,63 @@ def test_identity_follows_the_parts_and_the_weights():
     ]
     assert len({Reward(function).identity for function in functions}) == len(functions)
     assert Reward(WeightedMean((FIRST, SECOND))).identity == Reward(functions[0]).identity
+
+
+class Watched:
+    """How many letters a text has, a tenth; remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+        self.identity = "letters"
+
+    def __call__(self, sources, hypotheses):
+        self.asked += zip(sources, hypotheses, strict=True)
+        return np.array([len(text) / 10 for text in hypotheses], np.float32)
+
+
+def vowels(sources, hypotheses):
+    return np.array([text.count("a") / 10 for text in hypotheses], np.float32)
+
+
+def test_the_dear_one_reads_what_the_cheap_one_likes_best_of_each_source():
+    watched = Watched()
+    function = Shortlist(Reward(vowels), Reward(watched), best=2, weight=0.25)
+    texts = ["aa", "a", "aa", "bbbbbbb", "b", "aaa"]
+    groups = Groups(np.array([7, 7, 7, 7, 9, 9]), np.ones(6, bool))
+    found = Reward(function)(["x"] * 4 + ["y"] * 2, texts, None, groups).reward
+    assert sorted(watched.asked) == [("x", "a"), ("x", "aa"), ("y", "aaa"), ("y", "b")]  # "aa" once, "bbbbbbb" never
+    cheap, dear = np.array([2, 1, 2, 0, 0, 3]) / 10, np.array([2, 1, 2, 0, 1, 3]) / 10
+    np.testing.assert_allclose(found, 0.75 * cheap + 0.25 * dear, atol=1e-6)
+    turned = Groups(groups.ids[::-1], groups.peers)
+    again = Reward(function)(["y"] * 2 + ["x"] * 4, texts[::-1], None, turned).reward
+    np.testing.assert_array_equal(again, found[::-1])
+
+
+@hypothesis.given(
+    st.lists(st.tuples(st.integers(0, 2), st.text("ab", min_size=1, max_size=4)), min_size=1, max_size=20),
+    st.integers(1, 4),
+)
+def test_nothing_comes_above_what_is_on_the_list(rows, best):
+    ids = np.array([group for group, _ in rows])
+    texts, groups = [text for _, text in rows], Groups(ids, np.ones(len(rows), bool))
+    watched = Watched()
+    found = Shortlist(Reward(vowels), Reward(watched), best)([str(group) for group in ids], texts, None, groups)
+    listed = np.array([(str(group), text) in watched.asked for group, text in rows])
+    for group in np.unique(ids):
+        mine = ids == group
+        assert len({text for text, on in zip(texts, listed & mine, strict=True) if on}) <= best
+        assert found[mine & ~listed].max(initial=0.0) <= found[mine & listed].min()
+
+
+def test_a_shortlist_is_known_by_its_parts_and_refuses_what_cannot_be():
+    known = [Shortlist(FIRST, SECOND), Shortlist(SECOND, FIRST), Shortlist(FIRST, SECOND, 4)]
+    known.append(Shortlist(FIRST, SECOND, weight=0.2))
+    assert len({Reward(function).identity for function in known}) == len(known)
+    with pytest.raises(UserError, match="Shortlist: Shortlist compares the samples"):
+        Shortlist(FIRST, Reward(known[0]))
+    for wrong in ({"best": 0}, {"weight": 1.0}):
+        with pytest.raises(UserError, match=r"best \d+ must be at least 1"):
+            Shortlist(FIRST, SECOND, **wrong)
 
 
 @pytest.mark.parametrize("weights", [(1.0,), (-1.0, 2.0), (0.0, 0.0)])

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from rest.errors import UserError
-from rest.reward.embedding import Centroids, EmbeddingCosine
-from rest.reward.reward import identify
+from rest.reward.embedding import Centroids, EmbeddingCosine, SourceCosine
+from rest.reward.reward import Reward, identify
 
 LETTERS = "abcd"
 
@@ -15,6 +15,10 @@ LETTERS = "abcd"
 def letters(texts) -> np.ndarray:
     """How often each of four letters occurs."""
     return np.array([[text.count(letter) for letter in LETTERS] for text in texts], np.float32)
+
+
+def lowered(text: str) -> str:
+    return text.lower()
 
 
 def test_cosines_by_hand() -> None:
@@ -63,6 +67,24 @@ def test_as_many_centroids_as_references_are_the_references() -> None:
     for out in (None, left_out):
         exact = plain("x", candidates, references, weights, out)
         np.testing.assert_allclose(clustered("x", candidates, references, weights, out), exact)
+
+
+def test_a_hypothesis_beside_its_source_by_hand() -> None:
+    asked: list[str] = []
+
+    def watch(texts):
+        asked.extend(texts)
+        return letters(texts)
+
+    found = Reward(SourceCosine(watch, hypotheses=lowered), (0.5, 1.0))(["a", "a", "ab"], ["A", "AB", "A"], None)
+    half = 0.5**0.5
+    np.testing.assert_allclose(found.raw, [1, half, half], atol=1e-6)
+    np.testing.assert_allclose(found.reward, [1, 2 * half - 1, 2 * half - 1], atol=1e-6)
+    assert asked == ["a", "ab", "a", "ab"]  # each text once
+    known = [SourceCosine(letters), SourceCosine(letters, lowered), SourceCosine(letters, None, lowered)]
+    assert len({repr(identify(each)) for each in known}) == 3
+    with pytest.raises(UserError, match=r"lambda.*embeddings of 1 texts"):
+        SourceCosine(lambda texts: np.ones(len(texts)))(["a"], ["b"])
 
 
 def test_what_is_no_embedding_is_refused() -> None:
