@@ -1,6 +1,8 @@
 """Sphinx: `python -m sphinx -W docs docs/_build` (the packages are in the extra `docs`)."""
 
+import ast
 import json
+from pathlib import Path
 
 from myst_parser.parsers.sphinx_ import MystParser
 
@@ -66,7 +68,38 @@ def fenced(kind, text):
     return f"```{kind}\n{text}\n```"
 
 
+def messages():
+    """What `rest` says where something is to be mended, as Markdown: each sentence under the file that says it."""
+    root = Path(rest.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call) and node.args]
+        errors = [sentence(call.args[0]) for call in calls if getattr(call.func, "id", "") == "UserError"]
+        warnings = [sentence(call.args[0]) for call in calls if getattr(call.func, "id", "") == "say"]
+        found = [*errors, *(text for text in warnings if "warning:" in text)]
+        found = [text for text in found if sum(map(str.isalpha, text)) > 7]  # less is nearly all filled in
+        if found:
+            yield f"\n## {path.relative_to(root.parent)}\n"
+            yield from (f"* `` {text} ``" for text in dict.fromkeys(found))
+
+
+def sentence(node):
+    """The text of an expression; `…` is what is filled in."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(map(sentence, node.values))
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return sentence(node.left) + sentence(node.right)
+    return "…"
+
+
+def add_messages(app, page, source):
+    if page == "messages":
+        source[0] += "\n".join(messages()) + "\n"
+
+
 def setup(app):
+    app.connect("source-read", add_messages)
     app.add_js_file(None, body=ACCESSIBLE)
     app.add_source_suffix(".ipynb", "notebook")
     app.add_source_parser(Notebook)

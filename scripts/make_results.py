@@ -320,8 +320,8 @@ def gain() -> str:
         f"{bc} to {rest} (1 is perfect);\n"
         f"training longer on the same human translations reaches {longer}. "
         "On real text (Multi30k) the gains are small so far:\n"
-        f"{number(paired['chrf']['difference'], 1)} chrF and {number(paired['bleu']['difference'], 1)} BLEU "
-        "with greedy decoding from one starting model, none from another, and none with beam search."
+        f"with greedy decoding {number(paired['chrf']['difference'], 1)} chrF from one starting model (its "
+        f"{number(paired['bleu']['difference'], 1)} BLEU may be chance) and none from another; none with beam search."
     )
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from rest import processes
 from rest.baselines.bc import clone, dev_loss
+from rest.data.tokenizer import Tokenizer
 from rest.evaluation.chooser import DevLoss
 from rest.folder import StageFolder, StageName, seed_for
 from rest.journal import say
@@ -46,7 +48,23 @@ class BC(_Cloning):
 
     def make(self, inputs: Inputs, folder: StageFolder) -> None:
         e = inputs.experiment
+        _warn_of_lost_characters(inputs.tokenizer, inputs.train.references or [])
         _clone(inputs, folder, self.path, inputs.new_policy(), e.bc.train, fetched(e.model))
+
+
+def _warn_of_lost_characters(tokenizer: Tokenizer, references: list[str], texts: int = 1000, most: float = 0.1) -> None:
+    """Say so where the vocabulary cannot write the text: one of lowercased text, say, beside text with capitals."""
+    looked_at = references[:: max(1, len(references) // texts)][:texts]
+    written = tokenizer.decode(tokenizer.encode_targets(looked_at))
+    lost = [set(text) - set(again) for text, again in zip(looked_at, written, strict=True)]
+    share = sum(map(bool, lost)) / max(1, len(lost))
+    if share > most:
+        counted = Counter(character for characters in lost for character in characters).most_common(5)
+        examples = ", ".join(repr(character) for character, _ in counted)
+        say(
+            f"bc: warning: the vocabulary cannot write {examples}: {share:.0%} of the references lose a character. "
+            "Start from a model of such text, or clean the text like its own (cleaning.lowercase, unicode_form)"
+        )
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -98,7 +97,6 @@ class Inputs:
             say(f"train: {dropped} pairs dropped, longer than a row of a batch")
         if not len(kept):
             raise UserError("batch: no training pair fits into batch.source_tokens and batch.target_tokens")
-        _warn_of_lost_characters(self.tokenizer, kept.references or [])
         return kept
 
     @cached_property
@@ -235,21 +233,6 @@ def finish_policy(folder: StageFolder, policy: Policy, result: dict[str, Any]) -
     processes.first(lambda: policy.save(folder.path / "policy"))
     processes.first(lambda: discard(folder.path / "checkpoints"))
     folder.finish(result)
-
-
-def _warn_of_lost_characters(tokenizer: Tokenizer, references: list[str], texts: int = 1000, most: float = 0.1) -> None:
-    """Say so where the vocabulary cannot write the text: one of lowercased text, say, beside text with capitals."""
-    looked_at = references[:: max(1, len(references) // texts)][:texts]
-    written = tokenizer.decode(tokenizer.encode_targets(looked_at))
-    lost = [set(text) - set(again) for text, again in zip(looked_at, written, strict=True)]
-    share = sum(map(bool, lost)) / max(1, len(lost))
-    if share > most:
-        counted = Counter(character for characters in lost for character in characters).most_common(5)
-        examples = ", ".join(repr(character) for character, _ in counted)
-        say(
-            f"train: warning: the vocabulary cannot write {examples}: {share:.0%} of the references lose a character. "
-            "Start from a model of such text, or clean the text like its own (cleaning.lowercase, unicode_form)"
-        )
 
 
 def hash_text(*splits: Split) -> str:

@@ -21,9 +21,10 @@ from rest import (
     UserError,
     load_experiment,
 )
+from rest.data.tokenizer import SentencePieceSettings
 from rest.folder import StageName, read_json
 from rest.runs import Run
-from rest.stages.bc import BCContinued
+from rest.stages.bc import BCContinued, _warn_of_lost_characters
 from rest.stages.inputs import Inputs
 
 TINY = str(Path(__file__).parent.parent / "tiny.py")
@@ -133,3 +134,14 @@ def history(stage: Path) -> list[tuple[int, float]]:
     """Step and score of every evaluation on dev."""
     lines = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
     return [(line["step"], line["dev/score"]) for line in lines if "dev/score" in line]
+
+
+def test_a_vocabulary_that_cannot_write_the_text_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    lower = [f"{who} {does}" for who in ("a man", "a woman", "dogs", "the boy") for does in ("sits", "runs", "eats")]
+    tokenizer = SentencePieceSettings(64).train([lower * 5], 0)
+    _warn_of_lost_characters(tokenizer, lower)
+    _warn_of_lost_characters(tokenizer, [])
+    assert not "".join(capsys.readouterr())
+    _warn_of_lost_characters(tokenizer, [*lower, *(text.capitalize() for text in lower[:6])])
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert "bc: warning: the vocabulary cannot write 'A': 33% of the references" in said

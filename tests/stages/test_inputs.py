@@ -7,11 +7,10 @@ import pytest
 
 from rest import load_experiment, open_dataset
 from rest.__main__ import main
-from rest.data.tokenizer import SentencePieceSettings
 from rest.model.families.huggingface import HuggingFaceModel
 from rest.reward.learned.encoder import HuggingFaceEncoder
 from rest.runs import Run
-from rest.stages.inputs import _warn_of_lost_characters, fetched
+from rest.stages.inputs import fetched
 
 TINY = str(Path(__file__).parent.parent / "tiny.py")
 
@@ -29,17 +28,6 @@ def test_too_many_rated_sources_leave_none_for_grow(tmp_path: Path, capsys: pyte
     with pytest.raises(SystemExit):
         main(["run", TINY, "--out", str(tmp_path), "--reward.sources", "500", "--bc.train.max-steps", "1"])
     assert "reward.sources 500" in capsys.readouterr().err
-
-
-def test_a_vocabulary_that_cannot_write_the_text_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    lower = [f"{who} {does}" for who in ("a man", "a woman", "dogs", "the boy") for does in ("sits", "runs", "eats")]
-    tokenizer = SentencePieceSettings(64).train([lower * 5], 0)
-    _warn_of_lost_characters(tokenizer, lower)
-    _warn_of_lost_characters(tokenizer, [])
-    assert not "".join(capsys.readouterr())
-    _warn_of_lost_characters(tokenizer, [*lower, *(text.capitalize() for text in lower[:6])])
-    said = " ".join("".join(capsys.readouterr()).split())
-    assert "warning: the vocabulary cannot write 'A': 33% of the references" in said
 
 
 def test_a_stage_knows_the_commit_that_it_started_from(tmp_path: Path) -> None:
