@@ -87,7 +87,7 @@ _NAMES = {  # what is public, by the module that defines it; no name here is als
     "learning.lora": "LoRA Trainable",
     "learning.losses": "AdvantageWeighted Anchored GOLD Loss NLL OfflineActorCritic PolicyLoss RewardWeighted Tokens "
     "VMPO VTrace",
-    "learning.preferences": "BradleyTerry CPO DPO RRHF",
+    "learning.preferences": "BradleyTerry CPO DPO MinimumRisk RRHF",
     "learning.surrogate": "ClippedSurrogate ClippedValue Reinforce",
     "learning.returns": "GAE Group LeaveOneOut",
     "learning.divergence": "AdaptiveCoefficient Exact FixedCoefficient InLoss InReward K1 K2 K3",

@@ -116,9 +116,11 @@ def select(dataset: ScoredDataset, settings: ImproveSettings, i: int) -> Selecti
     rows = slice(None) if usable.all() else usable
     source_id, reward, is_reference = (column[rows] for column in stored.values())
     columns = Columns(source_id, reward, is_reference, lambda: text_numbers(dataset)[rows])
-    selection = choose(settings.rule, columns, i, human_pairs)
-    if settings.loss.candidates > 1:
+    if settings.loss.candidates > 1:  # of what passes only the best is learned to be likelier
+        selection = settings.rule.choose(columns, i, human_pairs)
         selection = to_compare(columns, selection, settings.loss.candidates, human_pairs)
+    else:
+        selection = choose(settings.rule, columns, i, human_pairs)
     mask = np.zeros(dataset.rows, np.bool_)
     mask[usable] = selection.mask
     return dataclasses.replace(selection, mask=mask)
@@ -164,7 +166,8 @@ def improve(
     if selection.warning:
         say(f"{name}: warning: {selection.warning}")
     say(
-        f"{name}: {selection.rows} of {dataset.rows} rows pass, of {selection.sources} sources, "
+        f"{name}: {selection.rows} of {dataset.rows} rows {'are compared' if loss.candidates > 1 else 'pass'}, "
+        f"of {selection.sources} sources, "
         f"{selection.references} human pairs, mean reward {selection.mean_reward:.4f}"
     )
     examples = columns_of(dataset, selection.mask, loss.needs, policy, scorers or Scorers(), batch, folder / "kept")

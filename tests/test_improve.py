@@ -272,13 +272,14 @@ LOSSES = [  # by what they need: a number a sequence, numbers a token, pairs, gr
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
-def test_every_loss_is_one_setting_apart(dataset, lively, batch, tmp_path, loss):
+def test_every_loss_is_one_setting_apart(dataset, lively, batch, tmp_path, loss, capsys):
     settings = replace(SETTINGS, loss=loss, train=replace(TRAINING, max_steps=1, evaluate_every=1))
     scorers = Scorers(lively, Value.start(lively))
     improved, result = improve(
         lively, dataset, settings, batch, g=1, i=1, evaluate=by_turns(1.0), folder=tmp_path, seed=0, scorers=scorers
     )
     assert result["best_step"] == 1 and improved.identity != lively.identity
+    assert ("rows are compared" in capsys.readouterr().err) == (loss.candidates > 1)
     # nothing of the loss stays in the policy
     assert improved.network.parameters.keys() == lively.network.parameters.keys()
     rewards = dataset.columns(["reward"])["reward"]

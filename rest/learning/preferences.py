@@ -78,6 +78,8 @@ class Compared(NamedTuple):
 
     log_probs: Float[Array, "B Q"]  # of whole sequences, nats
     lengths: Float[Array, "B Q"]  # tokens; at least 1
+    rewards: Float[Array, "B Q"]
+    together: Bool[Array, "B Q Q"]  # two of one group, or one and itself
     pairs: Pairs
     best: Float[Array, "B Q"]  # 1 for the best of a group that has a pair, 0 for the others; shared where bests tie
 
@@ -91,7 +93,8 @@ def compared(tokens: Tokens) -> Compared:
     best = found.ordered.any(2) & ~found.ordered.any(1)
     ties = (together & best[:, None, :]).sum(2)
     log_probs = tokens.segments.sums(tokens.log_probs, group.shape[1])
-    return Compared(log_probs, jnp.maximum(lengths, 1.0), found, jnp.where(best, 1.0 / jnp.maximum(ties, 1), 0.0))
+    shares = jnp.where(best, 1.0 / jnp.maximum(ties, 1), 0.0)
+    return Compared(log_probs, jnp.maximum(lengths, 1.0), reward, together, found, shares)
 
 
 @dataclass(frozen=True)
@@ -167,6 +170,39 @@ class RRHF(PolicyLoss):
         margins = _margins(each)
         pairs_of_group = jnp.where(of.pairs.ordered, 1.0 / jnp.maximum(of.pairs.share, 1e-9), 0.0)
         return _of_pairs(jax.nn.relu(-margins) * pairs_of_group, margins, of, -each)
+
+
+@dataclass(frozen=True)
+class MinimumRisk(PolicyLoss):
+    """Minimum risk training (Shen et al. 2016, eqs. 9-11) on a source's candidates, divided by sources.
+
+    The expected cost Σ q(y) (1 - R(y)), where q is the policy over the candidates alone, q(y) ∝ π(y)^α. Its gradient
+    moves likelihood from each candidate that is worse than their mean to those that are better, in proportion to q.
+    """
+
+    sharpness: float = 1.0
+    """α. Near 0 all candidates count alike, at 1 those that the policy finds likely count most; the paper has 0.005."""
+    ranked: int = 8
+    """Rows of a source: the best, the worst, and others evenly between them."""
+    nll: float = 0.0
+    """Times the negative log-likelihood of the best, per token, which keeps the policy near it (Edunov et al. 2018)."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("reward", "group")
+
+    @property
+    def candidates(self) -> int:
+        return self.ranked
+
+    def __call__(self, tokens: Tokens, dual_variables: Mapping[str, Any]) -> Loss:
+        of = compared(tokens)
+        # each sequence's row has how likely each of its group is [B, Q, Q]; the best one's row stands for the group
+        scores = jnp.where(of.together, self.sharpness * of.log_probs[:, None, :], -1e30)
+        chosen = jnp.where(of.together, jax.nn.softmax(scores, axis=-1), 0.0)
+        risk = (chosen * (1.0 - of.rewards)[:, None, :]).sum(-1)
+        total = (of.best * (risk - self.nll * of.log_probs / of.lengths)).sum()
+        return Loss(total, of.best.sum(), {"expected_reward": (of.best * (1.0 - risk)).sum()})
 
 
 def _margins(scores: Float[Array, "B Q"]) -> Float[Array, "B Q Q"]:

@@ -10,7 +10,7 @@ import pytest
 
 from rest.data.segments import Segments
 from rest.learning.losses import Tokens
-from rest.learning.preferences import CPO, DPO, RRHF, BradleyTerry
+from rest.learning.preferences import CPO, DPO, RRHF, BradleyTerry, MinimumRisk
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "rl_losses.json").read_text())
 
@@ -127,6 +127,34 @@ def test_rrhf_by_hand():
     assert float(loss.metrics["ranked_right"]) == pytest.approx(1 / 3 + 1.0)
 
 
+@pytest.mark.parametrize("sharpness", [0.005, 1.0])
+def test_minimum_risk_by_hand(sharpness):
+    loss = MinimumRisk(sharpness, nll=2.0)(policy_tokens(), {})
+    risk = 0.0
+    for of in (slice(0, 3), slice(3, 5)):
+        likely = np.exp(sharpness * np.array(SUMS[of]))
+        risk += float(likely @ (1.0 - np.array(REWARDS[0, of])) / likely.sum())
+    assert float(loss.sum) == pytest.approx(risk + 2.0 * (3.0 / 2 + 1.0 / 2), rel=1e-5)  # of the best, per token
+    assert float(loss.weight) == 2.0  # the tie has none
+    assert float(loss.metrics["expected_reward"]) == pytest.approx(2.0 - risk, rel=1e-5)
+
+
+def test_minimum_risk_moves_likelihood_by_how_far_a_text_is_from_the_mean():
+    """The gradient by a sequence's log-likelihood is α q (mean reward - its own) (Shen et al. 2016, eq. 12)."""
+    alpha, rows = 0.5, policy_tokens()
+
+    def loss(log_probs):
+        return MinimumRisk(alpha)(Tokens(log_probs, log_probs, SEGMENTS, rows.columns, {}), {}).sum
+
+    slopes = jax.grad(loss)(LOG_PROBS)
+    likely = np.exp(alpha * np.array(SUMS[:3]))
+    q, reward = likely / likely.sum(), np.array(REWARDS[0, :3])
+    wanted = alpha * q * (q @ reward - reward)
+    np.testing.assert_allclose(slopes[0, [0, 2, 3]], wanted, rtol=1e-5)
+    np.testing.assert_allclose(slopes[0, 1], wanted[0], rtol=1e-5)  # each of its tokens
+    np.testing.assert_array_equal(slopes[1], 0.0)  # a tie, and rows that are empty
+
+
 def test_pairs_of_a_reward_that_is_right_agree_with_bradley_terry():
     """With β = 1 and no anchor, CPO's ranking is the pairwise loss of the sequences' log-likelihoods."""
     tokens = policy_tokens()
@@ -148,7 +176,7 @@ def test_the_peers_pairwise_numbers_are_those_of_cpo_and_dpo():
         assert float(found.sum / found.weight) == pytest.approx(GOLDEN["expected"]["pairwise_loss"], abs=1e-6)
 
 
-@pytest.mark.parametrize("loss", [DPO(), CPO(), RRHF()])
+@pytest.mark.parametrize("loss", [DPO(), CPO(), RRHF(), MinimumRisk()])
 def test_sources_without_a_pair_have_no_gradient(loss):
     def total(log_probs):
         tokens = Tokens(

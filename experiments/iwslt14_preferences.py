@@ -1,0 +1,43 @@
+"""ReST on IWSLT14, German to English, where Improve learns the best text of a source against the worst.
+
+Shows    From the policy, the data and the samples of iwslt14_de_en.py:small, by contrastive preference optimisation
+         instead of likelihood: `consensus` with the agreement of samples, which needs neither ratings nor references,
+         `references` with chrF and BLEU against D's own translations, as minimum risk training has.
+Command  rest study experiments/iwslt14_preferences.py:rewards --out runs/iwslt14-preferences --seeds 0 1 \
+             --corpus.directory DIRECTORY
+         the same with --grow-steps 2
+Launch   sbatch scripts/launch/slurm.sbatch experiments/iwslt14_preferences.py --out runs/iwslt14 \
+             --corpus.directory DIRECTORY
+Data     As iwslt14_de_en.py:small.
+Hardware 2 CPU cores. `rest plan` with the same flags says how long it takes.
+Expect   experiments/LOG.md has what was measured.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from rest import CPO, BatchOverrides, Experiment, PerSourceTop, Reward, Schedule, SentenceBLEU, SentenceChrF
+from rest import WeightedMean, import_file
+
+talks = import_file(Path(__file__).with_name("iwslt14_de_en.py"))
+
+experiment: Experiment = replace(
+    talks.small,
+    improve=replace(
+        talks.small.improve,
+        rule=PerSourceTop((64,)),  # any text may be the best
+        human_pairs="never",
+        label_smoothing=0.0,  # it would make the worst text likely too
+        loss=CPO(),
+        batch=BatchOverrides(4096, source_tokens=128, target_tokens=256, share_sources=True),
+        train=replace(
+            talks.small.improve.train,
+            max_steps=300,
+            evaluate_every=50,
+            patience=6,  # the rate falls to zero: the last checkpoints count
+            schedule=Schedule(3e-5, 20, "linear", 300),
+        ),
+    ),
+)
+scores = Reward(SentenceChrF(), (0.0, 100.0)), Reward(SentenceBLEU(tokenize="none"), (0.0, 100.0))
+rewards = {"consensus": experiment, "references": replace(experiment, reward=Reward(WeightedMean(scores)))}
