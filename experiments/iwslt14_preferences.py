@@ -39,5 +39,9 @@ experiment: Experiment = replace(
         ),
     ),
 )
-scores = Reward(SentenceChrF(), (0.0, 100.0)), Reward(SentenceBLEU(tokenize="none"), (0.0, 100.0))
-rewards = {"consensus": experiment, "references": replace(experiment, reward=Reward(WeightedMean(scores)))}
+chrf, bleu = Reward(SentenceChrF(), (0.0, 100.0)), Reward(SentenceBLEU(tokenize="none"), (0.0, 100.0))
+rewards = {
+    "consensus": experiment,
+    "references": replace(experiment, reward=Reward(WeightedMean((chrf, bleu)))),
+    "bleu": replace(experiment, reward=bleu),
+}

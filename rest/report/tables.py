@@ -61,8 +61,6 @@ DECODING_COLUMNS = (
     Column("separate judge, greedy", "judge\ngreedy", "judge_greedy_mean", 3, "judge_greedy_ci95", max),
     Column("separate judge, beam", "judge\nbeam", "judge_beam_mean", 3, "judge_beam_ci95", max),
 )
-BY_KEY = {column.key: column for column in (*COLUMNS, *DECODING_COLUMNS)}
-
 TEXT_COLUMNS = (
     Column("TER, greedy (less is better)", "TER", "ter", 1, "ter_ci95", min),
     Column("copies", "copies", "copy_rate", 3),
@@ -74,6 +72,7 @@ TEXT_COLUMNS = (
     Column("entropy (nats per sentence)", "entropy", "entropy", 1, "entropy_ci95"),
     Column("KL to the step before (nats)", "KL to\nbefore", "kl_to_previous", 2, "kl_to_previous_ci95"),
 )
+BY_KEY = {column.key: column for column in (*COLUMNS, *DECODING_COLUMNS, *TEXT_COLUMNS)}
 
 
 def stage_of(row: Row) -> StageName | None:

@@ -19,7 +19,10 @@ from rest.statistics.intervals import LEAST_SOURCES
 
 REWARD, GOLD = BY_KEY["reward_mean"], BY_KEY["gold_mean"]
 SHIPPED = {  # way of decoding -> its metrics that nothing was trained on, each by the name of its paired test
-    "greedy": {"bleu": BY_KEY["bleu"], "chrf": BY_KEY["chrf"], "gold_greedy": BY_KEY["gold_greedy_mean"]},
+    "greedy": {
+        **{name: BY_KEY[name] for name in ("bleu", "chrf", "ter")},
+        "gold_greedy": BY_KEY["gold_greedy_mean"],
+    },
     "beam": {"bleu_beam": BY_KEY["bleu_beam"], "chrf_beam": BY_KEY["chrf_beam"], "gold_beam": BY_KEY["gold_beam_mean"]},
 }
 SAMPLES = {"reward": REWARD, "first_reward": BY_KEY["first_reward_mean"], "gold": GOLD}
@@ -59,6 +62,17 @@ class Difference:
             return "equal" if a == b else "higher" if a > b else "lower"
         assert stands is not None  # both have numbers
         return stands
+
+    @property
+    def outcome(self) -> str:
+        """ "gained", "lost", or nothing that is told apart."""
+        above, below = ("lost", "gained") if self.column.best is min else ("gained", "lost")
+        return {"above": above, "below": below}.get(self.stands, "")
+
+    @property
+    def name(self) -> str:
+        """The metric without the way of decoding."""
+        return self.column.title.removesuffix(" (samples)").partition(", ")[0]
 
     @property
     def words(self) -> str:
@@ -135,16 +149,16 @@ def advice(rows: list[Row], split: str = "test", compared: Sequence[dict[str, An
     if not shipped or all(each.stands in ("higher", "lower", "equal") for each in shipped):
         return "May it be shipped? These numbers cannot tell."
     name, others = called(shipped[0].last), _joined(each.base for each in shipped)
-    gained, lost = _names(shipped, "above", all), _names(shipped, "below", any)
+    gained, lost = _names(shipped, "gained", all), _names(shipped, "lost", any)
     if gained and lost:
         return f"May it be shipped? Only where {gained} matters more than {lost}."
     if gained and not any(each.base["policy"].startswith("bc_continued") for each in shipped):
         return "May it be shipped? In place of BC, yes; whether BC trained for longer is as good, is not known."
     if gained:
-        return "May it be shipped? Yes: no metric of greedy or beam outputs fell."
+        return "May it be shipped? Yes: no metric of greedy or beam outputs got worse."
     if lost:
         return f"May it be shipped? No: against {others}, {name} loses {lost}."
-    return f"May it be shipped? There is no reason to: no metric of what users see is above {others} beyond chance."
+    return f"May it be shipped? There is no reason to: no metric of what users see beats {others} beyond chance."
 
 
 def differences(rows: list[Row], split: str = "test", compared: Sequence[dict[str, Any]] = ()) -> list[Difference]:
@@ -190,12 +204,12 @@ def _differences(
     ]
 
 
-def _names(found: list[Difference], stands: str, of: Callable[[Iterable[bool]], bool]) -> str:
-    """Metrics that stand so to all baselines, or to any: "BLEU, chrF of greedy outputs and gold of beam outputs"."""
+def _names(found: list[Difference], outcome: str, of: Callable[[Iterable[bool]], bool]) -> str:
+    """Gained or lost against all, or any, baselines: "BLEU, chrF of greedy outputs and gold of beam outputs"."""
     by_metric: dict[tuple[str, str], list[bool]] = {}
     for each in found:
-        name, _, way = each.column.title.partition(", ")
-        by_metric.setdefault((way, name), []).append(each.stands == stands)
+        way = next(way for way, metrics in SHIPPED.items() if each.metric in metrics)
+        by_metric.setdefault((way, each.name), []).append(each.outcome == outcome)
     by_way: dict[str, list[str]] = {}
     for (way, name), so in by_metric.items():
         if of(so):
@@ -229,7 +243,7 @@ def _conclusion(
         return f"No metric but those of samples was evaluated, so whether users of {name} gain is not known."
     if all(each.stands in ("higher", "lower") for each in shipped):
         return f"Whether users of {name} gain is not known: the metrics of {outputs} outputs have no intervals."
-    gained, lost = _names(shipped, "above", all), _names(shipped, "below", any)
+    gained, lost = _names(shipped, "gained", all), _names(shipped, "lost", any)
     if _is_bc(shipped):
         better = f"; BC continued is better in {lost}" if lost else ""
         return f"No change: the outputs of {name} are those of BC, from which no Improve step gained on dev{better}."
@@ -248,7 +262,7 @@ def _sentence(way: str, split: str, found: list[Difference]) -> str:
     """ "Greedy on test: BLEU 31.0 is above BC continued (...) and not told apart from BC (...); chrF ..."."""
     clauses: dict[str, list[str]] = {}
     for each in found:
-        name = each.column.title.removesuffix(" (samples)").partition(", ")[0]
+        name = f"{each.name} (less is better)" if each.column.best is min else each.name
         clauses.setdefault(f"{name} {cell(each.last, each.column)[0]}", []).append(each.words)
     joined = "; ".join(f"{value} is {' and '.join(words)}" for value, words in clauses.items())
     return f"{way.capitalize()} on {split}: {joined}."
@@ -278,10 +292,11 @@ def _cautions(rows: list[Row], last: Row, baselines: list[Row], found: list[Diff
     cautions = []
     for base in baselines:
         own = [each for each in found if each.base is base]
-        fell = [each.column.title for each in own if each.stands == "below" and each.metric not in TRAINED_ON]
-        if any(each.metric == "reward" and each.stands == "above" for each in own) and fell:
+        worse = [each.column.title for each in own if each.outcome == "lost" and each.metric not in TRAINED_ON]
+        worse = [title.removesuffix(" (less is better)") for title in worse]
+        if any(each.metric == "reward" and each.stands == "above" for each in own) and worse:
             cautions.append(
-                f"Caution: against {label(base)} the reward rose while {' and '.join(fell)} fell, "
+                f"Caution: against {label(base)} the reward rose while {' and '.join(worse)} got worse, "
                 "a sign that the policy exploits the reward."
             )
     policies = {row["policy"] for row in rows}

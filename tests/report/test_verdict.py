@@ -188,7 +188,7 @@ def test_a_sharper_policy_is_held_against_bc_at_the_temperature_of_its_variety()
 def test_a_reward_that_rises_while_quality_falls_is_a_caution() -> None:
     said = verdict(run(), compared=[against("bc", bleu=DOWN, bleu_beam=SAME, reward=UP), *both(SAME, SAME)[1:]])
     assert [line for line in said if line.startswith("Caution")] == [
-        "Caution: against BC the reward rose while BLEU, greedy fell, a sign that the policy exploits the reward."
+        "Caution: against BC the reward rose while BLEU, greedy got worse, a sign that the policy exploits the reward."
     ]
 
 
@@ -264,10 +264,10 @@ def test_what_was_not_learned_is_explained() -> None:
 @pytest.mark.parametrize(
     ("compared", "said"),
     [
-        (both(UP, SAME), "Yes: no metric of greedy or beam outputs fell."),
+        (both(UP, SAME), "Yes: no metric of greedy or beam outputs got worse."),
         (both(UP, DOWN), "Only where BLEU of greedy outputs matters more than BLEU of beam outputs."),
         (both(SAME, DOWN), "No: against BC continued and BC, ReST (G1 I2) loses BLEU of beam outputs."),
-        (both(SAME, SAME), "There is no reason to: no metric of what users see is above BC continued and BC beyond"),
+        (both(SAME, SAME), "There is no reason to: no metric of what users see beats BC continued and BC beyond"),
     ],
 )
 def test_whether_it_may_be_shipped(compared: list[dict[str, Any]], said: str) -> None:
@@ -279,3 +279,19 @@ def test_without_bc_continued_it_may_only_take_the_place_of_bc() -> None:
     rows = [each for each in run() if each["policy"] != "bc_continued"]
     said = advice(rows, compared=both(UP, UP)[:1])
     assert said == "May it be shipped? In place of BC, yes; whether BC trained for longer is as good, is not known."
+
+
+def test_of_ter_less_is_better() -> None:
+    rows = run()
+    for each, ter in zip(rows, (60.0, 60.0, 60.0, 63.0), strict=True):
+        each["metrics"] |= {"ter": ter, "ter_ci95": [ter - 1, ter + 1]}
+    compared = [against(old, bleu=SAME, ter=UP, bleu_beam=UP, reward=UP) for old in ("bc", "bc_continued-40")]
+    said = verdict(rows, compared=compared)
+    assert said[0].endswith("gained BLEU of beam outputs, and lost TER of greedy outputs.")
+    assert "TER (less is better) 63.0 is above BC continued (+1.0 [+0.5 to +1.5])" in said[1]
+    assert any(each.startswith("Caution: against BC the reward rose while TER, greedy got worse") for each in said)
+    assert advice(rows, compared=compared) == (
+        "May it be shipped? Only where BLEU of beam outputs matters more than TER of greedy outputs."
+    )
+    compared = [against(old, bleu=SAME, ter=DOWN, bleu_beam=SAME, reward=UP) for old in ("bc", "bc_continued-40")]
+    assert "it gained TER of greedy outputs" in verdict(rows, compared=compared)[0]
