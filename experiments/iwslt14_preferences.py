@@ -2,15 +2,17 @@
 
 Shows    From the policy, the data and the samples of iwslt14_de_en.py:small, by contrastive preference optimisation
          instead of likelihood: `consensus` with the agreement of samples, which needs neither ratings nor references,
-         `references` with chrF and BLEU against D's own translations, as minimum risk training has.
+         `references` with chrF and BLEU against D's own translations, `bleu` with sentence BLEU alone.
 Command  rest study experiments/iwslt14_preferences.py:rewards --out runs/iwslt14-preferences --seeds 0 1 \
              --corpus.directory DIRECTORY
-         the same with --grow-steps 2
 Launch   sbatch scripts/launch/slurm.sbatch experiments/iwslt14_preferences.py --out runs/iwslt14 \
              --corpus.directory DIRECTORY
 Data     As iwslt14_de_en.py:small.
 Hardware 2 CPU cores. `rest plan` with the same flags says how long it takes.
-Expect   experiments/LOG.md has what was measured.
+Expect   BC, 55 minutes of a core, has 13.2 and 13.3 BLEU greedy on TEDX.dev2012. A Grow takes 34 minutes of a core, an
+         Improve 4. Over BC continued, both seeds together, `bleu` gains .24 BLEU, .19 chrF and .91 TER in greedy
+         outputs and .25 BLEU with beams; the others gain chrF and lose TER, since outputs become longer.
+         experiments/LOG.md, 2026-11-30.
 """
 
 from dataclasses import replace
