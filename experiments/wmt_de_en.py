@@ -12,6 +12,9 @@ Command  rest run experiments/wmt_de_en.py:quick --out runs/wmt-quick --corpus.d
              --evaluation.judge.function.folder runs/judge --variants consensus
          and with --reward.function.folder runs/into-english: --variants learned ppo; for `both` that folder is given to
          --reward.function.rewards.1.function.folder
+         rest study experiments/wmt_de_en.py:preferences --out runs/wmt-preferences --seeds 0 \
+             --corpus.directory DIRECTORY --variants consensus bleu
+         and with --grow.text german.gz: --variants untranslated
          rest best-of-n experiments/wmt_de_en.py:small --out runs/wmt --samples 200 --corpus.directory DIRECTORY
 Launch   sbatch scripts/launch/slurm.sbatch experiments/wmt_de_en.py:base --out runs/wmt --corpus.directory DIRECTORY
          scripts/launch/gke-jobset.yaml with args: [run, "experiments/wmt_de_en.py:base", --out, /runs/wmt,
@@ -30,9 +33,10 @@ from pathlib import Path
 from tyro import MISSING
 
 from rest import BatchSettings, Cleaning, EvaluationSettings, Experiment, MachineSettings, Reward
-from rest import SavedReward, Schedule, SentencePieceSettings, TransformerSettings, import_file
+from rest import SavedReward, Schedule, SentenceBLEU, SentencePieceSettings, TransformerSettings, import_file
 
-talks = import_file(Path(__file__).with_name("iwslt14_de_en.py"))  # of about as much text
+# Of about as much text
+talks, pairs = (import_file(Path(__file__).with_name(f"iwslt14_{name}.py")) for name in ("de_en", "preferences"))
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,15 @@ sources = {
     "own": small,
     "untranslated": mono,
     "as_many": replace(mono, grow=replace(mono.grow, sources=24_000)),
+}
+
+# The best text of a source against the worst, by agreement or by BLEU with D's own translations, 12,000 sources of D;
+# and by agreement, of as many of D and the text that nobody has translated
+of_own = pairs.best_against_worst(replace(small, grow=replace(small.grow, sources=12_000)))
+preferences = {
+    "consensus": of_own,
+    "bleu": replace(of_own, reward=Reward(SentenceBLEU(), (0.0, 100.0))),
+    "untranslated": replace(of_own, grow=replace(mono.grow, sources=12_000)),
 }
 
 # As in iwslt14_de_en.py

@@ -68,7 +68,8 @@ def test_what_was_compared_by_scripts_is_in_groups() -> None:
         *(("multi30k_improve", group) for group in ("losses", "rules")),
         *((file, group) for file in ("iwslt14_de_en", "wmt20_zh_en") for group in ("table", "rewards")),
         *((file, "sources") for file in ("iwslt14_de_en", "wmt_de_en", "multi30k_de_en")),
-        *(("iwslt14_de_en", "utilities"), ("iwslt14_preferences", "rewards"), ("wmt_de_en", "rewards")),
+        *(("iwslt14_preferences", group) for group in ("rewards", "grows", "people")),
+        *(("iwslt14_de_en", "utilities"), ("wmt_de_en", "rewards"), ("wmt_de_en", "preferences")),
         *(("multi30k_table_1", "table"), ("multi30k_de_en", "rewards"), ("synthetic", "ablations")),
     }
 

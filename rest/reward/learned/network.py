@@ -11,7 +11,7 @@ the heads alone, fit.py then trains everything together.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -54,6 +54,7 @@ from rest.statistics.words import count_words
 
 SEEN = "seen.npy"  # hashes of the sources that a saved reward was trained on
 WIDER = 4  # times the target positions of a row, where hypotheses share their source's
+NARROW = (64, 128)  # positions of rows for short texts: attention costs by the row's length, whoever shares it
 LIKELIHOOD = "likelihood"  # the folder of the policy whose likelihood the heads of a saved reward read
 GIVEN = ("given_log_prob", "given_source_length", "given_target_length")  # columns for the head, where there are any
 
@@ -169,6 +170,17 @@ def left_out(group: Float[Array, "*B"], head: int) -> Bool[Array, "*B"]:
     return (draw(group.astype(jnp.int32).ravel()) < LEFT_OUT).reshape(group.shape)
 
 
+def by_length(examples: Examples, batch: BatchSettings) -> Iterator[tuple[BatchSettings, np.ndarray]]:
+    """Rows for short, for longer and for all other texts, each with the pairs, int64 [k], that are read in them."""
+    room = batch.source_tokens, batch.target_tokens
+    narrow = [tokens for tokens in NARROW if 2 * tokens <= max(room)]
+    of_pair = np.searchsorted(narrow, np.maximum(*examples.lengths))
+    for k, tokens in enumerate([*narrow, max(room)]):
+        if len(pairs := np.flatnonzero(of_pair == k)):
+            source, target = (min(tokens, own) for own in room)
+            yield dataclasses.replace(batch, source_tokens=source, target_tokens=target), pairs
+
+
 @dataclass(frozen=True)
 class LearnedReward:
     """A trained reward network; a reward function that needs no references."""
@@ -265,11 +277,15 @@ class LearnedReward:
 
     def _of(self, function: Callable[..., Array], examples: Examples, shown: str = "") -> np.ndarray:
         """A function of packed batches, by pair [n, ...]."""
-        batch, columns = self.batch, {name: x for name, x in examples.columns.items() if name in GIVEN}
+        columns = {name: x for name, x in examples.columns.items() if name in GIVEN}
         examples = dataclasses.replace(examples, columns=columns)  # those that are read: else it is compiled for others
-        if examples.source_of is not None:
-            batch = dataclasses.replace(batch, target_tokens=WIDER * batch.target_tokens)
-        return per_sequence(function, self.network, examples, batch, pad_id=self.reader.tokenizer.pad_id, shown=shown)
+        pad_id, wider = self.reader.tokenizer.pad_id, 1 if examples.source_of is None else WIDER
+        found, order = list[np.ndarray](), list[np.ndarray]()
+        for room, pairs in by_length(examples, self.batch):
+            batch = dataclasses.replace(room, target_tokens=wider * room.target_tokens)
+            found.append(per_sequence(function, self.network, examples.take(pairs), batch, pad_id=pad_id, shown=shown))
+            order.append(pairs)
+        return np.concatenate(found)[np.argsort(np.concatenate(order))]
 
     def __call__(
         self, sources: Sequence[str], hypotheses: Sequence[str], references: Sequence[str] | None

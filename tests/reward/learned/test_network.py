@@ -6,9 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from rest.data.batches import BatchSettings, Examples
 from rest.errors import UserError
-from rest.reward.learned.network import LEFT_OUT, LearnedReward, RatingLoss, left_out
+from rest.reward.learned.network import LEFT_OUT, NARROW, LearnedReward, RatingLoss, by_length, left_out
 from rest.reward.learned.probe import probe
 from rest.reward.likelihood import PolicyLogProb
 from rest.reward.reward import Calibration, Reward
@@ -31,8 +34,8 @@ def reward(lively, batch, texts):
 
 
 def rated(examples, ratings):
-    given = {"rating": ratings, "group": np.arange(len(ratings), dtype=np.float32)}
-    return replace(examples, columns={**examples.columns, **given})
+    columns = {"rating": ratings, "group": np.arange(len(ratings), dtype=np.float32)}
+    return replace(examples, columns={**examples.columns, **columns})
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +68,26 @@ def test_scores_do_not_depend_on_batch_size_order_or_neighbours(reward, lively, 
         for i, pair in enumerate(zip(sources, hypotheses, strict=True))
         if all(len(ids) <= 64 for ids in lively.encode_sources(pair))
     ]
-    wider = replace(reward, batch=replace(reward.batch, batch_tokens=192, source_tokens=96, target_tokens=96))
-    np.testing.assert_allclose(wider(sources, hypotheses, None)[short], scores[short], atol=1e-5)
+    assert 0 < len(short) < len(sources)
+    wider = replace(reward, batch=replace(reward.batch, batch_tokens=256, source_tokens=128, target_tokens=128))
+    of_both = wider(sources, hypotheses, None)  # read in rows of two lengths
+    np.testing.assert_allclose(of_both[short], scores[short], atol=1e-5)
+    np.testing.assert_allclose(wider(sources[::-1], hypotheses[::-1], None)[::-1], of_both, atol=1e-5)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 400), st.integers(1, 400)), min_size=1, max_size=40),
+    st.sampled_from([(96, 64), (128, 128), (320, 320), (100, 400)]),
+)
+def test_every_pair_is_read_once_in_rows_as_narrow_as_there_are(lengths, room):
+    examples = Examples(*([np.zeros(n, np.int32) for n in side] for side in zip(*lengths, strict=True)))
+    found = list(by_length(examples, BatchSettings(1024, *room)))
+    assert sorted(pair for _, pairs in found for pair in pairs) == list(range(len(lengths)))
+    for batch, pairs in found:
+        assert batch.batch_tokens == 1024 and batch.source_tokens <= room[0] and batch.target_tokens <= room[1]
+        for longest in (max(lengths[pair]) for pair in pairs):
+            width = next((width for width in NARROW if longest <= width and 2 * width <= max(room)), max(room))
+            assert (batch.source_tokens, batch.target_tokens) == (min(width, room[0]), min(width, room[1]))
 
 
 def test_no_hypotheses_have_no_scores(reward):
