@@ -10,6 +10,7 @@ from typing import Literal
 import tyro
 
 from rest.commands.flags import parsed
+from rest.commands.report import say_advice
 from rest.journal import say
 from rest.model.families.huggingface import write
 from rest.policy.policy import last_policy
@@ -33,3 +34,4 @@ def export(arguments: Sequence[str]) -> None:
     policy = last_policy(flags.folder)
     family = write(flags.out, policy.network, policy.tokenizer)
     say(f"{flags.out}: {family.name}, for transformers and CTranslate2")
+    say_advice(flags.folder)

@@ -13,14 +13,14 @@ import tyro
 from rest.commands.flags import console, parsed
 from rest.errors import UserError
 from rest.folder import newest_evaluations, read_json, write_json
-from rest.journal import literal
+from rest.journal import literal, say
 from rest.report import comparisons, studies, tables
-from rest.report.page import grown, write_report, write_waiting
+from rest.report.page import grown, settings_of, write_report, write_waiting
 from rest.report.paper import TERMINAL, methods, read_variants, runs_in, write_paper
 from rest.report.record import made_with, record_of, without_paths
 from rest.report.several import write_comparison
 from rest.report.summary import summarise
-from rest.report.verdict import advice, verdict
+from rest.report.verdict import advice, differences, verdict
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,17 @@ def show(folder: Path) -> None:
     page = write_report(folder)
     shown = console()
     shown.print(tables.console(rows, "test"))
-    shown.print(literal(advice(rows, "test", comparisons.read(folder))))
-    for sentence in verdict(rows, "test", comparisons.read(folder), grown(folder)):
+    compared, settings = comparisons.read(folder), settings_of(folder)
+    shown.print(literal(advice(rows, "test", compared)))
+    for sentence in verdict(rows, "test", compared, grown(folder), settings.get("reward")):
         shown.print(literal(sentence))
     shown.print(literal(f"report: {page}"), soft_wrap=True)
+
+
+def say_advice(folder: Path) -> None:
+    """Whether the last policy of an evaluated run may be shipped; nothing where the folder is another."""
+    if not (folder / "summary.json").is_file():
+        return
+    rows, compared = read_json(folder / "summary.json"), comparisons.read(folder)
+    if differences(rows, "test", compared):
+        say(f"{folder}: {advice(rows, 'test', compared)}")

@@ -12,6 +12,7 @@ import numpy as np
 import tyro
 
 from rest.commands.flags import configure_jax, parsed
+from rest.commands.report import say_advice
 from rest.data.corpus import Split, cleaning_of
 from rest.errors import UserError, check_seed
 from rest.evaluation.decoding import DecodingSettings
@@ -71,6 +72,7 @@ def translate_lines(arguments: Sequence[str]) -> None:
         for number, text in zip(full, decode(policy, split, reward, flags.seed), strict=True):
             translations[number] = text
     sys.stdout.buffer.write("".join(f"{text}\n" for text in translations).encode())
+    say_advice(flags.folder)
 
 
 def _read_lines() -> list[str]:

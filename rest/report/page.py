@@ -94,13 +94,13 @@ def _read(run: Path) -> Content:
         raise UserError(f"{path} does not exist, so there is nothing to report: evaluate the run first")
     rows = _rows(_json(path), path)
     split = next((name for name in tables.SPLITS if any(row["split"] == name for row in rows)), rows[0]["split"])
-    experiment, samples = run / "experiment.json", run / "evaluation" / "samples.json"
+    samples = run / "evaluation" / "samples.json"
     grows = {name.g: run / name.folder for name in stages_of(run, "grow")}
     return Content(
         name=run.resolve().name,
         rows=rows,
         split=split,
-        settings=_typed(_json(experiment), dict, experiment) if experiment.is_file() else {},
+        settings=settings_of(run),
         samples=_samples(_json(samples), samples) if samples.is_file() else [],
         stages=[_improved(run / name.folder) for name in stages_of(run, "improve")],
         grows=grown(run),
@@ -121,6 +121,12 @@ def _read(run: Path) -> Content:
             if (section := read(run))
         ],
     )
+
+
+def settings_of(run: Path) -> dict[str, Any]:
+    """experiment.json; empty where there is none."""
+    path = run / "experiment.json"
+    return _typed(_json(path), dict, path) if path.is_file() else {}
 
 
 def grown(run: Path) -> dict[int, dict[str, Any]]:
@@ -250,7 +256,10 @@ def _markdown(run: Content) -> str:
         f"# {text(run.name)}",
         "## Verdict",
         f"- {text(advice(run.rows, run.split, run.compared))}",
-        *(f"- {text(line)}" for line in verdict(run.rows, run.split, run.compared, run.grows)),
+        *(
+            f"- {text(line)}"
+            for line in verdict(run.rows, run.split, run.compared, run.grows, run.settings.get("reward"))
+        ),
     ]
     parts += [f"## Results on {text(run.split)}", tables.markdown(run.rows, run.split).rstrip()]
     for title, columns in MORE:
@@ -294,7 +303,7 @@ def _html(run: Content, refresh: float | None = None) -> str:
         .render(
             run=run,
             refresh=refresh,
-            verdict=verdict(run.rows, run.split, run.compared, run.grows),
+            verdict=verdict(run.rows, run.split, run.compared, run.grows, run.settings.get("reward")),
             advice=advice(run.rows, run.split, run.compared),
             first=_first(run),
             shown=_results(rows, tables.COLUMNS),

@@ -27,6 +27,7 @@ SHIPPED = {  # way of decoding -> its metrics that nothing was trained on, each 
 }
 SAMPLES = {"reward": REWARD, "first_reward": BY_KEY["first_reward_mean"], "gold": GOLD}
 TRAINED_ON = ("reward", "first_reward")
+COMPARE = {"SentenceBLEU": "BLEU", "SentenceChrF": "chrF", "ChrF": "chrF"}  # what rewards and utilities are made of
 HARDLY = 3.0  # BLEU of greedy outputs, below which samples have little that is right to choose from
 LENGTH = 0.1  # further than a baseline from the length of the references, as a logarithm
 STANDS = {
@@ -98,11 +99,12 @@ def verdict(
     split: str = "test",
     compared: Sequence[dict[str, Any]] = (),
     grown: Mapping[int, dict[str, Any]] = MappingProxyType({}),
+    reward: Any = None,
 ) -> list[str]:
     """What the last ReST policy showed against BC and BC continued: the conclusion, its evidence, then cautions.
 
-    `compared` are the paired comparisons of the test split, as report/comparisons.py reads them, and `grown` the
-    manifests of Grow steps, which tell why there is no policy where there is none.
+    `compared` are the paired comparisons of the test split, as report/comparisons.py reads them, `grown` the manifests
+    of Grow steps, which tell why there is no policy where there is none, and `reward` its settings in experiment.json.
     """
     every, rows = tables.of_split(rows, split), tables.whole(tables.of_split(rows, split))
     last = tables.last_rest(rows, split)
@@ -124,7 +126,8 @@ def verdict(
         said += [_sentence(way, split, found) for way, found in shown.items() if found]
     if few:
         said.append(f"Caution: {last['sources']} {split} sources are too few to tell any difference from chance.")
-    return said + _as_varied(every, last) + _cautions(rows, last, baselines, [d for f in shown.values() for d in f])
+    found = [each for differences in shown.values() for each in differences]
+    return said + _as_varied(every, last) + _cautions(rows, last, baselines, found) + _of_its_kind(reward, found)
 
 
 def _why(grown: Mapping[int, dict[str, Any]]) -> list[str]:
@@ -317,6 +320,26 @@ def _cautions(rows: list[Row], last: Row, baselines: list[Row], found: list[Diff
     if best and best[0] > (number(last, REWARD.key) or 0.0):
         cautions.append(f"The highest reward is {label(best[1])}'s ({written(best[1], REWARD)}), not the last step's.")
     return cautions
+
+
+def _of_its_kind(reward: Any, found: list[Difference]) -> list[str]:
+    """Where outputs gained in a metric by which the reward compares texts: of such gains people see less (Freitag et
+    al. 2022, "High Quality Rather than High Model Probability", on MBR)."""
+    used = {COMPARE[kind] for kind in _kinds(reward) if kind in COMPARE}
+    names = sorted({each.name for each in found if each.outcome == "gained" and each.name in used}, key=str.lower)
+    if not names:
+        return []
+    metrics = " and ".join(names)
+    return [f"Caution: the reward compares texts by {metrics}, so a gain there weighs less than one in other metrics."]
+
+
+def _kinds(settings: Any) -> set[str]:
+    """The names of all types in settings."""
+    if isinstance(settings, list):
+        return {kind for each in settings for kind in _kinds(each)}
+    if not isinstance(settings, dict):
+        return set()
+    return {str(settings.get("type")).rpartition(".")[2]} | _kinds(list(settings.values()))
 
 
 def _lengths(last: Row, base: Row) -> list[str]:

@@ -27,6 +27,14 @@ def test_one_sentence_in_several_spellings_has_one_translation(finished, monkeyp
     assert found[4:6] == ["", ""] and len({*found[:4], found[6]}) == 1 and len(found) == 7
 
 
+def test_of_a_run_that_was_evaluated_it_says_whether_its_policy_may_be_shipped(finished, monkeypatch, capfdbinary):
+    for folder, said in ((finished, f"{finished}: May it be shipped?"), (finished / "bc", "")):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"nu\n")))
+        main(["translate", str(folder), "--beams", "1", "--max-target-tokens", "32"])
+        out, err = capfdbinary.readouterr()
+        assert out.count(b"\n") == 1 and err.decode().startswith(said) and err.count(b"\n") == (folder is finished)
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

@@ -295,3 +295,14 @@ def test_of_ter_less_is_better() -> None:
     )
     compared = [against(old, bleu=SAME, ter=DOWN, bleu_beam=SAME, reward=UP) for old in ("bc", "bc_continued-40")]
     assert "it gained TER of greedy outputs" in verdict(rows, compared=compared)[0]
+
+
+def test_a_gain_in_what_the_reward_compares_texts_by_is_a_caution() -> None:
+    bleu = {"type": "rest.reward.reference_based.SentenceBLEU", "tokenize": "13a"}
+    of_samples = {"type": "rest.reward.utility.Mixture", "utilities": [{"type": "rest.reward.utility.ChrF"}, bleu]}
+    consensus = {"function": {"type": "rest.reward.consensus.Consensus", "utility": of_samples}, "scale": [0.0, 1.0]}
+    caution = "Caution: the reward compares texts by BLEU, so a gain there weighs less than one in other metrics."
+    assert verdict(run(), "test", both(UP, SAME), reward={"function": bleu})[-1] == caution
+    assert verdict(run(), "test", both(UP, SAME), reward=consensus)[-1] == caution  # chrF was not measured
+    for compared, reward in ((both(SAME, DOWN), consensus), (both(UP, UP), {"function": {"type": "mine.Reward"}})):
+        assert caution not in verdict(run(), "test", compared, reward=reward)
