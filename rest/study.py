@@ -22,6 +22,7 @@ from rest.experiment import Experiment
 from rest.folder import Busy, read_json, write_json
 from rest.identity import describe
 from rest.journal import say
+from rest.report.joint import Tests, joint
 from rest.report.record import made_with, record_of, without_paths
 from rest.report.summary import summarise
 from rest.runs import Run
@@ -116,15 +117,24 @@ class Study:
         complete = [cell for cell in self.cells if cell.complete]
         return {(cell.variant, cell.seed): read_json(cell.folder / "summary.json") for cell in complete}
 
+    @property
+    def joint(self) -> dict[str, dict[str, Tests]]:
+        """Of every variant the complete seeds together, by what their last policies are compared with."""
+        runs: dict[str, dict[int, Path]] = {}
+        for variant, seed in self.rows:
+            runs.setdefault(variant, {})[seed] = self.out / variant / str(seed)
+        return {variant: joint(seeds, self.out / variant / "joint.json") for variant, seeds in runs.items()}
+
     def record(self, command: str) -> dict[str, Any]:
         """All that the complete cells showed, for a file of results."""
-        cells = [cell for cell in self.cells if cell.complete]
+        cells, joint = [cell for cell in self.cells if cell.complete], self.joint
         return {
             **made_with(command),
             "variants": {
                 name: {
                     "settings": without_paths(describe(experiment)),
                     "seeds": {str(cell.seed): record_of(cell.folder) for cell in cells if cell.variant == name},
+                    **({"joint": joint[name]} if joint.get(name) else {}),
                 }
                 for name, experiment in self.variants.items()
             },

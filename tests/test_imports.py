@@ -38,7 +38,7 @@ baselines/{bc,rollout,settings,updates,ppo}
 evaluation/{outputs,chooser,evaluate,compare,best_of_n,exact,mbr,decoding,human}
 experiment
 stages/{inputs,checks,bc,reward,grow,improve,ppo,evaluation}
-report/{tables,plots,sections,data,best_of_n,comparisons,verdict,human,rewards,under_way,pace,page,summary,record,studies,several,paper_figures,paper}
+report/{tables,plots,sections,data,best_of_n,comparisons,verdict,human,rewards,under_way,pace,page,summary,record,studies,joint,several,paper_figures,paper}
 runs
 algorithm
 plan

@@ -63,6 +63,12 @@ def test_cells_are_runs_and_what_they_share_is_made_once(made: Path, tmp_path: P
     text = (made / "study.md").read_text()
     assert "| NLL, GOLD | BC | 0 1 |" in text.replace("\\", "") and "| GOLD | G1 I1 | 0 1 |" in text
     assert (made / "study.svg").exists() and (made / "study.png").exists()
+    alone = [json.loads((made / f"NLL/{s}/evaluation/improve-1-1-against-bc/stage.json").read_text()) for s in (0, 1)]
+    by_seed = [each["result"]["tests"]["chrf"] for each in alone]
+    joint = record["variants"]["NLL"]["joint"]["BC"]["chrf"]
+    assert joint["difference"] == pytest.approx(sum(each["difference"] for each in by_seed) / 2)
+    assert min(each["lo"] for each in by_seed) <= joint["lo"] <= joint["hi"] <= max(each["hi"] for each in by_seed)
+    assert "## All seeds together" in text and "| NLL | 0 1 | BC |" in text
     # a cell is a run like any other: it gives what `rest run` gives
     alone = load_variants(f"{TINY}:losses", ["GOLD"])["GOLD"]
     assert describe(load_experiment(f"{TINY}:losses.GOLD")) == describe(alone)

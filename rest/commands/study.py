@@ -14,6 +14,7 @@ from rest.errors import UserError
 from rest.experiment import load_variants
 from rest.folder import read_json, replacing, write_json
 from rest.journal import literal
+from rest.report.joint import section as joint_section
 from rest.report.studies import console as in_terminal
 from rest.report.studies import figure, lines_of, section
 from rest.study import Study
@@ -62,8 +63,8 @@ def study(arguments: Sequence[str]) -> None:
 def _show(cells: Study, flags: Flags, command: str, group: str) -> None:
     """The table, study.md, study.json, study.svg and study.png; study-GROUP.md where these are of other variants."""
     found = lines_of(cells.rows, flags.every)
-    table = section(found)
     record = cells.record(command)
+    joint = joint_section(record["variants"])
     files = flags.out / "study"
     if group and files.with_suffix(".json").exists():
         known = read_json(files.with_suffix(".json")).get("variants", {})
@@ -72,12 +73,15 @@ def _show(cells: Study, flags: Flags, command: str, group: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, record)
     with replacing(files.with_suffix(".md")) as file:
-        file.write(("\n\n".join(table.markdown()) + "\n").encode())
+        parts = [*section(found).markdown(), *(joint.markdown() if joint else [])]
+        file.write(("\n\n".join(parts) + "\n").encode())
     drawn = figure(found)
     for kind in ("svg", "png"):
         with replacing(files.with_suffix(f".{kind}")) as file:
             drawn.savefig(file, format=kind, dpi=120)
     shown = console()
     shown.print(in_terminal(found))
+    if joint:
+        shown.print(*joint.console(), sep="\n")
     complete, wanted = len(cells.rows), len(cells.cells)
     shown.print(literal(f"{complete} of {wanted} cells are complete; {files.with_suffix('.md')}, .json, .svg, .png"))

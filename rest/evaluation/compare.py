@@ -6,6 +6,7 @@ metric that it was not trained on fell, both beyond their paired intervals (PAPE
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from rest.evaluation.outputs import Outputs
 from rest.folder import open_stage, read_json, seed_for
 from rest.journal import say
 from rest.statistics.intervals import LEAST_SOURCES, corpus_metrics
-from rest.statistics.paired import PairedTest, paired_corpus, paired_means
+from rest.statistics.paired import PairedTest, joint_corpus, joint_means
 
 ROWS = 10  # shown beside an alarm
 ERRORS = ("ter",)  # metrics of which less is better
@@ -59,16 +60,8 @@ def compare_stages(evaluation: Path, new: str, old: str, seed: int) -> None:
 
 
 def paired_tests(new: Evaluated, old: Evaluated, seed: int, tokenize: str = "13a") -> dict[str, Any]:
-    """`tests`: new minus old of every metric, paired. `fell`: the alarm, [] for none. `rows`: what the alarm is about.
-
-    Reward and gold are those of samples, BLEU, chrF and TER those of greedy outputs; the other names say what of.
-    """
-    if new.samples.split.ids.tolist() != old.samples.split.ids.tolist():
-        raise UserError("the two policies were evaluated on different text, so they cannot be compared")
-    tests = _scores(new.samples, old.samples, "", seed)
-    tests |= _scores(new.greedy, old.greedy, "_greedy", seed) | _texts(new.greedy, old.greedy, "", seed, tokenize)
-    if new.beam is not None and old.beam is not None:
-        tests |= _scores(new.beam, old.beam, "_beam", seed) | _texts(new.beam, old.beam, "_beam", seed, tokenize)
+    """`tests`: those of `joint_tests`. `fell`: the alarm, [] for none. `rows`: what the alarm is about."""
+    tests = joint_tests([(new, old)], seed, tokenize)
     fell = fallen(tests, len(new.samples.split))
     return {
         "tests": {name: test.record() for name, test in tests.items()},
@@ -77,20 +70,40 @@ def paired_tests(new: Evaluated, old: Evaluated, seed: int, tokenize: str = "13a
     }
 
 
-def _scores(new: Outputs, old: Outputs, of: str, seed: int) -> dict[str, PairedTest]:
-    """Means of reward and gold, where both sides have them."""
-    both = [name for name in ("reward", "gold") if name in new.scores and name in old.scores]
-    return {f"{name}{of}": paired_means(new.scores[name], old.scores[name], seed) for name in both}
+def joint_tests(
+    pairs: Sequence[tuple[Evaluated, Evaluated]], seed: int, tokenize: str = "13a"
+) -> dict[str, PairedTest]:
+    """New minus old of every metric, the mean over pairs, such as seeds, of policies on the same text.
+
+    Reward and gold are those of samples, BLEU, chrF and TER those of greedy outputs; the other names say what of.
+    """
+    first = pairs[0][0].samples.split
+    if any(policy.samples.split.ids.tolist() != first.ids.tolist() for pair in pairs for policy in pair):
+        raise UserError("the policies were evaluated on different text, so they cannot be compared")
+    samples, greedy = ([(getattr(x, of), getattr(y, of)) for x, y in pairs] for of in ("samples", "greedy"))
+    beam = [(x.beam, y.beam) for x, y in pairs if x.beam is not None and y.beam is not None]
+    tests = _scores(samples, "", seed) | _scores(greedy, "_greedy", seed) | _texts(greedy, "", seed, tokenize)
+    if len(beam) == len(pairs):
+        tests |= _scores(beam, "_beam", seed) | _texts(beam, "_beam", seed, tokenize)
+    return tests
 
 
-def _texts(new: Outputs, old: Outputs, of: str, seed: int, tokenize: str) -> dict[str, PairedTest]:
+def _scores(pairs: Sequence[tuple[Outputs, Outputs]], of: str, seed: int) -> dict[str, PairedTest]:
+    """Means of reward and gold, where all have them."""
+    both = [name for name in ("reward", "gold") if all(name in side.scores for pair in pairs for side in pair)]
+    scores = {name: [(x.scores[name], y.scores[name]) for x, y in pairs] for name in both}
+    return {f"{name}{of}": joint_means(each, seed) for name, each in scores.items()}
+
+
+def _texts(pairs: Sequence[tuple[Outputs, Outputs]], of: str, seed: int, tokenize: str) -> dict[str, PairedTest]:
     """Corpus metrics of one output per source; TER, which takes longest, of greedy outputs alone."""
-    if new.split.references is None:
+    split = pairs[0][0].split
+    if split.references is None:
         return {}
-    references = [new.split.references, *new.split.more_references]
-    ours, theirs = ([row[0] for row in side.texts] for side in (new, old))
+    references = [split.references, *split.more_references]
+    texts = [([row[0] for row in x.texts], [row[0] for row in y.texts]) for x, y in pairs]
     metrics = {name: metric for name, metric in corpus_metrics(tokenize).items() if not of or name not in ERRORS}
-    return {f"{name}{of}": paired_corpus(metric, ours, theirs, references, seed) for name, metric in metrics.items()}
+    return {f"{name}{of}": joint_corpus(metric, texts, references, seed) for name, metric in metrics.items()}
 
 
 def fallen(tests: dict[str, PairedTest], sources: int = LEAST_SOURCES) -> list[str]:

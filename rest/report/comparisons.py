@@ -62,8 +62,12 @@ def lines(found: list[dict[str, Any]]) -> Lines:
 def _cell(test: dict[str, float] | None, digits: int) -> str:
     if test is None:
         return ""
-    ends = f"{test['lo']:+.{digits}f} to {test['hi']:+.{digits}f}"
-    return f"{test['difference']:+.{digits}f} [{ends}] p = {_p(test['p_bootstrap'])} / {_p(test['p_randomisation'])}"
+    return f"{difference(test, digits)} p = {_p(test['p_bootstrap'])} / {_p(test['p_randomisation'])}"
+
+
+def difference(test: dict[str, float], digits: int) -> str:
+    """ "+0.5 [+0.1 to +0.9]"."""
+    return f"{test['difference']:+.{digits}f} [{test['lo']:+.{digits}f} to {test['hi']:+.{digits}f}]"
 
 
 def _p(value: float) -> str:

@@ -186,13 +186,28 @@ def _baselines(rows: list[Row]) -> list[Row]:
 
 def _tests(last: Row, compared: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
     """The paired tests of the last policy, by the kind of policy that it is compared with."""
+    return {kind: result["tests"] for kind, result in _with(last, compared).items()}
+
+
+def _with(last: Row, compared: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The comparisons of the last policy, by the kind of policy that it is compared with."""
     stage = tables.stage_of(last)
     found = {}
     for result in compared:
         old = StageName.parse(result["old"])
         if old is not None and stage is not None and result["new"] == stage.folder:
-            found[old.kind] = result["tests"]
+            found[old.kind] = result
     return found
+
+
+def compared_with(rows: list[Row], compared: Sequence[dict[str, Any]]) -> dict[str, tuple[str, str]]:
+    """The folders of the last policy and of what it is held against on test, by what the sentences call that."""
+    last = tables.last_rest(rows, "test")
+    if last is None:
+        return {}
+    found = _with(last, compared)
+    bases = [base for base in _baselines(tables.whole(tables.of_split(rows, "test"))) if base["policy"] in found]
+    return {called(base): (found[base["policy"]]["new"], found[base["policy"]]["old"]) for base in bases}
 
 
 def _differences(

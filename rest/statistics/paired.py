@@ -35,8 +35,13 @@ def paired_means(a: np.ndarray, b: np.ndarray, seed: int, resamples: int = 2000)
 
     Sources are resampled for both at once, so what makes a source hard for both cancels.
     """
-    a, b = per_source(a, "a"), per_source(b, "b")
-    return _paired(a[:, None], b[:, None], lambda sums, rows: sums[:, 0] / rows, seed, resamples)
+    return joint_means([(a, b)], seed, resamples)
+
+
+def joint_means(pairs: Sequence[tuple[np.ndarray, np.ndarray]], seed: int, resamples: int = 2000) -> PairedTest:
+    """The same of the mean difference of several pairs, such as of seeds, whose sources are resampled together."""
+    a, b = ([per_source(pair[side], "ab"[side])[:, None] for pair in pairs] for side in (0, 1))
+    return _paired(a, b, lambda sums, rows: sums[:, 0] / rows, seed, resamples)
 
 
 def paired_corpus(
@@ -52,16 +57,27 @@ def paired_corpus(
     `references` are one or several lists, each with a reference per source. The p-value of the randomisation is that of
     sacreBLEU's own test; its bootstrap's counts one side only, and so is about half of this one.
     """
-    counts = [len(lines) for lines in (a, b, *references)]
+    return joint_corpus(metric, [(a, b)], references, seed, resamples)
+
+
+def joint_corpus(
+    metric: Metric,
+    pairs: Sequence[tuple[Sequence[str], Sequence[str]]],
+    references: Sequence[Sequence[str]],
+    seed: int,
+    resamples: int = 1000,
+) -> PairedTest:
+    """The same of the mean difference of several pairs, such as of seeds, whose sources are resampled together."""
+    counts = [len(lines) for lines in (*(side for pair in pairs for side in pair), *references)]
     if len(set(counts)) > 1 or not counts[0]:
         raise UserError(f"a paired test needs as many lines on every side, got {' and '.join(map(str, counts))}")
     streams = tuple(tuple(lines) for lines in references)
-    sums = [_statistics(metric, tuple(side), streams) for side in (a, b)]
+    a, b = ([_statistics(metric, tuple(pair[side]), streams) for pair in pairs] for side in (0, 1))
 
     def score(totals: np.ndarray, rows: int) -> np.ndarray:
         return np.array([metric._compute_score_from_stats(total.tolist()).score for total in totals])
 
-    return _paired(sums[0], sums[1], score, seed, resamples)
+    return _paired(a, b, score, seed, resamples)
 
 
 @lru_cache(maxsize=64)  # a policy is compared with several others
@@ -71,21 +87,31 @@ def _statistics(metric: Metric, side: tuple[str, ...], references: tuple[tuple[s
 
 
 def _paired(
-    a: np.ndarray, b: np.ndarray, score: Callable[[np.ndarray, int], np.ndarray], seed: int, resamples: int
+    a: Sequence[np.ndarray],
+    b: Sequence[np.ndarray],
+    score: Callable[[np.ndarray, int], np.ndarray],
+    seed: int,
+    resamples: int,
 ) -> PairedTest:
-    """`a` and `b` are statistics [sources, K]; `score` turns their totals [n, K] into n numbers."""
-    if a.shape != b.shape:
-        raise UserError(f"a paired comparison needs the same sources on both sides, got {len(a)} and {len(b)}")
-    rng, rows = np.random.default_rng(seed), len(a)
-    observed = float((score(a.sum(0)[None], rows) - score(b.sum(0)[None], rows))[0])
-    resampled, swapped = [], []
+    """`a` and `b` are statistics [sources, K], R of each; `score` turns their totals [n, K] into n numbers."""
+    if len(shapes := {part.shape for part in (*a, *b)}) > 1:
+        sizes = " and ".join(str(size) for size, _ in sorted(shapes))
+        raise UserError(f"a paired comparison needs the same sources on both sides, got {sizes}")
+    rng, rows = np.random.default_rng(seed), len(a[0])
+    ours, theirs = np.stack(a), np.stack(b)  # [R, sources, K]
+
+    def less(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """The mean difference of totals [R, n, K]."""
+        return np.mean([score(one, rows) - score(other, rows) for one, other in zip(x, y, strict=True)], axis=0)
+
+    x, y = ours.sum(1, keepdims=True), theirs.sum(1, keepdims=True)
+    observed, resampled, swapped = float(less(x, y)[0]), [], []
     for start in range(0, resamples, at_once := max(1, DRAWS_AT_ONCE // rows)):
         n = min(at_once, resamples - start)
         counts = rng.multinomial(rows, np.full(rows, 1 / rows), size=n).astype(np.float64)
-        resampled.append(score(counts @ a, rows) - score(counts @ b, rows))
-        swap = rng.integers(2, size=(n, rows)).astype(np.float64)
-        moved = swap @ (b - a)
-        swapped.append(score(a.sum(0) + moved, rows) - score(b.sum(0) - moved, rows))
+        resampled.append(less(counts @ ours, counts @ theirs))
+        moved = rng.integers(2, size=(n, rows)).astype(np.float64) @ (theirs - ours)
+        swapped.append(less(x + moved, y - moved))
     difference, lo, hi, p = difference_of(observed, np.concatenate(resampled))
     as_far = (np.abs(np.concatenate(swapped)) >= abs(observed) - 1e-9).sum()
     return PairedTest(difference, lo, hi, p, float((as_far + 1) / (resamples + 1)))

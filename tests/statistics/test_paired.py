@@ -12,7 +12,7 @@ from scipy.stats import bootstrap, permutation_test
 
 from rest.errors import UserError
 from rest.statistics.intervals import bootstrap_ci, corpus_metrics
-from rest.statistics.paired import paired_corpus, paired_means
+from rest.statistics.paired import joint_corpus, joint_means, paired_corpus, paired_means
 
 values = arrays.arrays(np.float64, arrays.array_shapes(min_dims=1, max_dims=2, max_side=12), elements=st.floats(0, 1))
 WORDS = "the a cat dog bird sat ran sings on in near park tree mat house".split()
@@ -92,6 +92,26 @@ def test_p_values_are_as_rare_as_they_say() -> None:
     found = [paired_means(*rng.normal(size=(2, 30)), seed=k, resamples=200) for k in range(200)]
     for p in np.array([[test.p_bootstrap, test.p_randomisation] for test in found]).T:
         assert 0.01 <= (p <= 0.05).mean() <= 0.12 and 0.35 <= (p <= 0.5).mean() <= 0.65
+
+
+def test_a_pair_joined_with_itself_is_the_pair(text: tuple[list[str], list[str], list[str]]) -> None:
+    references, a, b = text
+    bleu = corpus_metrics()["bleu"]
+    alone, twice = (joint_corpus(bleu, [(a, b)] * n, [references], seed=0, resamples=100) for n in (1, 2))
+    assert twice == pytest.approx(alone) and alone == paired_corpus(bleu, a, b, [references], 0, 100)
+
+
+def test_what_two_seeds_do_to_the_same_sources_is_not_taken_for_chance_twice() -> None:
+    """Against the bootstrap of the mean difference of each source, which is the same thing for means."""
+    rng = np.random.default_rng(1)
+    effect = rng.normal(0.1, 1, 60)
+    pairs = [(base + effect + rng.normal(0, 0.2, 60), base) for base in rng.normal(size=(3, 60))]
+    found = joint_means(pairs, seed=0, resamples=4000)
+    of_source = np.mean([a - b for a, b in pairs], axis=0)
+    there = bootstrap((of_source,), np.mean, method="percentile", n_resamples=4000, rng=7).confidence_interval
+    assert (found.difference, found.lo, found.hi) == pytest.approx((of_source.mean(), *there), abs=0.02)
+    apart = paired_means(*(np.concatenate(side) for side in zip(*pairs, strict=True)), seed=0, resamples=4000)
+    assert found.hi - found.lo > 1.5 * (apart.hi - apart.lo)  # 180 sources that are 60
 
 
 def test_both_sides_need_the_same_sources() -> None:
