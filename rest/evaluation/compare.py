@@ -75,7 +75,7 @@ def joint_tests(
 ) -> dict[str, PairedTest]:
     """New minus old of every metric, the mean over pairs, such as seeds, of policies on the same text.
 
-    Reward and gold are those of samples, BLEU, chrF and TER those of greedy outputs; the other names say what of.
+    Reward, gold and judge are those of samples, BLEU, chrF and TER those of greedy outputs; other names say what of.
     """
     first = pairs[0][0].samples.split
     if any(policy.samples.split.ids.tolist() != first.ids.tolist() for pair in pairs for policy in pair):
@@ -89,8 +89,8 @@ def joint_tests(
 
 
 def _scores(pairs: Sequence[tuple[Outputs, Outputs]], of: str, seed: int) -> dict[str, PairedTest]:
-    """Means of reward and gold, where all have them."""
-    both = [name for name in ("reward", "gold") if all(name in side.scores for pair in pairs for side in pair)]
+    """Means of reward, gold and the judge, where all have them."""
+    both = [name for name in ("reward", "gold", "judge") if all(name in side.scores for pair in pairs for side in pair)]
     scores = {name: [(x.scores[name], y.scores[name]) for x, y in pairs] for name in both}
     return {f"{name}{of}": joint_means(each, seed) for name, each in scores.items()}
 

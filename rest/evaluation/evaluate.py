@@ -38,7 +38,8 @@ class EvaluationSettings:
     shown: int = 12
     """Sources whose outputs the report shows side by side."""
     judge: Any = None  # Reward
-    """A separate reward, which nothing trains on: samples, greedy and beam outputs are scored by it too."""
+    """A separate reward, which nothing trains on: samples, greedy and beam outputs are scored by it too. Of it more is
+    better too: where it finds what is unwanted, let it give 1 less its score."""
     judge_limit: float = 0.5
     """The share of samples that the judge scores above this is measured too."""
     bleu_tokenizer: Literal["13a", "zh", "char", "intl", "none"] = "13a"
@@ -104,19 +105,16 @@ def evaluate(
     )
     metrics: dict[str, Any] = {"reward_samples": settings.samples_per_source}
     for name, outputs in {"": samples, "_greedy": one, "_beam": best}.items():
-        for kind in ("reward", "gold"):
+        if settings.judge is not None and (judged := rewards_of(settings.judge, split, outputs.texts)) is not None:
+            outputs.scores["judge"] = judged
+        for kind in ("reward", "gold", "judge"):
             metrics |= of_mean(f"{kind}{name}", outputs.scores.get(kind), seed)
+    if (judged := samples.scores.get("judge")) is not None:
+        metrics |= of_mean("judge_above", (judged > settings.judge_limit).astype(np.float32), seed)
     rewards = {"reward": samples.scores.get("reward")}
     if first is not None:
         rewards["first_reward"] = rewards_of(first, split, drawn)
         metrics |= of_mean("first_reward", rewards["first_reward"], seed)
-    if settings.judge is not None:
-        for name, outputs in {"": samples, "_greedy": one, "_beam": best}.items():
-            if (judged := rewards_of(settings.judge, split, outputs.texts)) is not None:
-                metrics |= of_mean(f"judge{name}", judged, seed)
-                if not name:
-                    above = (judged > settings.judge_limit).astype(np.float32)
-                    metrics |= of_mean("judge_above", above, seed)
     if gold is not None:
         for name, values in rewards.items():
             if values is not None:

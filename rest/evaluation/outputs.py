@@ -146,7 +146,9 @@ class Outputs:
 
     split: Split
     texts: list[list[str]]  # [sources][n]
-    scores: dict[str, np.ndarray]  # float32 [sources, n]; "reward" but where a reward had nothing to compare with
+    scores: dict[
+        str, np.ndarray
+    ]  # float32 [sources, n]; "reward" but where it had nothing to compare with, "gold", "judge"
 
     def write(self, path: Path) -> None:
         """One Parquet file, a row a hypothesis: source_id, sample_index, source, reference, hypothesis, scores.

@@ -13,15 +13,18 @@ TITLES = {
     "chrf": "chrF",
     "ter": "TER",
     "gold_greedy": "gold, greedy",
+    "judge_greedy": "judge, greedy",
     "reward_greedy": "reward, greedy",
     "bleu_beam": "BLEU, beam",
     "chrf_beam": "chrF, beam",
     "gold_beam": "gold, beam",
+    "judge_beam": "judge, beam",
     "reward_beam": "reward, beam",
     "reward": "reward",
     "gold": "gold",
+    "judge": "judge",
 }
-DIGITS = {name: 4 for name in TITLES if name.startswith(("reward", "gold"))}
+DIGITS = {name: 4 for name in TITLES if name.startswith(("reward", "gold", "judge"))}
 
 
 def section(run: Path) -> Section | None:
@@ -87,8 +90,8 @@ def sentences(found: list[dict[str, Any]]) -> list[str]:
             )
     return [
         *said,
-        "Reward and gold are those of samples, BLEU, chrF and TER of greedy outputs, where nothing else is said. "
-        "Each cell is a difference on the same sources with its paired 95% interval, then two-sided p-values of "
+        "Reward, gold and judge are those of samples, BLEU, chrF and TER of greedy outputs, where nothing else is "
+        "said. Each cell is a difference on the same sources with its paired 95% interval, then two-sided p-values of "
         "a paired bootstrap and of approximate randomisation. They are not corrected for the number of comparisons.",
     ]
 

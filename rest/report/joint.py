@@ -18,7 +18,11 @@ from rest.report.sections import Section
 from rest.report.verdict import compared_with
 
 Tests = dict[str, dict[str, float]]
-SHOWN = ("bleu", "chrf", "ter", "gold_greedy", "bleu_beam", "chrf_beam", "gold_beam", "reward", "gold")
+OF_GREEDY, OF_BEAM = (
+    ("bleu", "chrf", "ter", "gold_greedy", "judge_greedy"),
+    ("bleu_beam", "chrf_beam", "gold_beam", "judge_beam"),
+)
+SHOWN = (*OF_GREEDY, *OF_BEAM, "reward", "gold", "judge")
 
 
 def joint(runs: Mapping[int, Path], kept: Path) -> dict[str, Tests]:
@@ -72,8 +76,8 @@ def section(variants: Mapping[str, Mapping[str, Any]]) -> Section | None:
     head = ["variant", "seeds", "ReST less", *map(_title, shown)]
     said = (
         "The mean difference over seeds, on the same sources, with its 95% interval over these: how far other text "
-        "might move it, not other seeds. BLEU, chrF and TER are of greedy outputs, reward and gold of samples, where "
-        "nothing else is said."
+        "might move it, not other seeds. BLEU, chrF and TER are of greedy outputs, reward, gold and judge of samples, "
+        "where nothing else is said."
     )
     return Section(
         "All seeds together", [said], [[head, *([*names, *_cells(tests, shown)] for *names, tests in found)]]

@@ -45,7 +45,7 @@ COLUMNS = (  # what a user ships first, by what nothing was trained on
     Column("reward (samples)", "reward", "reward_mean", 3, "reward_ci95", max),
     Column("first reward (samples)", "first\nreward", "first_reward_mean", 3, "first_reward_ci95", max),
     Column("gold (samples)", "gold", "gold_mean", 3, "gold_ci95", max),
-    Column("separate judge (samples)", "judge", "judge_mean", 3, "judge_ci95"),
+    Column("judge (samples)", "judge", "judge_mean", 3, "judge_ci95"),
     Column("share above the judge's limit", "above\nlimit", "judge_above_mean", 3, "judge_above_ci95"),
     Column("distinct per source", "dist-\ninct", "distinct_per_source", 1),
     Column("length ratio", "length\nratio", "length_ratio", 2),
@@ -58,8 +58,8 @@ DECODING_COLUMNS = (
     Column("reward, greedy", "greedy", "reward_greedy_mean", 3, "reward_greedy_ci95", max),
     Column("reward, beam", "beam", "reward_beam_mean", 3, "reward_beam_ci95", max),
     Column("gold, beam", "gold\nbeam", "gold_beam_mean", 3, "gold_beam_ci95", max),
-    Column("separate judge, greedy", "judge\ngreedy", "judge_greedy_mean", 3, "judge_greedy_ci95", max),
-    Column("separate judge, beam", "judge\nbeam", "judge_beam_mean", 3, "judge_beam_ci95", max),
+    Column("judge, greedy", "judge\ngreedy", "judge_greedy_mean", 3, "judge_greedy_ci95", max),
+    Column("judge, beam", "judge\nbeam", "judge_beam_mean", 3, "judge_beam_ci95", max),
 )
 TEXT_COLUMNS = (
     Column("TER, greedy (less is better)", "TER", "ter", 1, "ter_ci95", min),

@@ -21,11 +21,14 @@ REWARD, GOLD = BY_KEY["reward_mean"], BY_KEY["gold_mean"]
 SHIPPED = {  # way of decoding -> its metrics that nothing was trained on, each by the name of its paired test
     "greedy": {
         **{name: BY_KEY[name] for name in ("bleu", "chrf", "ter")},
-        "gold_greedy": BY_KEY["gold_greedy_mean"],
+        **{f"{name}_greedy": BY_KEY[f"{name}_greedy_mean"] for name in ("gold", "judge")},
     },
-    "beam": {"bleu_beam": BY_KEY["bleu_beam"], "chrf_beam": BY_KEY["chrf_beam"], "gold_beam": BY_KEY["gold_beam_mean"]},
+    "beam": {
+        **{name: BY_KEY[name] for name in ("bleu_beam", "chrf_beam")},
+        **{f"{name}_beam": BY_KEY[f"{name}_beam_mean"] for name in ("gold", "judge")},
+    },
 }
-SAMPLES = {"reward": REWARD, "first_reward": BY_KEY["first_reward_mean"], "gold": GOLD}
+SAMPLES = {"reward": REWARD, "first_reward": BY_KEY["first_reward_mean"], "gold": GOLD, "judge": BY_KEY["judge_mean"]}
 TRAINED_ON = ("reward", "first_reward")
 COMPARE = {"SentenceBLEU": "BLEU", "SentenceChrF": "chrF", "ChrF": "chrF"}  # what rewards and utilities are made of
 HARDLY = 3.0  # BLEU of greedy outputs, below which samples have little that is right to choose from

@@ -66,6 +66,17 @@ def test_beam_outputs_are_compared_where_both_sides_kept_them() -> None:
     assert result["fell"] == ["gold_beam", "bleu_beam", "chrf_beam"]  # a reward that rises with it is no evidence
 
 
+def test_a_judge_is_compared_where_both_sides_have_one() -> None:
+    def judged(side: Evaluated, more: float) -> Evaluated:
+        scores = {**side.greedy.scores, "judge": side.greedy.scores["gold"] + np.float32(more)}
+        return replace(side, greedy=replace(side.greedy, scores=scores))
+
+    new, old = policy(0.2, 0.0, 0.3), policy(0.0, 0.0, 0.3, seed=2)
+    found = paired_tests(judged(new, -0.2), judged(old, 0.0), 0)
+    assert found["tests"]["judge_greedy"]["hi"] < 0 and found["fell"] == ["judge_greedy"]
+    assert "judge_greedy" not in paired_tests(judged(new, 0.0), old, 0)["tests"]
+
+
 def test_without_rewards_there_is_no_alarm() -> None:
     bare = [replace(side, samples=replace(side.samples, scores={"gold": side.samples.scores["gold"]}))
             for side in (policy(0.2, -0.2, 0.7), BC)]  # fmt: skip

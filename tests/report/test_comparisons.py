@@ -31,7 +31,7 @@ def test_an_alarm_is_said_and_shown(tmp_path: Path) -> None:
     found = section(tmp_path)
     assert found is not None
     warning, explained = found.sentences
-    assert "Reward and gold are those of samples" in explained
+    assert "Reward, gold and judge are those of samples" in explained
     assert warning.startswith("Warning: G1 I10 against BC: the reward rose while gold and chrF got worse")
     assert "randomisation" in explained
     head, first, second = found.tables[0]

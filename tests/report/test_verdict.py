@@ -297,6 +297,18 @@ def test_of_ter_less_is_better() -> None:
     assert "it gained TER of greedy outputs" in verdict(rows, compared=compared)[0]
 
 
+def test_a_judge_counts_among_what_nothing_was_trained_on() -> None:
+    rows = run()
+    for each, judge in zip(rows, (0.5, 0.5, 0.5, 0.6), strict=True):
+        each["metrics"] |= {"judge_greedy_mean": judge, "judge_greedy_ci95": [judge - 0.01, judge + 0.01]}
+    ends = (0.1, 0.05, 0.15)
+    compared = [against(old, bleu=SAME, bleu_beam=SAME, judge_greedy=ends) for old in ("bc", "bc_continued-40")]
+    said = verdict(rows, compared=compared)
+    assert said[0].endswith("it gained judge of greedy outputs.")
+    assert "judge 0.600 is above BC continued (+0.100 [+0.050 to +0.150])" in said[1]
+    assert advice(rows, compared=compared) == "May it be shipped? Yes: no metric of greedy or beam outputs got worse."
+
+
 def test_a_gain_in_what_the_reward_compares_texts_by_is_a_caution() -> None:
     bleu = {"type": "rest.reward.reference_based.SentenceBLEU", "tokenize": "13a"}
     of_samples = {"type": "rest.reward.utility.Mixture", "utilities": [{"type": "rest.reward.utility.ChrF"}, bleu]}
