@@ -15,6 +15,7 @@ Hardware 2 CPU cores. `rest plan` with the same flags says how long it takes.
 Expect   BC, 55 minutes of a core, has 13.2 and 13.3 BLEU greedy on TEDX.dev2012. A Grow takes 34 minutes of a core, an
          Improve 4. Over BC continued, both seeds together, `bleu` has .24 more BLEU, .19 more chrF and .91 less TER
          in greedy outputs, .25 more BLEU with beams; of the others chrF is better and TER worse: outputs are longer.
+         `people`: from `learned` dev keeps BC, and neither `consensus` nor `both` is better than BC continued.
          experiments/LOG.md, 2026-11-30.
 """
 

@@ -24,7 +24,10 @@ Data     DIRECTORY has train and valid, each as .de.gz and .en.gz: news-test2008
          a sentence a line: `cat TATOEBA/train.de.gz TED/train.de.gz > german.gz`. runs/into-english and runs/judge are
          made by experiments/into_english_reward.py.
 Hardware `small` and `quick`: 2 CPU cores; `base`: a GPU. `rest plan` with the same flags says how long it takes.
-Expect   Not run yet at full length. `quick` stops behavioural cloning before its dev loss stops falling.
+Expect   `small`: BC has 10.1 BLEU greedy and 11.4 with beams after 83 minutes of a core. `preferences`: over BC
+         continued `bleu` has .2 BLEU greedy and none with beams; `consensus` .4 BLEU and .9 chrF greedy, .2 and .5 with
+         beams, and TER worse by 2: outputs are 6 % longer. experiments/LOG.md, 2026-11-30. The others have not run.
+         `quick` stops behavioural cloning before its dev loss stops falling.
 """
 
 from dataclasses import dataclass, replace
