@@ -10,7 +10,6 @@ from typing import Literal
 import tyro
 
 from rest.commands.flags import parsed
-from rest.commands.report import say_advice
 from rest.journal import say
 from rest.model.families.huggingface import write
 from rest.policy.policy import last_policy
@@ -34,4 +33,7 @@ def export(arguments: Sequence[str]) -> None:
     policy = last_policy(flags.folder)
     family = write(flags.out, policy.network, policy.tokenizer)
     say(f"{flags.out}: {family.name}, for transformers and CTranslate2")
-    say_advice(flags.folder)
+    if (flags.folder / "summary.json").is_file():  # of a run that was evaluated
+        from rest.commands.report import say_advice  # and with it matplotlib, which takes a second
+
+        say_advice(flags.folder)

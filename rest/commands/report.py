@@ -143,9 +143,7 @@ def show(folder: Path) -> None:
 
 
 def say_advice(folder: Path) -> None:
-    """Whether the last policy of an evaluated run may be shipped; nothing where the folder is another."""
-    if not (folder / "summary.json").is_file():
-        return
+    """Whether the last policy of an evaluated run may be shipped; nothing where none was compared."""
     rows, compared = read_json(folder / "summary.json"), comparisons.read(folder)
     if differences(rows, "test", compared):
         say(f"{folder}: {advice(rows, 'test', compared)}")

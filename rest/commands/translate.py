@@ -12,7 +12,6 @@ import numpy as np
 import tyro
 
 from rest.commands.flags import configure_jax, parsed
-from rest.commands.report import say_advice
 from rest.data.corpus import Split, cleaning_of
 from rest.errors import UserError, check_seed
 from rest.evaluation.decoding import DecodingSettings
@@ -72,7 +71,10 @@ def translate_lines(arguments: Sequence[str]) -> None:
         for number, text in zip(full, decode(policy, split, reward, flags.seed), strict=True):
             translations[number] = text
     sys.stdout.buffer.write("".join(f"{text}\n" for text in translations).encode())
-    say_advice(flags.folder)
+    if (flags.folder / "summary.json").is_file():  # of a run that was evaluated
+        from rest.commands.report import say_advice  # and with it matplotlib, which takes a second
+
+        say_advice(flags.folder)
 
 
 def _read_lines() -> list[str]:
