@@ -327,7 +327,8 @@ def gain() -> str:
         "On real text the gains are small so far: "
         f"{number(talks['bleu']['difference'], 1)} BLEU\n"
         f"greedy and {number(talks['bleu_beam']['difference'], 1)} with beam search on IWSLT14; "
-        f"{number(paired['chrf']['difference'], 1)} chrF, greedy alone, on Multi30k, and none there from another start."
+        f"{number(paired['chrf']['difference'], 1)} chrF, greedy alone, by agreement on Multi30k; "
+        "none from another start."
     )
 
 
