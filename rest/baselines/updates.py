@@ -95,7 +95,8 @@ def run_epochs(
     of_policy, of_critic = list[dict[str, float]](), list[dict[str, float]]()
 
     def update(who: str, learner: Learner[Any], part: Batch) -> dict[str, float]:
-        metrics = {name: float(x) for name, x in learner.update(part, key).items()}
+        own = jax.random.fold_in(key, learner.steps)  # by which parameters of bfloat16 are rounded, anew in each update
+        metrics = {name: float(x) for name, x in learner.update(part, own).items()}
         if not math.isfinite(metrics["loss"]):
             last = (number - 1) // settings.evaluate_every * settings.evaluate_every
             raise UserError(

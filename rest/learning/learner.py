@@ -28,7 +28,7 @@ from rest.learning.mesh import (
     shardings,
     training_mesh,
 )
-from rest.learning.optimizers import LearningRate, Optimizer, initial_state, stepped
+from rest.learning.optimizers import LearningRate, Optimizer, initial_state, stepped, updates_of
 
 
 @runtime_checkable
@@ -93,7 +93,7 @@ def updated(
         )
     weight = jnp.maximum(loss.weight, 1.0)
     gradients = jax.tree.map(lambda g: g / weight, gradients)
-    updates, state = optimizer().update(gradients, state, trained)
+    updates, state = updates_of(optimizer, gradients, state, trained)
     trained = stepped(trained, updates, learning_rate, jax.random.fold_in(key, count))
     metrics = {"loss": loss.sum / weight, **{name: value / weight for name, value in loss.metrics.items()}}
     return trained, state, {**metrics, "gradient_norm": optax.tree.norm(gradients)}

@@ -76,6 +76,14 @@ def initial_state(optimizer: Optimizer, parameters: Any) -> Any:
     return jax.jit(lambda p: optimizer().init(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), p)))(parameters)
 
 
+def updates_of(optimizer: Optimizer, gradients: Any, state: Any, parameters: Any) -> tuple[Any, Any]:
+    """What the optimizer makes of gradients, and its next state: moments stay float32.
+
+    Adafactor gives its moments the type of the parameters that it is shown; in bfloat16 they would stand still.
+    """
+    return optimizer().update(gradients, state, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), parameters))
+
+
 def stepped(parameters: Any, updates: Any, learning_rate: jax.Array, key: jax.Array) -> Any:
     """Parameters after an update; those of bfloat16 are rounded up or down at random, so that the mean is exact.
 

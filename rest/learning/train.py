@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rest import processes
@@ -284,8 +285,13 @@ def _stalled(history: list[tuple[int, float]], patience: int) -> bool:
 
 
 def mean_of(trees: list[Any]) -> Any:
-    """The mean of parameters."""
-    return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *trees)
+    """The mean of parameters, summed in float32 and rounded once to their own type."""
+
+    def mean(*leaves: Any) -> Any:
+        total: Any = sum(jnp.asarray(leaf, jnp.float32) for leaf in leaves)
+        return (total / len(leaves)).astype(leaves[0].dtype)
+
+    return jax.tree.map(mean, *trees)
 
 
 def _rows(batch: Batch | Share) -> list[int]:

@@ -15,7 +15,18 @@ from scipy.stats import chisquare
 from rest.data.batches import Batch, BatchSettings, Examples
 from rest.errors import UserError
 from rest.learning.losses import Loss
-from rest.learning.optimizers import Adafactor, Adam, InTurn, Schedule, Stretch, initial_state, noise, rounded, stepped
+from rest.learning.optimizers import (
+    Adafactor,
+    Adam,
+    InTurn,
+    Schedule,
+    Stretch,
+    initial_state,
+    noise,
+    rounded,
+    stepped,
+    updates_of,
+)
 from rest.learning.train import Trained, TrainSettings, shuffled, train
 from rest.model.network import Network
 
@@ -134,7 +145,10 @@ def test_moments_are_float32_whatever_the_parameters_are():
     parameters = {"w": jnp.ones((128, 128), jnp.bfloat16), "b": jnp.ones(3, jnp.float32)}
     for optimizer in (Adam(), Adafactor(), optax.scale_by_lion):
         state = initial_state(optimizer, parameters)
-        assert {leaf.dtype for leaf in jax.tree.leaves(state) if leaf.ndim} == {jnp.dtype("float32")}
+        gradients = jax.tree.map(jnp.ones_like, parameters)
+        _, later = updates_of(optimizer, gradients, state, parameters)
+        for each in (state, later):
+            assert {leaf.dtype for leaf in jax.tree.leaves(each) if leaf.ndim} == {jnp.dtype("float32")}
     float32 = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), parameters)
     assert jax.tree.structure(initial_state(Adam(), float32)) == jax.tree.structure(initial_state(Adam(), parameters))
 
