@@ -26,7 +26,8 @@ Data     DIRECTORY has train and valid, each as .de.gz and .en.gz: news-test2008
 Hardware `small` and `quick`: 2 CPU cores; `base`: a GPU. `rest plan` with the same flags says how long it takes.
 Expect   `small`: BC has 10.1 BLEU greedy and 11.4 with beams after 83 minutes of a core. `preferences`: over BC
          continued `bleu` has .2 BLEU greedy and none with beams; `consensus` .4 BLEU and .9 chrF greedy, .2 and .5 with
-         beams, and TER worse by 2: outputs are 6 % longer. experiments/LOG.md, 2026-11-30. The others have not run.
+         beams, and TER worse by 2: outputs are 6 % longer. That was with --improve.control-rate-factor 1, BC continued
+         at CPO's rates, at which it hardly moves. experiments/LOG.md, 2026-11-30. The others have not run.
          `quick` stops behavioural cloning before its dev loss stops falling.
 """
 

@@ -97,6 +97,7 @@ class Experiment:
 
     def _joined(self) -> None:
         """Join what stages have of their own to what is shared: each refuses what it cannot be, or cannot be with."""
+        self._undivided()
         batches = {"batch": self.batch, "improve.batch": self.improve_batch}
         if isinstance(self.reward, RewardSettings):
             batches["reward.batch"] = self.reward_batch
@@ -113,6 +114,22 @@ class Experiment:
                 raise UserError(
                     f"{by}.max_target_tokens {longest.max_target_tokens} is more than {name}.target_tokens "
                     f"{batch.target_tokens}: the longest samples would not fit into a row of a batch"
+                )
+
+    def _undivided(self) -> None:
+        """UserError where micro-batches would train by another loss than a whole batch."""
+        loss, smoothing = self.improve.loss, self.improve.label_smoothing
+        wholes = {
+            f"improve.loss {type(loss).__name__}": loss.of_whole_batch,
+            f"improve.label_smoothing {smoothing} of improve.loss {type(loss).__name__}": smoothing
+            and loss.candidates > 1,
+            f"ppo.pretraining {self.ppo.pretraining}": self.ppo.rollouts and self.ppo.pretraining,
+        }
+        for name, whole in wholes.items():
+            if whole and self.machine.micro_batches > 1:
+                raise UserError(
+                    f"machine.micro_batches {self.machine.micro_batches}: {name} is a mean over a whole batch, which "
+                    "cannot be gone through in parts"
                 )
 
     # What stages use: the shared settings with their own over them

@@ -43,6 +43,9 @@ class ImproveSettings:
     """Each Improve step's learning rate is this times the one before."""
     grow_rate_factor: float = 0.7
     """The Improve steps of each Grow step begin with this times the rate of those of the one before."""
+    control_rate_factor: float = 1.0
+    """BC continued learns at this times the rates of Improve. A loss that compares the texts of a source takes lower
+    rates than likelihood, at which BC would hardly move."""
     unfiltered: bool = True
     """Also train on all of D_g, as a side branch: the paper's I = 0."""
     batch: BatchOverrides = field(default_factory=BatchOverrides)
@@ -77,13 +80,15 @@ class ImproveSettings:
         if self.human_pairs == "all" and (self.loss.needs or self.loss.candidates > 1):
             name = type(self.loss).__name__
             raise UserError(f"improve.human_pairs 'all': most pairs of D were not scored, and {name} reads scores")
-        refuse_below("improve.", self, {"learning_rate_factor": 0, "grow_rate_factor": 0})
+        factors = "learning_rate_factor", "grow_rate_factor", "control_rate_factor"
+        refuse_below("improve.", self, dict.fromkeys(factors, 0))
         if not 0 < self.interpolation <= 1:
             raise UserError(f"improve.interpolation must be above 0 and at most 1, not {self.interpolation}")
 
     def at(self, g: int, i: int) -> dict[str, Any]:
         """All that decides Improve step i of Grow step g; the same whatever steps follow."""
-        of_all = ("rule", "train", "unfiltered", "learning_rate_factor", "grow_rate_factor", "value")
+        factors = "learning_rate_factor", "grow_rate_factor", "control_rate_factor"
+        of_all = ("rule", "train", "unfiltered", "value", *factors)
         rest = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in of_all}
         return {**rest, "step": self.rule.at(i), "train": self.training(g, i)}
 

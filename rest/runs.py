@@ -128,7 +128,7 @@ class Run:
         return self.stage(BC())
 
     def bc_continued(self) -> list[tuple[StageName, Policy]]:
-        """BC trained on D for as many further steps as Improve, or PPO if that took more, at the rates of Improve.
+        """BC trained on D for as many further steps as Improve, or PPO if that took more, at the same rates.
 
         Its best on dev and, where that is another, its last, with their names.
         """

@@ -20,8 +20,10 @@ from rest.experiment import Experiment, import_file, load_experiment, load_varia
 from rest.grow import GrowSettings
 from rest.identity import describe
 from rest.improve import ImproveSettings
+from rest.learning.losses import Anchored
 from rest.learning.mesh import MachineSettings
 from rest.learning.optimizers import Schedule
+from rest.learning.preferences import CPO
 from rest.learning.train import TrainSettings
 from rest.model.layers import TransformerSettings
 from rest.policy.beam import BeamSettings
@@ -68,7 +70,7 @@ def test_what_was_compared_by_scripts_is_in_groups() -> None:
         *(("multi30k_improve", group) for group in ("losses", "rules")),
         *((file, group) for file in ("iwslt14_de_en", "wmt20_zh_en") for group in ("table", "rewards")),
         *((file, "sources") for file in ("iwslt14_de_en", "wmt_de_en", "multi30k_de_en")),
-        *(("iwslt14_preferences", group) for group in ("rewards", "grows", "people")),
+        *(("iwslt14_preferences", group) for group in ("rewards", "grows", "table", "people")),
         *(("iwslt14_de_en", "utilities"), ("wmt_de_en", "rewards"), ("wmt_de_en", "preferences")),
         *(("multi30k_table_1", "table"), ("multi30k_de_en", "rewards"), ("synthetic", "ablations")),
     }
@@ -140,6 +142,17 @@ def test_what_is_no_experiment_is_refused(tmp_path: Path) -> None:
             "sampling.max_target_tokens 65 is more than batch",
         ),
         (lambda: {"machine": MachineSettings(micro_batches=3)}, "micro_batches 3: a batch has 8 rows by batch"),
+        (
+            lambda: {"machine": MachineSettings(micro_batches=2), "improve": ImproveSettings(loss=Anchored())},
+            "micro_batches 2: improve.loss Anchored is a mean over a whole batch",
+        ),
+        (
+            lambda: {
+                "machine": MachineSettings(micro_batches=2),
+                "improve": ImproveSettings(loss=CPO(), label_smoothing=0.1),
+            },
+            "micro_batches 2: improve.label_smoothing 0.1 of improve.loss CPO is a mean",
+        ),
         (lambda: {"improve": ImproveSettings(batch=BatchOverrides(target_tokens=16))}, "more than improve.batch"),
         (
             lambda: {"bc": BCSettings(train=TrainSettings(schedule=Schedule(math.nan)))},

@@ -92,6 +92,11 @@ class PolicyLoss:
         """Rows of one source that it compares, from the best to the worst; 1: rows stand alone."""
         return 1
 
+    @property
+    def of_whole_batch(self) -> bool:
+        """Whether what it makes of a row depends on the other rows of a batch, which must not be parted then."""
+        return False
+
     def dual_variables(self) -> dict[str, float]:
         """Parameters of its own, such as Lagrange multipliers, by name: their values where training starts."""
         return {}
@@ -266,6 +271,10 @@ class VMPO(PolicyLoss):
         corrected = self.correction.needs if self.correction else ()
         return tuple(dict.fromkeys(("reward", "value", "anchor_log_probs", *corrected)))
 
+    @property
+    def of_whole_batch(self) -> bool:
+        return True  # the top half, and the mean over it, are of all tokens
+
     def dual_variables(self) -> dict[str, float]:
         return {"temperature": 0.0, "weight": 0.0}
 
@@ -321,6 +330,10 @@ class Anchored(PolicyLoss):
     @property
     def candidates(self) -> int:
         return self.loss.candidates
+
+    @property
+    def of_whole_batch(self) -> bool:
+        return self.loss.of_whole_batch or self.loss.candidates > 1  # then the KL has the share of the others
 
     def dual_variables(self) -> dict[str, float]:
         return self.loss.dual_variables()

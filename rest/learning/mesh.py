@@ -40,7 +40,7 @@ class MachineSettings:
     """Hypotheses of greedy and beam search that are decoded at the same time: sources x beams."""
     micro_batches: int = 1
     """Parts in which an update goes through its batch, one after another: less memory. Dropout is drawn for each part,
-    so that another number trains with other noise."""
+    so that another number trains with other noise. Refused with losses of whole batches, such as V-MPO."""
     remat: bool = False
     """Keep only what goes from layer to layer, and compute the rest again in the backward pass: less memory, slower.
     On CPU, where XLA orders operations for speed, it saves a tenth of the memory at most."""

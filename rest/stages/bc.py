@@ -121,7 +121,7 @@ class BCContinued(_Cloning):
     reward: Reward
     steps: int
     way: tuple[tuple[StageName, int], ...] = ()
-    """The Improve steps whose rates it follows and their updates; after them it goes on like the last."""
+    """The Improve steps whose rates it follows and their updates; after them it goes on at the rates of PPO."""
 
     @property
     def path(self) -> str:
@@ -138,14 +138,18 @@ class BCContinued(_Cloning):
         return {**known, **inputs.share}
 
     def training(self, inputs: Inputs) -> TrainSettings:
-        """One training with the learning rates of all those steps, averaged like them."""
-        improve = inputs.experiment.improve
-        each = [(improve.training(name.g, name.i), steps) for name, steps in self.way]
-        each = each or [(improve.training(1, 1), self.steps)]
-        rates = InTurn(tuple(Stretch(steps, step.schedule, step.rate_factor) for step, steps in each))
-        return dataclasses.replace(
-            improve.train, schedule=rates, rate_factor=1.0, max_steps=self.steps, patience=self.steps + 1
-        )
+        """One training with the learning rates of all those steps, averaged like them, and then with PPO's."""
+        improve, ppo = inputs.experiment.improve, inputs.experiment.ppo
+        rates = []
+        for name, steps in self.way:
+            one = improve.training(name.g, name.i)
+            rates.append(Stretch(steps, one.schedule, one.rate_factor * improve.control_rate_factor))
+        further = self.steps - sum(steps for _, steps in self.way)
+        rates += [Stretch(further, ppo.schedule)] if further else []
+        like: dict[str, Any] = {"schedule": InTurn(tuple(rates)), "rate_factor": 1.0}
+        if not self.way:
+            like |= {key: getattr(ppo, key) for key in ("optimizer", "trainable", "average", "ema")}
+        return dataclasses.replace(improve.train, **like, max_steps=self.steps, patience=self.steps + 1)
 
     def make(self, inputs: Inputs, folder: StageFolder) -> None:
         e, evaluate = inputs.experiment, inputs.on_dev(self.reward)

@@ -15,7 +15,9 @@ from rest import (
     LearnedReward,
     MetricOfGreedy,
     Policy,
+    PPOSettings,
     RewardOfSamples,
+    Schedule,
     TransformerSettings,
     TranslationModel,
     UserError,
@@ -43,22 +45,30 @@ def test_the_control_trains_for_as_many_steps_as_all_improves(finished: Path) ->
 
 def test_the_control_has_the_rates_of_all_improves_and_their_averaging(finished: Path) -> None:
     tiny = load_experiment(TINY)
-    inputs, settings = Inputs(tiny, finished), replace(tiny.improve, learning_rate_factor=0.25, grow_rate_factor=0.5)
-    training = replace(tiny.improve.train, average=3, rate_factor=2.0)
-    inputs = replace(inputs, experiment=replace(tiny, improve=replace(settings, train=training)))
-    improve, run = inputs.experiment.improve, Run(tiny, finished)
+    factors = {"learning_rate_factor": 0.25, "grow_rate_factor": 0.5, "control_rate_factor": 10.0}
+    improve = replace(tiny.improve, **factors, train=replace(tiny.improve.train, average=3, rate_factor=2.0))
+    online = PPOSettings(2, schedule=Schedule(1e-4, 2))
+    inputs = Inputs(replace(tiny, improve=improve, ppo=online), finished)
+    run = Run(tiny, finished)
     ways = ((1, 1, 20), (1, 2, 10), (2, 1, 20))
     way = tuple((StageName("improve", g, i), steps) for g, i, steps in ways)
     rates = BCContinued(run.bc(), run.reward(), 60, way).training(inputs)
     each = [improve.training(g, i) for g, i, _ in ways]
-    wanted = [t.schedule(k) * t.rate_factor for t, (_, _, n) in zip(each, ways, strict=True) for k in range(1, n + 1)]
-    found = [rates.schedule(step) * rates.rate_factor for step in range(1, 61)]
-    assert found[:50] == wanted and found[50:] == [wanted[-1]] * 10
-    assert (rates.average, rates.ema, rates.max_steps, rates.patience) == (3, improve.train.ema, 60, 61)
-    alone = BCContinued(run.bc(), run.reward(), 60).training(inputs)  # beside PPO there is no Improve to follow
-    assert [alone.schedule(step) * alone.rate_factor for step in (1, 60)] == [
-        each[0].schedule(step) * each[0].rate_factor for step in (1, 60)
+    wanted = [
+        10 * t.schedule(k) * t.rate_factor for t, way in zip(each, ways, strict=True) for k in range(1, way[2] + 1)
     ]
+    found = [rates.schedule(step) * rates.rate_factor for step in range(1, 61)]
+    assert found == pytest.approx([*wanted, 5e-5, *[1e-4] * 9])  # after the Improves PPO's
+    assert (rates.average, rates.ema, rates.max_steps, rates.patience) == (3, improve.train.ema, 60, 61)
+
+
+def test_beside_ppo_alone_the_control_has_its_rates_and_averaging(finished: Path) -> None:
+    tiny = load_experiment(TINY)
+    ppo = PPOSettings(2, schedule=Schedule(1e-4, 20), average=2, ema=0.9)
+    inputs, run = Inputs(replace(tiny, ppo=ppo), finished), Run(tiny, finished)
+    training = BCContinued(run.bc(), run.reward(), 60).training(inputs)
+    assert [training.schedule(step) for step in (1, 20, 60)] == [5e-6, 1e-4, 1e-4]
+    assert (training.average, training.ema, training.max_steps) == (2, 0.9, 60)
 
 
 def test_a_control_that_no_reward_chooses_is_the_same_beside_every_reward(finished: Path) -> None:
