@@ -18,9 +18,10 @@ from rest.errors import UserError, check_seed
 from rest.experiment import import_file
 from rest.folder import write_json
 from rest.identity import describe
+from rest.journal import say
 from rest.policy.policy import last_policy
 from rest.ratings.files import MLQEPE, MQM, DirectAssessments, Rankings, Votes
-from rest.ratings.record import Ratings, SplitSettings, by_kind, split, unseen
+from rest.ratings.record import Ratings, SplitSettings, by_kind, seen_rows, split, unseen
 from rest.report.rewards import agreement_table, attack_tables, difference_table
 from rest.reward.agreement import evaluate
 from rest.reward.attacks import attack, best_rated
@@ -50,7 +51,8 @@ class Flags:
     split: SplitSettings = SplitSettings()
     """How documents are divided."""
     part: Literal["all", "unseen", "train", "dev", "test"] = "all"
-    """Which documents are used; unseen: those of which no source was among what the learned rewards were made with."""
+    """Which documents are used; unseen: those of which no source was among what the learned rewards were made with.
+    Documents of test that were are left out: the files that a reward learned from may have been divided otherwise."""
     seed: int = 0
     """Of resamples and perturbations."""
     out: Path | None = None
@@ -60,11 +62,14 @@ class Flags:
         """The ratings that are used, as the text of the first reward's run was cleaned."""
         check_seed(self.seed, "--seed")
         ratings = self.ratings.load()
-        if Path(self.reward).is_dir():
-            ratings = ratings.cleaned(cleaning_of(Path(self.reward)).line)
-        if self.part == "unseen":
-            return unseen(ratings, np.concatenate([known_sources(name) for name in rewards]))
-        return ratings if self.part == "all" else getattr(split(ratings, self.split), self.part)
+        if self.part in ("train", "dev", "test"):  # before texts are cleaned, as a run divides them
+            ratings = getattr(split(ratings, self.split), self.part)
+        if self.part in ("unseen", "test"):
+            kept = unseen(ratings, np.any([seen_by(name, ratings.sources) for name in rewards], axis=0))
+            if self.part == "test" and len(kept) < len(ratings):
+                say(f"test: of {len(ratings)} rows {len(ratings) - len(kept)} are of documents that were trained on")
+            ratings = kept
+        return ratings.cleaned(cleaning_of(Path(self.reward)).line) if Path(self.reward).is_dir() else ratings
 
     def write(self, results: list[dict[str, Any]]) -> None:
         """The results and what they were measured on."""
@@ -132,6 +137,13 @@ class _Turned:
         self, sources: Sequence[str], hypotheses: Sequence[str], references: Sequence[str] | None
     ) -> np.ndarray:
         return -np.asarray(self.function(sources, hypotheses, references))
+
+
+def seen_by(name: str, sources: Sequence[str]) -> np.ndarray:
+    """Which of n sources a reward was trained on, written as its run cleaned them; bool [n]."""
+    folder = Path(name)
+    line = cleaning_of(folder).line if folder.is_dir() else str
+    return seen_rows([line(source) for source in sources], known_sources(name))
 
 
 def known_sources(name: str) -> np.ndarray:

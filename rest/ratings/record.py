@@ -13,6 +13,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool
 from scipy import sparse
 
 from rest.errors import UserError
@@ -209,10 +210,15 @@ def source_keys(sources: Iterable[str]) -> np.ndarray:
     return np.sort(np.frombuffer(b"".join(digests), np.uint64))
 
 
-def unseen(ratings: Ratings, known: np.ndarray) -> Ratings:
-    """The rows of documents of which no source is among the `known` keys. UserError where none is left."""
-    units, keys = _units(ratings), [source_keys([source]) for source in ratings.sources]
-    seen = np.isin(np.concatenate(keys), known)
+def seen_rows(sources: Sequence[str], known: np.ndarray) -> Bool[np.ndarray, "n"]:
+    """Which of n sources are among the `known` keys."""
+    digests = b"".join(hashlib.sha256(source.encode()).digest()[:8] for source in sources)
+    return np.isin(np.frombuffer(digests, np.uint64), known)
+
+
+def unseen(ratings: Ratings, seen: Bool[np.ndarray, "n"]) -> Ratings:
+    """The rows of documents of which no row was seen. UserError where none is left."""
+    units = _units(ratings)
     left = ratings.take(~np.isin(units, units[seen]))
     if not len(left):
         raise UserError(f"the reward was trained on sources of all {len(set(units.tolist()))} documents")

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from rest.errors import UserError
+from rest.reward.guards import Guards
 from rest.reward.reward import (
     Groups,
     Reward,
@@ -46,6 +48,10 @@ class _Joined:
     def compares(self) -> bool:
         """Whether one of them compares the samples of a source."""
         return any(reward.compares for reward in self.rewards)
+
+    def fitted(self, fit: Callable[[Guards], Guards]) -> Any:
+        """With the guards of its rewards fitted."""
+        return replace(self, rewards=tuple(reward.fitted(fit) for reward in self.rewards))
 
     def _each(self, sources: Texts, hypotheses: Texts, references: Texts | None, groups: Groups | None) -> np.ndarray:
         """float32 [rewards, n] in [0, 1]"""
@@ -176,19 +182,34 @@ class Shortlist:
         rewards = {"cheap": self.cheap.settings, "dear": self.dear.settings}
         return {"shortlist": self.best, "weight": self.weight, **rewards}
 
+    def fitted(self, fit: Callable[[Guards], Guards]) -> Shortlist:
+        """With the guards of both fitted."""
+        return replace(self, cheap=self.cheap.fitted(fit), dear=self.dear.fitted(fit))
+
     def __call__(self, sources: Texts, hypotheses: Texts, references: Texts | None, groups: Groups) -> np.ndarray:
         """Float32 [n] in [0, 1]."""
         cheap = self.cheap(sources, hypotheses, references, groups).reward
-        lists: dict[int, dict[str, int]] = {}  # of each source: text -> the row that stands for it
-        for row in sorted(range(len(hypotheses)), key=lambda row: (-cheap[row], hypotheses[row])):
-            texts = lists.setdefault(int(groups.ids[row]), {})
+        lists: dict[int, dict[str, int]] = {
+            int(group): {} for group in groups.ids
+        }  # text -> the row that stands for it
+        for row in sorted(np.flatnonzero(groups.peers).tolist(), key=lambda row: (-cheap[row], hypotheses[row])):
+            texts = lists[int(groups.ids[row])]
             if len(texts) < self.best:
                 texts.setdefault(hypotheses[row], row)
-        rows = sorted(row for texts in lists.values() for row in texts.values())
+
+        def stands_for(row: int) -> int | None:
+            texts = lists[int(groups.ids[row])]
+            if groups.peers[row] or hypotheses[row] in texts:
+                return texts.get(hypotheses[row])
+            # what is no sample is read where it would be on the list, and takes no sample's place
+            listed = len(texts) < self.best or cheap[row] >= min(cheap[other] for other in texts.values())
+            return row if listed else None
+
+        where = [stands_for(row) for row in range(len(hypotheses))]
+        rows = sorted({row for row in where if row is not None})
         x, y = ([side[row] for row in rows] for side in (sources, hypotheses))
         wanted = None if references is None else [references[row] for row in rows]
         dear = dict(zip(rows, self.dear(x, y, wanted).reward, strict=True))
-        where = (lists[int(group)].get(text) for group, text in zip(groups.ids, hypotheses, strict=True))
         read = np.array([0.0 if row is None else dear[row] for row in where], np.float32)
         return ((1 - self.weight) * cheap + self.weight * read).astype(np.float32)
 
@@ -204,7 +225,8 @@ class Cached:
     """A reward function whose scores are kept in an SQLite file; many processes may share it.
 
     A score is found by the hash of the function's identity, source, hypothesis and reference, so a function that
-    changes finds none of its old ones. One that compares samples depends on more than that, and is refused.
+    changes finds none of its old ones. One that compares samples depends on more than that, and is refused. What is not
+    a finite number is not kept.
     """
 
     function: RewardFunction | WithoutReferences
@@ -240,8 +262,9 @@ class Cached:
                     wanted = None if references is None else [references[row] for row in rows]
                     scores = np.asarray(with_references(self.function)(x, y, wanted), np.float32)
                     new = {keys[row]: float(score) for row, score in zip(rows, scores, strict=True)}
+                    kept = [(key, score) for key, score in new.items() if math.isfinite(score)]  # may be mended
                     with store:
-                        store.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?)", new.items())
+                        store.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)", kept)
                     known |= new
         except sqlite3.DatabaseError as error:
             raise UserError(f"{self.path}: not a cache of scores that can be used: {error}") from error
@@ -255,5 +278,5 @@ def _look_up(store: sqlite3.Connection, keys: list[bytes]) -> dict[bytes, float]
     for at in range(0, len(unique), 500):  # SQLite limits the parameters of a statement
         part = unique[at : at + 500]
         marks = ",".join("?" * len(part))
-        found.update(store.execute(f"SELECT key, score FROM scores WHERE key IN ({marks})", part))
+        found.update(store.execute(f"SELECT key, score FROM scores WHERE score IS NOT NULL AND key IN ({marks})", part))
     return found

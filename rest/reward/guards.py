@@ -88,20 +88,25 @@ class Guards:
         """For each row the comma-joined names of what is wrong, "" when nothing is.
 
         In this order: empty (then nothing else), copy (of the source, but for case and spaces), length_ratio,
-        repetition, script, language.
+        repetition, script, language. UserError where nothing was learned that `learn_share` asks for.
         """
+        if self.learn_share is not None and self.languages is None:
+            raise UserError(
+                f"guards.learn_share {self.learn_share}: nothing was learned from D for these guards, as is done for "
+                "those of a run's own reward and of rewards that it joins"
+            )
         return [self._flags(source, text) for source, text in zip(sources, hypotheses, strict=True)]
 
     def _flags(self, source: str, hypothesis: str) -> str:
         asked, said = words(source.casefold()), words(hypothesis.casefold())
         if not said:
             return "empty"
-        shortest = self.min_length_ratio * len(asked) - self.length_slack
-        longest = self.max_length_ratio * len(asked) + self.length_slack
+        shortest = self.min_length_ratio * count_words(source) - self.length_slack
+        longest = self.max_length_ratio * count_words(source) + self.length_slack
         repeats = _repeats(said, self.max_ngram)
         found = {
             "copy": len(said) >= self.min_copy_words and said == asked,
-            "length_ratio": not shortest <= len(said) <= longest,
+            "length_ratio": not shortest <= count_words(hypothesis) <= longest,
             "repetition": repeats > self.max_repeats and repeats > _repeats(asked, self.max_ngram),
             "script": self.scripts is not None and _strange(hypothesis, self.scripts),
             "language": self.languages is not None and self.languages.is_wrong(hypothesis),

@@ -8,7 +8,7 @@ import json
 import math
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -46,6 +46,15 @@ class RewardFunction(Protocol):
 
 WithoutReferences = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 """(sources, hypotheses) -> float32 [n]: a reward function that does not want the references."""
+
+
+@runtime_checkable
+class Joins(Protocol):
+    """A reward function of other rewards, whose guards may have something to learn."""
+
+    def fitted(self, fit: Callable[[Guards], Guards]) -> Any:
+        """With their guards fitted."""
+        ...
 
 
 def name_of(function: Any) -> str:
@@ -172,6 +181,11 @@ class Reward:
     def compares(self) -> bool:
         """Whether the function compares the samples of a source with each other, and needs the Groups."""
         return compares(self.function)
+
+    def fitted(self, fit: Callable[[Guards], Guards]) -> Reward:
+        """With guards that have learned what they ask for, its own and those of rewards that it joins."""
+        function = self.function.fitted(fit) if isinstance(self.function, Joins) else self.function
+        return replace(self, function=function, guards=None if self.guards is None else fit(self.guards))
 
     @property
     def settings(self) -> dict[str, Any]:

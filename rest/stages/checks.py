@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,10 @@ from rest.data.corpus import Gold
 from rest.errors import UserError
 from rest.journal import say
 from rest.model.layers import TransformerSettings
-from rest.reward.reward import Groups
-from rest.stages.inputs import Inputs
+from rest.reward.composition import Cached
+from rest.reward.learned.saved import SavedReward
+from rest.reward.reward import Groups, Reward, identify, name_of
+from rest.stages.inputs import Inputs, judge_of
 
 
 def check(inputs: Inputs) -> None:
@@ -29,9 +33,36 @@ def check(inputs: Inputs) -> None:
             "set zh for Chinese, char for Japanese or Thai"
         )
     try_rewards(inputs)
+    _refuse_trained_on(e.evaluation.judge, None if inputs.learns_reward else e.reward)
     if inputs.learns_reward and e.reward.ratings:
         inputs.human_ratings(1)
     _ = inputs.untranslated  # which refuses a text without sentences
+
+
+def _refuse_trained_on(judge: Reward | None, reward: Reward | None) -> None:
+    """UserError where the judge is the reward, or a part of it: of a learned one, the same network."""
+    if judge is None or reward is None:
+        return
+    learned_from = {known for known, _ in _parts(reward.function)}
+    for known, name in _parts(judge.function):
+        if known in learned_from:
+            raise UserError(
+                f"evaluation.judge: {name} is in the reward too; a judge is evidence only where nothing trains on it"
+            )
+
+
+def _parts(function: Any) -> Iterator[tuple[str, str]]:
+    """What the functions that a reward is joined from are known by, and their names; of learned ones the network."""
+    joined = [getattr(function, name, None) for name in ("cheap", "dear")] + [*getattr(function, "rewards", ())]
+    if rewards := [part.function for part in joined if isinstance(part, Reward)]:
+        for part in rewards:
+            yield from _parts(part)
+    elif isinstance(function, Cached):
+        yield from _parts(function.function)
+    elif isinstance(function, SavedReward):
+        yield function.network_identity, name_of(function)
+    else:
+        yield json.dumps(identify(function), sort_keys=True), name_of(function)
 
 
 def try_rewards(inputs: Inputs) -> None:
@@ -40,10 +71,13 @@ def try_rewards(inputs: Inputs) -> None:
     few = dev.take(np.repeat(np.arange(min(4, len(dev))), 2))  # twice: to be compared
     texts = few.sources, few.references or few.sources, few.references
     if not inputs.learns_reward:
-        inputs.on_dev(e.reward)
-    for reward in [*([] if inputs.learns_reward else [e.reward]), e.evaluation.judge]:
+        inputs.on_dev(inputs.given_reward)
+    groups = Groups.of_samples(len(few) // 2, 2)
+    for reward in [*([] if inputs.learns_reward else [inputs.given_reward]), judge_of(inputs)]:
         if reward is not None:
-            reward(*texts, Groups.of_samples(len(few) // 2, 2))
+            reward(*texts, groups)
+    if not inputs.learns_reward and inputs.untranslated is not None:  # for which there are no references
+        inputs.given_reward(*texts[:2], None, groups)
     if inputs.learns_reward and e.reward.rater is not None:
         _try_rater(e.reward.rater, texts, inputs.corpus.gold)
 

@@ -19,7 +19,7 @@ from rest.journal import say
 from rest.policy.policy import Policy
 from rest.policy.sampler import SamplingSettings
 from rest.reward.reward import Reward
-from rest.stages.inputs import Inputs
+from rest.stages.inputs import Inputs, judge_of
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,10 @@ class Evaluate(_Evaluation):
         e = inputs.experiment
         known: dict[str, Any] = {"policy": self.policy.identity, "bc": self.bc.identity, "reward": self.reward.settings}
         known |= {"previous": None if self.previous is None else self.previous.identity, "batch": e.batch}
-        own = describe(e.evaluation.of_every_policy)
-        known |= {"evaluation": own | {"sampling": e.evaluation_sampling, "beam": e.beam}}
+        own = describe(e.evaluation.of_every_policy) | {"sampling": e.evaluation_sampling, "beam": e.beam}
+        if (judge := judge_of(inputs)) is not None:  # known by what it scores by, wherever it lies
+            own["judge"] = judge.settings
+        known |= {"evaluation": own}
         return known | ({} if self.first is None else {"first_reward": self.first.settings})
 
     def make(self, inputs: Inputs, folder: StageFolder) -> None:
@@ -66,7 +68,7 @@ class Evaluate(_Evaluation):
             self.policy,
             corpus.test,
             self.reward,
-            e.evaluation,
+            replace(e.evaluation, judge=judge_of(inputs)),
             sampling=e.evaluation_sampling,
             beam=e.beam,
             bc=self.bc,

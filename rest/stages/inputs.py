@@ -190,7 +190,7 @@ class Inputs:
     def given_reward(self) -> Reward:
         """The experiment's own, with what its guards learn from D."""
         reward: Reward = self.experiment.reward
-        return reward if reward.guards is None else replace(reward, guards=self.fitted(reward.guards))
+        return reward.fitted(self.fitted)
 
     def fitted(self, guards: Guards) -> Guards:
         """Guards with what they learn from D."""
@@ -220,6 +220,12 @@ class Inputs:
     def decides(self, settings: dict[str, Any]) -> dict[str, Any]:
         """All that decides the bytes of a stage: its settings and inputs, the seed and the corpus."""
         return {"seed": self.experiment.seed, "corpus": self.corpus_identity, **settings}
+
+
+def judge_of(inputs: Inputs) -> Reward | None:
+    """The reward that nothing trains on, with what its guards learn from D."""
+    judge: Reward | None = inputs.experiment.evaluation.judge
+    return None if judge is None else judge.fitted(inputs.fitted)
 
 
 def fetched(model: Any) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The commands `rest reward evaluate` and `rest reward attack`, and the rewards that they open by name."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,6 +83,20 @@ def test_what_a_learned_reward_was_made_with_is_left_out(ratings, tmp_path, caps
     shown = capsys.readouterr().out
     assert "40 rows, 20 sources, 10 documents, 2 systems" in shown
     assert "less the others, on the same resamples" in shown
+
+
+def test_what_was_trained_on_is_no_test_whatever_the_text_was_cleaned_like(ratings, tmp_path, capsys, policy):
+    run = tmp_path / "run"
+    network = run / "reward" / "network"
+    LearnedReward.new(policy, BatchSettings()).save(network, Calibration((0.0, 1.0), (0.0, 1.0)))
+    (run / "experiment.json").write_text(json.dumps({"cleaning": {"lowercase": True}}))
+    loud = Path(ratings[2])  # the same ratings, their sources in capitals
+    loud.write_text(loud.read_text().replace("quelle", "QUELLE"))
+    np.save(network / SEEN, source_keys(f"quelle {k}" for k in range(10)))  # of documents 0 to 9
+    command = ["reward", "evaluate", str(run), "--resamples", "20", "--split.test-share", "0.5", "--split.dev-share"]
+    main([*command, "0.1", "--part", "test", *ratings])
+    said = capsys.readouterr()
+    assert "are of documents that were trained on" in said.out + said.err
 
 
 def test_attack_prints_a_table_and_writes_the_numbers(mine, ratings, tmp_path, capsys):

@@ -85,6 +85,18 @@ def test_the_raters_are_understood(sheet: Path, tmp_path: Path) -> None:
     assert import_sheets(calm[:1], tmp_path / "key.json").agreement is None
 
 
+def test_a_sheet_that_is_filled_in_part_says_the_same(sheet: Path, tmp_path: Path) -> None:
+    whole, part = (
+        import_sheets([fill(sheet, tmp_path / f"{share}.csv", 3, noise=0.0, share=share)], tmp_path / "key.json")
+        for share in (1.0, 0.25)
+    )
+    differences = [{result.policy: result.difference for result in found.results} for found in (whole, part)]
+    assert differences[1] == pytest.approx(
+        differences[0], abs=0.1
+    )  # 1.8 and 0.9; of equal outputs as many are left out
+    assert part.results[0].items < whole.results[0].items == SOURCES
+
+
 def test_krippendorffs_alpha_is_that_of_his_example() -> None:
     """Krippendorff 2011, "Computing Krippendorff's alpha-reliability", section E: interval data, α = 0.849."""
     gone = np.nan

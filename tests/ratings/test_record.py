@@ -14,6 +14,7 @@ from rest.ratings.record import (
     from_rows,
     mix,
     pairs_within,
+    seen_rows,
     source_keys,
     split,
     standardise,
@@ -156,12 +157,16 @@ def test_shares_must_leave_something(dev, test):
 def test_whole_documents_are_unseen_and_only_those():
     rows = documents(["a", "b", "c"])
     ratings = from_rows([*(row(s, d, 0.0, s, d) for s, d in zip(rows.sources, rows.documents, strict=True)), row("x")])
-    left = unseen(ratings, source_keys(["a 1", "elsewhere"]))
+
+    def after(*sources):
+        return unseen(ratings, seen_rows(ratings.sources, source_keys(sources)))
+
+    left = after("a 1", "elsewhere")
     assert left.sources == ["b 0", "b 1", "c 0", "c 1", "x"]
-    assert unseen(ratings, source_keys(["x"])).sources == rows.sources  # a row without a document is its own
-    assert len(unseen(ratings, source_keys([]))) == 7
+    assert after("x").sources == rows.sources  # a row without a document is its own
+    assert len(after()) == 7
     with pytest.raises(UserError, match="sources of all 4 documents"):
-        unseen(ratings, source_keys(["a 0", "b 0", "c 1", "x"]))
+        after("a 0", "b 0", "c 1", "x")
 
 
 @given(st.lists(st.text()))

@@ -117,6 +117,16 @@ def test_nothing_comes_above_what_is_on_the_list(rows, best):
         assert found[mine & ~listed].max(initial=0.0) <= found[mine & listed].min()
 
 
+def test_a_human_pair_changes_no_reward_of_samples():
+    function = Shortlist(Reward(vowels), Reward(Watched()), best=2)
+    samples, human = ["aaa", "aa", "b"], ["aaab", "bbbbb"]
+    alone = function(["x"] * 3, samples, None, Groups.of_samples(1, 3))
+    peers = np.array([True] * 3 + [False] * 2)
+    beside = function(["x"] * 5, samples + human, None, Groups(np.zeros(5, np.int64), peers))
+    np.testing.assert_array_equal(beside[:3], alone)
+    assert beside[3] > alone[0] and beside[4] == 0  # the second is below the list, and is not read
+
+
 def test_a_shortlist_is_known_by_its_parts_and_refuses_what_cannot_be():
     known = [Shortlist(FIRST, SECOND), Shortlist(SECOND, FIRST), Shortlist(FIRST, SECOND, 4)]
     known.append(Shortlist(FIRST, SECOND, weight=0.2))
@@ -152,6 +162,16 @@ def test_what_a_guard_flags_has_no_reward_but_keeps_its_score():
     assert "guards" not in plain.settings
 
 
+def test_guards_within_rewards_learn_too():
+    guards = Guards(learn_share=0.01)
+    function = WeightedMean((Reward(vowels, guards=guards), Reward(Shortlist(Reward(vowels, guards=guards), FIRST))))
+    fitted = Reward(function).fitted(lambda each: each.fit(["ein Haus"] * 9, ["a house"] * 9)).function
+    inner = fitted.rewards[0].guards, fitted.rewards[1].function.cheap.guards
+    assert all(each.languages is not None for each in inner)
+    with pytest.raises(UserError, match=r"learn_share 0\.01: nothing was learned from D for these guards"):
+        Reward(function)(["x"], ["a"], None, Groups.of_samples(1, 1))
+
+
 class Counting:
     """Scores a hypothesis by its length, and remembers what it was asked."""
 
@@ -183,6 +203,19 @@ def test_a_cache_tells_functions_sources_and_references_apart(tmp_path):
     Cached(one, path)(["s"], ["ab"], ["q"])
     assert len(one.asked) == 3
     assert Reward(Cached(one, path)).identity == Reward(one).identity
+
+
+def test_a_score_that_is_no_number_is_asked_for_again(tmp_path):
+    given = iter([np.nan, 0.5])
+
+    def flaky(sources, hypotheses):
+        return np.full(len(hypotheses), next(given), np.float32)
+
+    flaky.identity = "flaky"
+    cached = Cached(flaky, tmp_path / "scores.sqlite")
+    with pytest.raises(UserError, match="is not a finite number"):
+        Reward(cached)(["s"], ["ab"], None)
+    assert Reward(cached)(["s"], ["ab"], None).reward == 0.5
 
 
 def test_a_large_request_is_looked_up_in_parts(tmp_path):

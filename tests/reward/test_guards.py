@@ -58,6 +58,9 @@ def test_lengths_in_scripts_without_spaces_are_characters():
     assert flags("一只小狗在花园里追两只猫。") == ""
     assert flags("一只小狗在花园里追两只猫。" * 3) == "length_ratio"
     assert flags("a small dog chases two cats .", source="一只小狗追两只猫。") == ""
+    thai = "เด็กผู้หญิงคนหนึ่งกำลังวิ่งเล่นกับสุนัขตัวเล็กในสวนสาธารณะ"
+    english = "a girl is running and playing with a small dog in the park"
+    assert flags(thai, source=english) == flags(english, source=thai) == ""
 
 
 @pytest.mark.parametrize(

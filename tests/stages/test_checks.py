@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rest import Consensus, MetricOfGreedy, RewardOfGreedy, UserError, load_experiment
+from rest import Consensus, MetricOfGreedy, RewardOfGreedy, UserError, WeightedMean, load_experiment
 from rest.evaluation.evaluate import EvaluationSettings
 from rest.grow import GrowSettings
 from rest.model.layers import TransformerSettings
@@ -31,6 +31,14 @@ def raises(sources: list[str], hypotheses: list[str]) -> np.ndarray:
     raise ValueError("not today")
 
 
+def of_references(sources: list[str], hypotheses: list[str], references: list[str] | None) -> np.ndarray:
+    return np.array([x == y for x, y in zip(references, hypotheses, strict=True)], np.float32)  # type: ignore[arg-type]
+
+
+def copied(sources: list[str], hypotheses: list[str]) -> np.ndarray:
+    return np.array([x == y for x, y in zip(sources, hypotheses, strict=True)], np.float32)
+
+
 class Short:
     """A rater that rates too few."""
 
@@ -46,6 +54,11 @@ LEARNED = TransformerSettings(width=32, heads=2, positions="learned", max_positi
     [
         ({"model": LEARNED}, "batch.source_tokens 64 is more than model.max_positions 32"),
         ({"evaluation": EvaluationSettings(judge=Reward(raises))}, "reward raises: raised ValueError: not today"),
+        (
+            {"reward": Reward(WeightedMean((Reward(copied),))), "evaluation": EvaluationSettings(judge=Reward(copied))},
+            "evaluation.judge: copied is in the reward too",
+        ),
+        ({"reward": Reward(of_references), "grow": GrowSettings(text=Path(__file__))}, "reward of_references: raised"),
         ({"reward": Reward(raises)}, "reward raises: raised ValueError: not today"),
         ({"reward": RewardSettings(rater=Short())}, "reward.rater Short: returned [0.0] for 8 hypotheses"),
         ({"grow": GrowSettings(text=Path("nowhere.txt"))}, "nowhere.txt does not exist"),

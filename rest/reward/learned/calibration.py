@@ -25,6 +25,18 @@ class MinMax:
         return Calibration((low - margin, high + margin), (0.0, 1.0))
 
 
+def _shares(ratings: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Ratings with `low` and `high` as 0 and 1, float64. UserError where most are beyond: another scale was meant."""
+    shares = (ratings.astype(np.float64) - low) / (high - low)
+    beyond = np.mean((shares < -1e-6) | (shares > 1 + 1e-6))  # ratings are float32
+    if beyond > 0.5:
+        raise UserError(
+            f"calibration: {beyond:.0%} of the held-out ratings, {ratings.min():g} to {ratings.max():g}, lie beyond "
+            f"its low {low:g} and high {high:g}. Ratings of several files have mean 0 and standard deviation 1"
+        )
+    return shares
+
+
 @dataclass(frozen=True)
 class Affine:
     """The least-squares line from scores to ratings, which `low` and `high` say to be 0 and 1."""
@@ -32,9 +44,13 @@ class Affine:
     low: float = 0.0
     high: float = 1.0
 
+    def check(self, ratings: np.ndarray) -> None:
+        """UserError where most ratings are not between `low` and `high`."""
+        _shares(ratings, self.low, self.high)
+
     def fit(self, scores: np.ndarray, ratings: np.ndarray) -> Calibration:
-        """UserError where the ratings do not rise with the scores."""
-        x, y = scores.astype(np.float64), (ratings.astype(np.float64) - self.low) / (self.high - self.low)
+        """UserError where the ratings do not rise with the scores, or most are not between `low` and `high`."""
+        x, y = scores.astype(np.float64), _shares(ratings, self.low, self.high)
         slope = np.mean((x - x.mean()) * (y - y.mean())) / max(np.var(x), 1e-12)
         if slope <= 0:
             raise UserError("calibration: the held-out ratings do not rise with the reward's scores")
@@ -52,10 +68,14 @@ class Isotonic:
     low: float = 0.0
     high: float = 1.0
 
+    def check(self, ratings: np.ndarray) -> None:
+        """UserError where most ratings are not between `low` and `high`."""
+        _shares(ratings, self.low, self.high)
+
     def fit(self, scores: np.ndarray, ratings: np.ndarray) -> Calibration:
-        """UserError where the ratings do not rise with the scores."""
+        """UserError where the ratings do not rise with the scores, or most are not between `low` and `high`."""
         order = np.argsort(scores, kind="stable")
-        x, y = scores[order].astype(np.float64), (ratings[order].astype(np.float64) - self.low) / (self.high - self.low)
+        x, y = scores[order].astype(np.float64), _shares(ratings[order], self.low, self.high)
         fitted = isotonic_regression(y)
         # a step at the mean of its scores
         at = fitted.blocks[:-1]

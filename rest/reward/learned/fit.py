@@ -26,6 +26,7 @@ from rest.policy.sampler import SamplingSettings, sample
 from rest.ratings.rated import Rated
 from rest.ratings.record import mix, split
 from rest.reward.attacks import ENOUGH, attack, negatives
+from rest.reward.learned.calibration import Affine, Isotonic
 from rest.reward.learned.choice import AcrossSources, Choice, WithinAndAcross, WithinSources, can_rank
 from rest.reward.learned.encoder import Encoder, HuggingFaceEncoder
 from rest.reward.learned.network import LearnedReward, RewardObjective
@@ -151,7 +152,7 @@ def fit(
     rated = dataclasses.replace(rated, held_out=_held_out(rated, settings.dev_share, seed))
     if settings.negatives:
         rated += negatives(rated, rated.parts[0], settings.negatives, seed_for(seed, "negatives"))
-    start = _start(settings.start, policy, seed)
+    start = started(settings.start, policy, seed)
     reward = LearnedReward.new(start, batch, settings.heads, policy if settings.likelihood else None)
     reward = dataclasses.replace(reward, caution=settings.caution)
     training, held_out = _examples(reward, rated, ranked=settings.loss.ranking > 0)
@@ -159,6 +160,8 @@ def fit(
     batches, _ = shuffled(training, batch, pad_id=pad_id, seed=own, machine=machine)
     rows = rated.parts[1]
     ratings, groups = rated.ratings[rows], rated.groups[rows]
+    if isinstance(settings.calibration, Affine | Isotonic):
+        settings.calibration.check(ratings)  # now and not after the training
     choice = _choice(settings.choose, ratings, groups)
     reward, ridge = probe(reward, training, held_out, settings.ridge, lambda scores: choice(scores, ratings, groups))
 
@@ -253,7 +256,7 @@ def _texts(rated: Rated, rows: np.ndarray) -> tuple[list[str], list[str]]:
     return [rated.sources[r] for r in rows], [rated.hypotheses[r] for r in rows]
 
 
-def _start(start: Any, policy: Policy, seed: int) -> Policy | Encoder:
+def started(start: Any, policy: Policy, seed: int) -> Policy | Encoder:
     """What the setting `start` says, with the policy's tokenizer where it brings none."""
     match start:
         case None | TranslationModel():  # who calls `fit` has cloned it, and gives it as the policy

@@ -29,7 +29,8 @@ def network_folder(folder: Path) -> Path | None:
 class SavedReward:
     """The learned reward in the folder of a run, as a reward function or as the judge of another run.
 
-    It reads texts as that run cleaned its own, and gives the rewards in [0, 1] that it gives there.
+    It reads texts as that run cleaned its own, and gives the rewards in [0, 1] that it gives there, but for that run's
+    guards: this run has its own (`Reward(SavedReward(folder), guards=Guards())`).
     """
 
     folder: Path
@@ -48,6 +49,11 @@ class SavedReward:
         if (network := network_folder(self.folder)) is None:
             raise UserError(f"{self.folder}: no learned reward there; `rest reward train` makes one")
         return *LearnedReward.load(network), cleaning_of(self.folder)
+
+    @property
+    def network_identity(self) -> str:
+        """Of what was learned, whatever is done to texts and scores."""
+        return self._read[0].identity
 
     @property
     def identity(self) -> str:

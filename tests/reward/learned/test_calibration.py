@@ -34,6 +34,13 @@ def test_isotonic_steps_are_the_means_of_their_ratings():
     np.testing.assert_allclose(line(np.array([0.0, 2.0, 9.0])), [0.1, 0.25, 0.9], atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [Affine(-25.0, 0.0), Isotonic()])
+def test_ratings_of_another_scale_are_refused(kind):
+    scores = np.linspace(0, 1, 10)
+    with pytest.raises(UserError, match=r"^calibration: 60% of the held-out ratings, -?.* lie beyond its low"):
+        kind.fit(scores, np.where(np.arange(10) < 4, (kind.low + kind.high) / 2, kind.high + 1))
+
+
 @given(st.lists(st.tuples(st.floats(-3, 3), st.floats(0, 1)), min_size=4, max_size=30))
 def test_an_isotonic_line_never_falls(rows):
     scores, ratings = (np.asarray(column) for column in zip(*rows, strict=True))
