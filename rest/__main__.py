@@ -75,7 +75,7 @@ def _run(module: str, function: str, arguments: list[str]) -> None:
 
 def _of_the_system(error: OSError) -> str:
     """What the system refused, in one sentence; raised again where it does not say of which file."""
-    if error.errno == errno.ENOSPC:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" at {error.filename}" if error.filename else ""
         return f"the disk is full{where}; once there is room, the same command goes on"
     if not error.filename:

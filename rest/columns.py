@@ -108,7 +108,7 @@ def columns_of(
         "reward": lambda: stored["reward"][mask],
         "advantage": lambda: stored["reward"][mask] - baselines(**stored)[mask],
         # told apart within a row only; whole numbers up to here are exact as float32
-        "group": lambda: stored["source_id"][mask] % 2**24,
+        "group": lambda: np.unique(stored["source_id"][mask], return_inverse=True)[1] % 2**24,
         "progress": lambda: np.zeros(len(kept), np.float32),
         "sampled": lambda: stored["is_sample"][mask],
     }

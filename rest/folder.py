@@ -167,6 +167,12 @@ class StageFolder:
         """What the stage reported."""
         return read_json(self.path / "stage.json")["result"]
 
+    def refuse_changed(self) -> None:
+        """UserError where another process has begun the stage with other settings while it held nothing else."""
+        place = next((folder for folder in (self.final, self.partial) if (folder / "stage.json").exists()), None)
+        if place is not None:  # else it is being renamed
+            _refuse_changed(place, self.settings)
+
     def finish(self, result: dict[str, Any]) -> None:
         """Record the result, with the seconds since it was opened, and give the folder its name.
 
@@ -274,6 +280,9 @@ def _opened(folder: Path, settings: dict[str, Any], shared: bool) -> Iterator[St
         lock.release(force=True)
 
 
+FULL = errno.ENOSPC, errno.EDQUOT  # no room on the disk, or none left of what this user may fill
+
+
 def discard(folder: Path) -> None:
     """Remove what is only needed while a stage is being made."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -291,8 +300,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in FULL:
             raise UserError(f"{path} cannot be written: the disk is full") from error
+        if error.filename is None:
+            raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
         raise
     finally:
         temporary.unlink(missing_ok=True)

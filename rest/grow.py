@@ -153,6 +153,7 @@ def grow(
         _Following(stage, f"grow {g}", shards, rows) as follow,
         closing(_sampled(shards, draw, follow.drawn, machine)) as drawn,
     ):
+        stage.refuse_changed()  # from here on a process with other settings is refused
         for shard, hypotheses in drawn:
             columns = scored_columns(policy, parts[shard], hypotheses, reward, settings)
             write_shard(stage.path, shard, len(parts), columns)

@@ -9,6 +9,7 @@ import hashlib
 import inspect
 import json
 import math
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ def describe(value: Any) -> Any:
         return sorted((describe(item) for item in value), key=json.dumps)
     if isinstance(value, functools.partial):
         return {"partial": describe(value.func), "arguments": describe(value.args), **describe(value.keywords)}
+    if isinstance(value, re.Pattern):
+        return {"pattern": describe(value.pattern), "flags": value.flags}
     if callable(value):
         return _callable(value)
     if isinstance(value, Path) or (isinstance(value, float) and not math.isfinite(value)):
@@ -72,13 +75,16 @@ def _callable(value: Any) -> dict[str, Any]:
         inside = _made_from(value)
     else:
         inside = dict(inspect.getclosurevars(value).nonlocals) if inspect.isfunction(value) else {}
+        if not inspect.isfunction(value) and hasattr(value, "__wrapped__"):  # functools.lru_cache
+            inside = {"wrapped": value.__wrapped__}
     return {"function": name, "source_sha256": source, **_each(name, inside)}
 
 
 @functools.lru_cache(256)
 def _source_of(function: Any) -> str:
     """Sha256 of the source of a function or class; to find it, Python parses the whole file that it stands in."""
-    return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()
+    own = getattr(function, "__code__", function)  # of a decorated function, not of what it decorates
+    return hashlib.sha256(inspect.getsource(own).encode()).hexdigest()
 
 
 def _object(value: Any) -> dict[str, Any]:
@@ -87,6 +93,8 @@ def _object(value: Any) -> dict[str, Any]:
     name, known = f"{kind.__module__}.{kind.__qualname__}", {}
     if isinstance(value, type(threading.Lock()) | type(threading.RLock())):  # holds nothing that decides anything
         return {"type": name}
+    if getattr(getattr(value, "dtype", None), "hasobject", False):  # an array of Python objects
+        return {"type": name, "shape": str(value.shape), "values": describe(value.tolist())}
     if isinstance(value, bytes | bytearray) or hasattr(value, "tobytes"):  # an array
         content = value if isinstance(value, bytes | bytearray) else value.tobytes()
         shape = {key: str(getattr(value, key)) for key in ("dtype", "shape") if hasattr(value, key)}

@@ -1,7 +1,9 @@
 """A stage's name, and its folder: complete or absent, and never mixed from two settings."""
 
+import errno
 import functools
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from rest.folder import (
     discard,
     open_stage,
     read_json,
+    replacing,
     seal,
     seed_for,
     stages_in,
@@ -253,6 +256,21 @@ def test_a_half_made_stage_that_holds_nothing_yet_does_not_bind(tmp_path):
     begin(tmp_path / "bc", {"seed": 2})  # this one writes
     with pytest.raises(UserError, match=r"\.bc\.partial was made with other settings: seed was 2, is now 3"):
         make(tmp_path / "bc", {"seed": 3}, {})
+
+
+def test_of_two_processes_with_other_settings_that_begin_at_once_the_first_is_refused(tmp_path):
+    with open_stage(tmp_path / "grow-1", {"seed": 1}, shared=True) as first:
+        with open_stage(tmp_path / "grow-1", {"seed": 2}, shared=True) as second:
+            second.refuse_changed()
+        with pytest.raises(UserError, match=r"grow-1\.partial was made with other settings: seed was 2, is now 1"):
+            first.refuse_changed()
+
+
+def test_a_disk_that_cannot_be_written_is_named(tmp_path):
+    for code, said in ((errno.EDQUOT, "the disk is full"), (errno.EIO, os.strerror(errno.EIO))):
+        with pytest.raises(UserError, match=f"one.json cannot be written: {said}"), replacing(tmp_path / "one.json"):
+            raise OSError(code, os.strerror(code))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_complete_stage_is_read_while_another_process_reads_it(tmp_path):

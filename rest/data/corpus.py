@@ -45,7 +45,7 @@ class Split:
 
     def take(self, rows: np.ndarray | slice | list[int]) -> Split:
         """The rows of this split, in the given order."""
-        rows = np.arange(len(self))[rows]
+        rows = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else np.arange(len(self))[rows]
         references = None if self.references is None else [self.references[r] for r in rows]
         more = [[lines[r] for r in rows] for lines in self.more_references]
         documents = None if self.documents is None else [self.documents[r] for r in rows]
@@ -127,12 +127,16 @@ class Cleaning:
 
 def cleaning_of(folder: Path) -> Cleaning:
     """How the text of a run was cleaned, of whose folder, or of a stage's in it; the usual where nothing says so."""
-    for place in (folder, *folder.absolute().parents[:2]):
-        if (record := place / "experiment.json").is_file():
-            known = read_json(record).get("cleaning") or {}
-            plain = {each.name for each in fields(Cleaning)} - {"non_translations"}  # a function, which is not in JSON
-            return Cleaning(**{name: value for name, value in known.items() if name in plain})
-    return Cleaning()
+    known = recorded(folder).get("cleaning") or {}
+    plain = {each.name for each in fields(Cleaning)} - {"non_translations"}  # a function, which is not in JSON
+    return Cleaning(**{name: value for name, value in known.items() if name in plain})
+
+
+def recorded(folder: Path) -> dict[str, Any]:
+    """The settings of a run, of whose folder, or of a stage's in it; {} where nothing says them."""
+    records = (place / "experiment.json" for place in (folder, *folder.absolute().parents[:2]))
+    found = next((record for record in records if record.is_file()), None)
+    return {} if found is None else dict(read_json(found))
 
 
 @dataclass(frozen=True)

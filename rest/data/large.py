@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -85,8 +85,11 @@ class Shards:
     max_train: int | None = None  # take only the first training pairs
 
     def load(self, cleaning: Cleaning) -> Corpus:
-        """Read, and clean once more: with the same cleaning, nothing more is dropped. Ids count what was kept."""
-        return load(self.rows, cleaning)
+        """Read, and clean once more: with the same cleaning, nothing more is dropped. Ids count what was kept.
+
+        Pairs that are no translations are not looked for again: what is one depends on the pairs beside it.
+        """
+        return load(self.rows, replace(cleaning, non_translations=None))
 
     def rows(self, split: str) -> Rows:
         """A split, read a block at a time."""

@@ -36,8 +36,8 @@ def decode_line(raw: bytes, place: Path | str, number: int) -> str:
     except UnicodeDecodeError as error:
         if number == 1 and raw.startswith(b"\x1f\x8b"):
             raise UserError(f"{place} is compressed by gzip: give it a name that ends in .gz") from error
-        wrong = raw[error.start]
-        raise UserError(f"{place}, line {number}: byte {error.start + 1} is 0x{wrong:02x}, no UTF-8") from error
+        wrong, mark = error.object[error.start], len(raw) - len(error.object)  # which was taken off
+        raise UserError(f"{place}, line {number}: byte {mark + error.start + 1} is 0x{wrong:02x}, no UTF-8") from error
 
 
 def one_line(error: BaseException) -> str:

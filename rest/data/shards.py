@@ -155,11 +155,11 @@ def describe_shards(folder: Path) -> tuple[Shard, ...]:
     names = sorted(path.name for path in folder.glob("part-*.parquet"))
     count = int(names[0].removesuffix(".parquet").rsplit("-", 1)[1]) if names else 1
     expected = [shard_name(index, count) for index in range(count)]
-    if names != expected:
-        first = min(set(names) ^ set(expected))
+    if odd := set(names) ^ set(expected):
+        first = min(odd)
         raise UserError(f"{folder / first} " + ("is missing" if first in expected else f"is not one of {count} shards"))
     shards = []
-    for name in names:
+    for name in expected:
         with open_shard(folder / name) as file:
             rows = file.metadata.num_rows
         shards.append(Shard(name, rows, (folder / name).stat().st_size, sha256(folder / name)))
@@ -191,7 +191,7 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing") from error
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} cannot be read, it may be damaged: {reason}") from error
 

@@ -140,6 +140,8 @@ class Sidecars:
 
             def enter() -> str | None:
                 held.enter_context(filelock.FileLock(final.parent / f".{name}.lock"))
+                for leftover in final.parent.glob(f".{name}.*.writing"):  # of a process that was killed
+                    shutil.rmtree(leftover)
                 return None if name in self.names else self._temporary(name).name
 
             temporary = processes.lead(enter)

@@ -244,17 +244,23 @@ class MarianTokenizer:
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        return [self._encode(text, self._source, self._source_ids) for text in texts]
+        known = self._said(self._source_ids)
+        return [self._encode(text, self._source, known) for text in texts]
 
     def encode_targets(self, texts: Sequence[str]) -> list[list[int]]:
-        return [self._encode(text, self._target, self._ids) for text in texts]
+        known = self._said(self._ids)
+        return [self._encode(text, self._target, known) for text in texts]
+
+    @staticmethod
+    def _said(ids: Mapping[str, int]) -> dict[str, int]:
+        """Ids of what text can say, which is no padding and no end."""
+        return {**ids, "<pad>": ids["<unk>"], "</s>": ids["<unk>"]}
 
     @staticmethod
     def _encode(text: str, model: sentencepiece.SentencePieceProcessor, ids: Mapping[str, int]) -> list[int]:
         end = text.index("<<") + 2 if text.startswith(">>") and "<<" in text else 0
         pieces = [text[:end]] * bool(end) + model.encode(text[end:], out_type=str)
-        known = {**ids, "<pad>": ids["<unk>"], "</s>": ids["<unk>"]}  # which text cannot say
-        return [known.get(piece, ids["<unk>"]) for piece in pieces]
+        return [ids.get(piece, ids["<unk>"]) for piece in pieces]
 
     def decode(self, ids: Sequence[Sequence[int] | np.ndarray]) -> list[str]:
         silent = {self.pad_id, self.eos_id}

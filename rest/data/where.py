@@ -95,7 +95,14 @@ def _compare(a: Any, op: ast.cmpop, b: Any) -> Any:
     if isinstance(op, ast.In | ast.NotIn):
         found = pc.is_in(a, value_set=pa.array(list(b)).cast(a.type))
         return found if isinstance(op, ast.In) else pc.invert(found)
-    return COMPARISONS[type(op)](a, b)
+    return COMPARISONS[type(op)](_like(a, b), _like(b, a))
+
+
+def _like(value: Any, other: Any) -> Any:
+    """A number in the type of the column of float32 that it is compared with, as thresholds are."""
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    column = isinstance(other, pa.Array | pa.ChunkedArray) and other.type == pa.float32()
+    return pa.scalar(float(value), pa.float32()) if plain and column else value
 
 
 def _check(text: str, node: ast.expr, known: Sequence[str], *, as_value: bool) -> list[str]:

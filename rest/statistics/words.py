@@ -1,6 +1,7 @@
 """Words: what white space parts, except in scripts written without spaces, where each character is one.
 
-So a length in words means about the same for Chinese and Japanese as for English, as in sacreBLEU's zh tokenizer.
+So a length in words means about the same for Chinese and Japanese as for English, as in sacreBLEU's zh tokenizer. In
+Thai, Lao, Burmese and Khmer, which spell their words, a length counts four characters as a word.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import numpy as np
 
 # Hiragana and katakana, then the ideographs of Chinese, Japanese and Korean (CJK) with their extensions.
 UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+SPELLED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai and Lao, Burmese, Khmer
 _WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
+_SPELLED = re.compile(rf"[{SPELLED}]")
 
 
 def words(text: str) -> list[str]:
@@ -21,8 +24,11 @@ def words(text: str) -> list[str]:
 
 
 def count_words(text: str) -> int:
-    """How many words a text has."""
-    return len(words(text))
+    """How many words a text has, as lengths count them."""
+    if text.isascii():
+        return len(text.split())
+    others, spelled = _SPELLED.subn(" ", text)
+    return len(words(others)) + -(-spelled // 4)
 
 
 def log_length_ratios(sources: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:

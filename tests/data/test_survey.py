@@ -46,6 +46,10 @@ def test_files_that_cannot_be_used(tmp_path):
     (tmp_path / "latin").write_bytes(b"a\n\xe4\n")
     with pytest.raises(UserError, match=r"two has 2 lines, but .*one has 1"):
         Pairs.read(tmp_path / "two", tmp_path / "one", CLEANING)
+    marked = tmp_path / "marked"
+    marked.write_bytes(b"\xef\xbb\xbfab\xffcd\n")
+    with pytest.raises(UserError, match="marked, line 1: byte 6 is 0xff, no UTF-8"):
+        Pairs.read(marked, tmp_path / "two", CLEANING)
     with pytest.raises(UserError, match="latin, line 2: byte 1 is 0xe4, no UTF-8"):
         Pairs.read(tmp_path / "latin", tmp_path / "two", CLEANING)
     with pytest.raises(UserError, match="none does not exist"):

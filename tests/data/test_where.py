@@ -46,6 +46,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> ScoredDataset:
     write_manifest(folder, settings={}, identities={"policy": "ab" * 32}, seed=3, scale=(0.0, 64.0))
     found = ScoredDataset.open(folder)
     found.sidecars.write("gold", np.linspace(1, 0, ROWS, dtype=np.float32), {})
+    found.sidecars.write("tenth", (np.arange(ROWS) % 10 / 10).astype(np.float32), {})
     return found
 
 
@@ -65,6 +66,8 @@ K = np.arange(ROWS)
         ("origin == 'reference' and length = 2", K % 6 == 5),
         ("hypothesis = 'y = 1'", K < 0),
         ("reward > -1", K >= 0),
+        ("tenth = 0.1 or 0.2 >= tenth", K % 10 <= 2),  # as float32, which is what is stored
+        ("tenth >= 0.9", K % 10 == 9),
     ],
 )
 def test_a_condition_is_what_numpy_says(dataset: ScoredDataset, text: str, rows: np.ndarray) -> None:

@@ -9,6 +9,12 @@ from hypothesis import strategies as st
 from rest.statistics.words import UNSPACED, count_words, log_length_ratios, words
 
 
+def test_scripts_that_spell_their_words_have_lengths_like_others() -> None:
+    thai = "เด็กผู้หญิงคนหนึ่งกำลังวิ่งเล่นกับสุนัขตัวเล็กในสวนสาธารณะ"  # a girl runs and plays with a small dog in the park
+    assert 10 <= count_words(thai) <= 16 and words(thai) == [thai]
+    assert count_words("ไป go") == 2
+
+
 def test_words_are_counted_in_scripts_without_spaces() -> None:
     assert count_words("") == count_words(" \u3000\x85") == 0
     assert count_words("two words") == count_words("zwei Wörter") == 2
