@@ -164,14 +164,14 @@ def test_notebooks_hold_what_running_them_showed(notebook):
 def test_the_experiment_of_the_tutorial(tmp_path, monkeypatch):
     """The text and ratings of the tutorial are written, and its experiment, of few imports, reads them."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine").mkdir()
+    (tmp_path / "made-up").mkdir()
     page = ROOT / "docs" / "tutorial.md"
     data, experiment = re.findall(r"<<'END'\n(.*?)^END", page.read_text(), re.S | re.M)
     imports = re.findall(r"^(?:from|import) .*", experiment, re.M)
     assert len(imports) <= 8
     assert data.count("train=4000") == 1
     run_block(data.replace("train=4000", "train=400"), page)
-    path = tmp_path / "mine" / "experiment.py"
+    path = tmp_path / "made-up" / "experiment.py"
     path.write_text(experiment)
     settings = load_experiment(str(path))
     assert len(settings.corpus.load(settings.cleaning).train) == 400

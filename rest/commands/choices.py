@@ -77,6 +77,13 @@ class Choices:
     machine: Machine
     size: Size
     untranslated: int = 0  # further sources
+    rated: bool = False  # whether the reward is learned from ratings
+
+    @property
+    def best(self) -> tuple[int, ...]:
+        """How many of a source's samples the Improve steps learn from."""
+        n = self.size.samples
+        return (1,) if self.untranslated else (n // 2, n // 4) if self.rated else (n // 4, 1)
 
     @cached_property
     def bleu_tokenizer(self) -> str:
@@ -174,10 +181,11 @@ class Choices:
 
     @property
     def passing_steps(self) -> int:
-        """Updates in which the first Improve step sees all once: a quarter of the samples, or the best one of sources
-        that nobody has translated, and human pairs."""
-        kept = (self.grow_sources or self.offered) * (1 if self.untranslated else self.size.samples // 4)
-        return max(1, round(self.epoch * (1 + kept / len(self.train))))
+        """Updates in which the first Improve step sees all once: the best samples of a source and its human pair, or
+        the best one of sources that nobody has translated and all pairs."""
+        sources = self.grow_sources or self.offered
+        pairs = len(self.train) if self.untranslated else sources
+        return max(1, round(self.epoch * (pairs + sources * self.best[0]) / len(self.train)))
 
     @property
     def improve_steps(self) -> int:

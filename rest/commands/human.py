@@ -12,7 +12,7 @@ from rest.commands.flags import console, parsed
 from rest.errors import UserError, check_seed, refuse_below
 from rest.evaluation.human import export_sheet, import_sheets
 from rest.evaluation.outputs import Outputs
-from rest.folder import write_json
+from rest.folder import newest_evaluations, write_json
 from rest.journal import literal
 from rest.report.human import section
 
@@ -57,7 +57,7 @@ def export(arguments: Sequence[str]) -> None:
     names = list(dict.fromkeys([flags.baseline, *flags.policies]))
     if len(names) < 2:
         raise UserError(f"--policies: name at least one policy other than {flags.baseline}")
-    files = {name: flags.run / "evaluation" / name / "greedy.parquet" for name in names}
+    files = {name: newest_evaluations(flags.run) / name / "greedy.parquet" for name in names}
     for name, file in files.items():
         if not file.is_file():
             raise UserError(f"{file}: no such outputs; they are made with `rest evaluate --policy {name}`")

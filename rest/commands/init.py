@@ -19,7 +19,7 @@ from rest.commands.written import SPLITS, Text, written
 from rest.data.corpus import Cleaning
 from rest.data.lines import decode_line, read_lines
 from rest.data.survey import Pairs, split_off
-from rest.errors import UserError
+from rest.errors import UserError, check_seed
 
 LEAST = 100  # pairs, below which nothing is learned
 CLEANING = Cleaning()
@@ -76,6 +76,7 @@ def init(arguments: Sequence[str]) -> None:
     folder = flags.folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: exists already and is not an empty folder; name a new one")
+    check_seed(flags.seed, "--seed")
     if flags.size is not None and flags.size not in SIZES:
         raise UserError(f"--size {flags.size}: no such size; there are {', '.join(SIZES)}")
     if flags.ratings is not None and flags.reward != "consensus":
@@ -84,7 +85,8 @@ def init(arguments: Sequence[str]) -> None:
     machine = _machine()
     size = flags.size or size_for(text.learned, machine)
     more = 0 if flags.text is None else _untranslated(flags.text)
-    choices = Choices(text.learned, text.splits["dev"], text.splits["test"], machine, SIZES[size], more)
+    dev, test, rated = text.splits["dev"], text.splits["test"], flags.ratings is not None
+    choices = Choices(text.learned, dev, test, machine, SIZES[size], more, rated)
     reward = reward_of(flags.ratings, flags.reward, choices, folder)
     lines = written(text, choices, size, reward, flags.start and start_of(flags.start, folder), folder, flags.text)
     folder.mkdir(parents=True, exist_ok=True)

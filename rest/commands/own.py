@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from rest.data.lines import decode_line, read_lines
 from rest.errors import UserError
 from rest.model.families.hub import NAME
 from rest.ratings.files import MLQEPE, MQM, DirectAssessments, Rankings, Votes
-from rest.reward.reward import Reward, with_references
+from rest.reward.reward import Groups, Reward
 
 
 def beside(path: Path, folder: Path) -> str:
@@ -105,10 +106,14 @@ def _of_function(name: str, choices: Choices, folder: Path) -> Own:
         top = f"from {module} import {attribute} as own"
     if isinstance(found, Reward):
         return Own("own", f"{name} is a Reward, and has a scale.", top)
-    function = with_references(found() if call else found)
-    some = choices.dev.take(np.arange(min(100, len(choices.dev))))
-    wrong = [*some.targets[1:], some.targets[0]]
-    scores = [np.asarray(function(some.sources, side, some.targets), float) for side in (some.targets, wrong)]
+    some = choices.dev.take(np.repeat(np.arange(min(100, len(choices.dev))), 2))  # twice: to be compared
+    wrong, groups = [*some.targets[2:], *some.targets[:2]], Groups.of_samples(len(some.sources) // 2, 2)
+    scored = partial(
+        Reward(found() if call else found, scale=(-1e30, 1e30)), some.sources
+    )  # it checks what it is given
+    scores = [scored(side, some.targets, groups).raw for side in (some.targets, wrong)]
+    if choices.untranslated:  # for which there are no references
+        scored(some.targets, None, groups)
     low, high = float(np.min(scores)), float(np.max(scores))
     if low >= 0 and high <= 1:
         return Own(f"Reward(own{call})", f"{name} gave {low:.3g} to {high:.3g} to dev, which needs no scale.", top)

@@ -93,6 +93,13 @@ class Text:
         copied = float(np.mean([x == y for x, y in zip(self.learned.sources, self.learned.targets, strict=True)]))
         if copied > 0.01:
             lines.append(f"look: {copied:.1%} of the targets are their source, which teaches to copy")
+        usual = Cleaning().max_words or 0
+        for name in ("dev", "test"):
+            if (longest := int(self.splits[name].longest.max())) > usual:
+                row = int(np.argmax(self.splits[name].longest)) + 1
+                lines.append(
+                    f"look: {name}, line {row} has {longest:,} words, and every row of a batch is made as long"
+                )
         both = int(self.splits["test"].among(set(self.splits["dev"].sources)).sum())
         if both:
             lines.append(f"look: {both:,} sources of test are in dev too, so that test is not quite unseen")
@@ -279,18 +286,18 @@ def _of_loop(choices: Choices, reward: Own, start: str | None, untranslated: str
     if untranslated:
         drawn += f" of {c.untranslated:,} lines that nobody has translated"
         grow += f"\n    text={untranslated}, training_text=False,"
-        keep, human, rate, looks = "(1,)", "all", _rate(c, start) / 5, 8
+        human, rate, looks = "all", _rate(c, start) / 5, 8
         rule = f"The best one of a source beside all pairs, for about {round(steps / c.passing_steps)} epochs of both."
     else:
-        first, then = (n // 2, n // 4) if reward.learned else (n // 4, 1)
-        keep, human, rate, looks = f"({first}, {then})", "always", _rate(c, start) / 10, 5
+        first, then = c.best
+        human, rate, looks = "always", _rate(c, start) / 10, 5
         rule = f"First the best {first} of a source, then the best {then}: "
         rule += "not fewer, since a learned reward errs most at its top." if reward.learned else "a rising threshold."
         rule += f" About {c.passing_steps:,} updates go once through what passes first."
     falls = f'{rate:.2g}, 20, "linear", {steps}'
     how = f"max_steps={steps}, evaluate_every={steps // looks}, patience={looks}, average=3"
     train = f"    train=TrainSettings(\n        {how}, schedule=Schedule({falls})\n    ),"
-    fields = f'    rule=PerSourceTop({keep}),\n    human_pairs="{human}",\n    unfiltered=False,'
+    fields = f'    rule=PerSourceTop({c.best}),\n    human_pairs="{human}",\n    unfiltered=False,'
     return [
         (
             f"{drawn}, and the best four of beam search. At 0.5, since at 0.8 many samples are wrong.",
@@ -311,7 +318,7 @@ def _of_report(choices: Choices) -> Parts:
         given.append(f'bleu_tokenizer="{choices.bleu_tokenizer}"')
         why.append("The target's script has no spaces, which BLEU must know.")
     if choices.size.width <= 64:
-        given.append("samples_per_source=2, kl_sources=100, bc_temperatures=(), ceiling_samples=0")
+        given.append("kl_sources=100, bc_temperatures=(), ceiling_samples=0")
         why.append("A small run: without the controls that take longer than training does.")
     parts = [(" ".join(why), f"evaluation=EvaluationSettings({', '.join(given)})")] if given else []
     if choices.machine.accelerators:

@@ -209,11 +209,14 @@ def _rewards(folder: Path) -> np.ndarray | None:
 
 def _first(run: Content) -> list[Drawing]:
     """What a user would see of the last policy, at one glance."""
-    found = [
-        plots.Shipped(each.column.title, label(each.base), *(each.test[key] for key in ("difference", "lo", "hi")))
-        for each in differences(run.rows, run.split, run.compared)
-        if each.test is not None
-    ]
+    found = []
+    for each in differences(run.rows, run.split, run.compared):
+        if each.test is None:
+            continue
+        title, ends = each.column.title, [each.test[key] for key in ("difference", "lo", "hi")]
+        if each.column.best is min:  # turned, so that what is better is always on the right
+            title, ends = title.replace("less is better", "how much less"), [-ends[0], -ends[2], -ends[1]]
+        found.append(plots.Shipped(title, label(each.base), *ends))
     caption = (
         "What the last policy's outputs have more than the baselines', with paired 95% intervals: right of the line it "
         "is better, and beyond chance where the interval does not touch the line."

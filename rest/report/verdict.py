@@ -29,9 +29,11 @@ SHIPPED = {  # way of decoding -> its metrics that nothing was trained on, each 
     },
 }
 SAMPLES = {"reward": REWARD, "first_reward": BY_KEY["first_reward_mean"], "gold": GOLD, "judge": BY_KEY["judge_mean"]}
+OUTPUT_REWARDS = {f"reward_{way}": BY_KEY[f"reward_{way}_mean"] for way in SHIPPED}
 TRAINED_ON = ("reward", "first_reward")
 COMPARE = {"SentenceBLEU": "BLEU", "SentenceChrF": "chrF", "ChrF": "chrF"}  # what rewards and utilities are made of
 HARDLY = 3.0  # BLEU of greedy outputs, below which samples have little that is right to choose from
+AS_VARIED = 1.25  # times as many distinct samples a source, up to which two policies are about equally varied
 LENGTH = 0.1  # further than a baseline from the length of the references, as a logarithm
 STANDS = {
     "above": "above",
@@ -125,7 +127,8 @@ def verdict(
     if not any(shown.values()):
         said = [f"{label(last)} and the baselines share no metric on the {split} split."]
     else:
-        said = [_conclusion(last, baselines, ways, of_samples)]
+        rewarded = of_samples + _differences(OUTPUT_REWARDS, last, baselines, tests)
+        said = [_conclusion(last, baselines, ways, rewarded)]
         said += [_sentence(way, split, found) for way, found in shown.items() if found]
     if few:
         said.append(f"Caution: {last['sources']} {split} sources are too few to tell any difference from chance.")
@@ -253,10 +256,8 @@ def _joined(rows: Iterable[Row]) -> str:
     return " and ".join(dict.fromkeys(map(called, rows)))
 
 
-def _conclusion(
-    last: Row, baselines: list[Row], ways: dict[str, list[Difference]], of_samples: list[Difference]
-) -> str:
-    """One sentence. A gain lies above all baselines, a loss below one of them."""
+def _conclusion(last: Row, baselines: list[Row], ways: dict[str, list[Difference]], rewarded: list[Difference]) -> str:
+    """One sentence. A gain lies above all baselines, a loss below one of them. `rewarded` are those in the reward."""
     name, others = called(last), _joined(baselines)
     shipped = [each for found in ways.values() for each in found]
     outputs = " and ".join(way for way, found in ways.items() if found)
@@ -271,12 +272,31 @@ def _conclusion(
     if gained:
         better = f"{name} translates better than {others}: it gained {gained}."
         return f"Mixed: against {others}, {name} gained {gained}, and lost {lost}." if lost else better
-    if {each.stands for each in of_samples if each.metric == "reward"} == {"above"}:
+    stands = {metric: {each.stands for each in rewarded if each.metric == metric} for metric in _metrics(rewarded)}
+    if rose := " and ".join(way for way in SHIPPED if stands.get(f"reward_{way}") == {"above"}):
+        if lost:
+            return f"Worse: against {others}, {name} lost {lost}, though the reward of {rose} outputs rose."
+        return (
+            f"No gain but in the reward: that of {rose} outputs of {name} rose, and no other metric of them gained on "
+            f"{others} beyond chance."
+        )
+    if stands.get("reward") == {"above"}:
         rest = f"it lost {lost}" if lost else f"its {outputs} outputs show no gain on {others} beyond chance"
-        return f"Sharper, not better: only the samples of {name} gained; {rest}."
+        sharper = "Not better" if _no_less_varied(last, baselines[-1]) else "Sharper, not better"
+        return f"{sharper}: only the samples of {name} gained; {rest}."
     if lost:
         return f"Worse: against {others}, {name} lost {lost}."
     return f"No gain: the {outputs} outputs of {name} show none on {others} beyond chance."
+
+
+def _metrics(found: list[Difference]) -> set[str]:
+    return {each.metric for each in found}
+
+
+def _no_less_varied(last: Row, base: Row) -> bool:
+    """Whether the samples of a source are known to differ as much as before."""
+    ours, theirs = number(last, "distinct_per_source"), number(base, "distinct_per_source")
+    return ours is not None and theirs is not None and ours >= theirs
 
 
 def _sentence(way: str, split: str, found: list[Difference]) -> str:
@@ -301,9 +321,14 @@ def _as_varied(rows: list[Row], last: Row) -> list[str]:
     nearest = min(of_bc, key=lambda row: abs((number(row, "distinct_per_source") or 0.0) - varied))
     if nearest.get("temperature") is None:  # it is as varied as BC at the same temperature
         return []
-    stands = Difference("reward", REWARD, last, nearest, None)
+    theirs, stands = number(nearest, "distinct_per_source") or 0.0, Difference("reward", REWARD, last, nearest, None)
+    if max(varied, theirs) > AS_VARIED * min(varied, theirs):
+        return [
+            f"No temperature of BC leaves its samples about as varied ({theirs:.1f} distinct samples a source of "
+            f"{label(nearest)}, {varied:.1f} of {label(last)}), so that BC's reward there tells nothing."
+        ]
     return [
-        f"At about equal variety ({number(nearest, 'distinct_per_source'):.1f} distinct samples a source of "
+        f"At about equal variety ({theirs:.1f} distinct samples a source of "
         f"{label(nearest)}, {varied:.1f} of {label(last)}) the reward {written(last, REWARD)} is {stands.words}."
     ]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rest.__main__ import main
+from rest.commands.translate import Flags, _as_evaluated
 
 
 def translated(finished: Path, text: str, monkeypatch, capfdbinary, *flags: str) -> list[str]:
@@ -32,7 +33,24 @@ def test_of_a_run_that_was_evaluated_it_says_whether_its_policy_may_be_shipped(f
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"nu\n")))
         main(["translate", str(folder), "--beams", "1", "--max-target-tokens", "32"])
         out, err = capfdbinary.readouterr()
-        assert out.count(b"\n") == 1 and err.decode().startswith(said) and err.count(b"\n") == (folder is finished)
+        told = [line for line in err.decode().splitlines() if "perhaps cut" not in line]
+        assert out.count(b"\n") == 1 and len(told) == (folder is finished) and "".join(told).startswith(said)
+
+
+def test_lines_are_decoded_as_the_run_was_evaluated_unless_flags_say_otherwise(finished):
+    beam, sampling = _as_evaluated(Flags(finished))
+    assert (beam.beams, beam.max_target_tokens, sampling.temperature) == (2, 32, 0.8)
+    beam, sampling = _as_evaluated(Flags(finished / "bc", beams=1, max_target_tokens=9, temperature=0.5))
+    assert (beam.beams, beam.length_penalty, beam.max_target_tokens) == (1, 1.0, 9)
+    assert (sampling.temperature, sampling.max_target_tokens) == (0.5, 9)
+    beam, _ = _as_evaluated(Flags(finished.parent))
+    assert (beam.beams, beam.max_target_tokens) == (4, 128)
+
+
+def test_translations_that_may_be_cut_are_named(finished, monkeypatch, capfdbinary):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"nu\nnu fudo\n")))
+    main(["translate", str(finished / "bc"), "--max-target-tokens", "2"])
+    assert b"lets it be, and perhaps cut; --max-target-tokens" in capfdbinary.readouterr().err
 
 
 @pytest.mark.parametrize(

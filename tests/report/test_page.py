@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rest.errors import UserError
-from rest.report import page
+from rest.report import page, plots
 from rest.report.page import write_report
 
 OURS = Path(page.__file__).with_suffix(".js").read_text(encoding="utf-8")
@@ -121,6 +121,20 @@ def test_a_whole_run_gives_every_section(run: Path) -> None:
     assert parse(text).tags.count("svg") == 4
     assert "<b>0.750</b>" in text and 'aria-label="above BC">▲' in text
     assert "<h1>toy &lt;run&gt;</h1>" in text
+
+
+def test_less_ter_is_drawn_on_the_right_as_what_is_better(run: Path) -> None:
+    rows = summary()
+    for row in rows:
+        row["metrics"]["ter"] = 60.0
+    write(run / "summary.json", rows)
+    test = {"difference": -2.0, "lo": -3.0, "hi": -1.0, "p_bootstrap": 0.01, "p_randomisation": 0.01}
+    result = {"tests": {"ter": test}, "fell": [], "rows": [], "new": "improve-1-1", "old": "bc"}
+    write(run / "evaluation" / "improve-1-1-against-bc" / "stage.json", {"settings": {}, "result": result})
+    [(figure, _, caption)] = page._first(page._read(run))
+    [panel] = figure.axes
+    assert panel.get_title(loc="left") == "TER, greedy (how much less)" and "right of the line it is better" in caption
+    assert panel.lines[-1].get_xdata() == [2.0] and panel.lines[-1].get_color() == plots.GREEN
 
 
 def test_text_of_the_run_is_escaped(run: Path) -> None:

@@ -86,6 +86,32 @@ def test_the_conclusion_is_about_what_a_user_ships(compared: list[dict[str, Any]
     assert verdict(run(), compared=compared)[0] == said
 
 
+def test_a_reward_that_rose_in_outputs_too_is_not_called_sharper() -> None:
+    rows = run()
+    for each, reward in zip(rows, (0.7, 0.7, 0.7, 0.8), strict=True):
+        each["metrics"] |= {"reward_greedy_mean": reward, "reward_greedy_ci95": [reward - 0.01, reward + 0.01]}
+    compared = [
+        against(old, bleu=SAME, bleu_beam=SAME, reward=UP, reward_greedy=UP) for old in ("bc", "bc_continued-40")
+    ]
+    assert verdict(rows, compared=compared)[0] == (
+        "No gain but in the reward: that of greedy outputs of ReST (G1 I2) rose, and no other metric of them gained on "
+        "BC continued and BC beyond chance."
+    )
+    compared = [
+        against(old, bleu=DOWN, bleu_beam=SAME, reward=UP, reward_greedy=UP) for old in ("bc", "bc_continued-40")
+    ]
+    assert verdict(rows, compared=compared)[0] == (
+        "Worse: against BC continued and BC, ReST (G1 I2) lost BLEU of greedy outputs, though the reward of greedy "
+        "outputs rose."
+    )
+
+
+def test_samples_that_differ_as_much_as_before_are_not_called_sharper() -> None:
+    rows = run()
+    rows[0]["metrics"]["distinct_per_source"], rows[-1]["metrics"]["distinct_per_source"] = 3.5, 3.8
+    assert verdict(rows, compared=both(SAME, SAME))[0].startswith("Not better: only the samples of ReST (G1 I2) gained")
+
+
 def test_greedy_and_beam_come_before_samples_with_paired_differences() -> None:
     compared = [
         against("bc", bleu=UP, bleu_beam=SAME, reward=UP),
@@ -181,6 +207,9 @@ def test_a_sharper_policy_is_held_against_bc_at_the_temperature_of_its_variety()
         "At about equal variety (2.1 distinct samples a source of BC, T = 0.5, 2.2 of G1 I2) the reward "
         "0.800 [0.790–0.810] is not told apart from BC, T = 0.5 (0.810 [0.800–0.820])."
     )
+    rows[3]["metrics"]["distinct_per_source"] = 1.1
+    [said] = [line for line in verdict(rows, compared=both(SAME, SAME)) if "varied" in line]
+    assert said.startswith("No temperature of BC leaves its samples about as varied (2.1 distinct samples a source of")
     rows[3]["metrics"]["distinct_per_source"] = 3.5  # as varied as BC itself
     assert not [line for line in verdict(rows) if "variety" in line]
 
