@@ -32,11 +32,14 @@ from rest.learning.train import TrainSettings, shuffled
 from rest.policy.beam import longest, translate
 from rest.policy.policy import Policy, PolicyObjective, sequence_log_probs
 from rest.policy.sampler import sample
+from rest.reward.learned.fit import started
+from rest.reward.learned.network import LearnedReward
 from rest.reward.learned.settings import TranslationModel
-from rest.reward.reward import Groups
+from rest.reward.reward import Groups, Reward
 from rest.reward.utility import ChrF
 from rest.runs import Run
 from rest.stages.evaluation import evaluations
+from rest.stages.inputs import judge_of
 from rest.statistics.intervals import corpus_metrics
 from rest.statistics.paired import paired_corpus
 
@@ -137,7 +140,7 @@ class Expected:
         rated = self.inputs.human_ratings(1).ratings.size if r.ratings else r.sources * (r.samples_per_source + 1)
         looks = 2 + math.ceil(r.train.max_steps / r.train.evaluate_every) + (r.train.average > 1)
         asked = rated * (1 + r.dev_share * looks) + ATTACKS * min(r.attacked, r.dev_share * r.sources)
-        own = "start updates" if isinstance(r.start, TranslationModel) else "updates"
+        own = "updates" if r.start is None else "start updates"
         updates = r.train.max_steps * self.size(self.e.reward_batch)
         drawn = 0 if r.ratings else r.sources * r.samples_per_source
         return {own: updates, "saves": looks, "samples": drawn, "scores": asked, "programs": 3}
@@ -161,6 +164,7 @@ class Expected:
         return {
             "samples": t * settings.samples_per_source + few,
             "scores": t * (settings.samples_per_source + 2),
+            "judged": t * (settings.samples_per_source + 2) * (settings.judge is not None),
             "greedy": self.outputs(t, 1),
             "beam": self.outputs(t, self.e.beam.beams),
             "pairs": few * anchors,
@@ -347,18 +351,30 @@ class Calibration:
         e, text = self.e, self._some(256)
         pairs = human_pairs(self.policy, text)
         self.seconds["pairs"] = self._timed(lambda: sequence_log_probs(self.policy, pairs, e.batch)) / len(text)
+        judge = judge_of(self.inputs)
+        self.seconds["judged"] = 0.0 if judge is None else self._scoring(judge, text)
         if not self.inputs.learns_reward:
-            n = e.grow.samples if e.reward.compares else 1
-            rows = text.take(np.repeat(np.arange(max(1, len(text) // n)), n))
-            groups = Groups.of_samples(len(rows) // n, n)
-            texts = rows.sources, rows.references or rows.sources, rows.references
-            self.seconds["scores"] = self._timed(lambda: e.reward(*texts, groups)) / len(rows)
+            self.seconds["scores"] = self._scoring(self.inputs.given_reward, text)
             return
-        self.seconds["scores"] = self.seconds["pairs"]
-        if isinstance(e.reward.start, TranslationModel):
-            own = Policy.new(e.reward.start.model, self.policy.tokenizer, 0)
-            self.seconds["start updates"] = self._updates(own, e.reward.start.train)
+        self.seconds["scores"], start = self.seconds["pairs"], e.reward.start
+        if isinstance(start, TranslationModel):
+            own = Policy.new(start.model, self.policy.tokenizer, 0)
+            self.seconds["start updates"] = self._updates(own, start.train)
             self.seconds["scores"] = self._timed(lambda: sequence_log_probs(own, pairs, e.batch)) / len(text)
+        elif start is not None:
+            read = LearnedReward.new(started(start, self.policy, 0), e.reward_batch)
+            texts = text.sources, text.references or text.sources, None
+            self.seconds["scores"] = self._timed(lambda: read(*texts)) / len(text)
+            a_batch = e.batch.rows * e.batch.target_tokens / self.expected.mean_target
+            self.seconds["start updates"] = 3 * a_batch * self.seconds["scores"]  # forward once, backward about twice
+
+    def _scoring(self, reward: Reward, text: Split) -> float:
+        """Seconds a hypothesis."""
+        n = self.e.grow.samples if reward.compares else 1
+        rows = text.take(np.repeat(np.arange(max(1, len(text) // n)), n))
+        texts = rows.sources, rows.references or rows.sources, rows.references
+        groups = Groups.of_samples(len(rows) // n, n)
+        return self._timed(lambda: reward(*texts, groups)) / len(rows)
 
     def _statistics(self) -> None:
         """What takes no device: metrics with their intervals, paired comparisons, utilities; and a policy's files."""

@@ -84,7 +84,7 @@ class Study:
 
     def make(self) -> None:
         """Every cell that is not complete; what fails is told at the end, and does not keep the others from it."""
-        left = {cell: Run(cell.experiment, cell.folder, self.out / STAGES) for cell in self.cells if not cell.complete}
+        left = [cell for cell in self.cells if not cell.complete]
         failed, begun, pause = list[str](), set[Cell](), WAIT_S
         while left:
             before = len(left)
@@ -93,8 +93,9 @@ class Study:
                     say(f"study: {cell.variant}, seed {cell.seed}")
                     begun.add(cell)
                 try:
-                    with left[cell].recorded():
-                        rest(left[cell])
+                    run = Run(cell.experiment, cell.folder, self.out / STAGES)  # anew: a busy one holds its text
+                    with run.recorded():
+                        rest(run)
                     summarise(cell.folder)
                     cell.ended()
                 except Busy:  # another process makes what it needs next
@@ -104,7 +105,7 @@ class Study:
                         traceback.print_exc()
                     say(f"study: {cell.variant}, seed {cell.seed} failed: {error}")
                     failed.append(f"{cell.variant}, seed {cell.seed}: {error}")
-                del left[cell]
+                left.remove(cell)
             pause = WAIT_S if len(left) < before else min(2 * pause, LONGEST_WAIT_S)
             if len(left) == before:
                 time.sleep(pause)

@@ -44,7 +44,10 @@ def test_what_settings_say_is_counted(expected: Expected) -> None:
 def test_more_of_something_takes_more(expected: Expected, tmp_path: Path) -> None:
     e = expected.e
     longer = replace(e, grow_steps=2, grow=replace(e.grow, samples_per_source=6))
+    judged = replace(longer, evaluation=replace(e.evaluation, judge=e.reward))
+    assert dict(Expected(Run(judged, tmp_path)).stages())["evaluation/bc"]["judged"] == 16 * 4
     units = dict(Expected(Run(longer, tmp_path)).stages())
+    assert units["evaluation/bc"]["judged"] == 0
     assert units["grow-2"]["samples"] == 64 * 6 and "bc_continued-80" in units
 
 

@@ -117,8 +117,9 @@ def test_a_complete_study_is_shown_and_more_seeds_are_added(
     main([*arguments, "--machine.rows", "2000"])  # which decides no result
     assert "4 of 4 cells are complete" in " ".join(capsys.readouterr().out.split())
     assert {path: path.stat().st_mtime_ns for path in out.glob(f"{STAGES}/*/stage.json")} == stamps
-    place = arguments.index("1")
+    place, known = arguments.index("1"), (out / "study.json").read_bytes()
     main([*arguments[:place], "1", "2", *arguments[place + 1 :], "--shown", "--every"])
+    assert (out / "study.json").read_bytes() == known
     said = capsys.readouterr()
     assert "4 of 6 cells are complete" in " ".join(said.out.split()) and "study: " not in said.err
 

@@ -33,6 +33,10 @@ def export(arguments: Sequence[str]) -> None:
     policy = last_policy(flags.folder)
     family = write(flags.out, policy.network, policy.tokenizer)
     say(f"{flags.out}: {family.name}, for transformers and CTranslate2")
+    prompt = policy.tokenizer.prompt
+    if prompt.source and not prompt.forced:  # MADLAD and OPUS-MT of many languages are told the language there
+        said = policy.tokenizer.decode([list(prompt.source)])[0] or f"the tokens {list(prompt.source)}"
+        say(f"{flags.out}: begin every source with {said}, as this policy does")
     if (flags.folder / "summary.json").is_file():  # of a run that was evaluated
         from rest.commands.report import say_advice  # and with it matplotlib, which takes a second
 

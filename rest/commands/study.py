@@ -61,7 +61,10 @@ def study(arguments: Sequence[str]) -> None:
 
 
 def _show(cells: Study, flags: Flags, command: str, group: str) -> None:
-    """The table, study.md, study.json, study.svg and study.png; study-GROUP.md where these are of other variants."""
+    """The table, study.md, study.json, study.svg and study.png; study-GROUP.md where these are of other variants.
+
+    With --shown only the table, and --results.
+    """
     found = lines_of(cells.rows, flags.every)
     record = cells.record(command)
     joint = joint_section(record["variants"])
@@ -69,19 +72,22 @@ def _show(cells: Study, flags: Flags, command: str, group: str) -> None:
     if group and files.with_suffix(".json").exists():
         known = read_json(files.with_suffix(".json")).get("variants", {})
         files = files if {*known} & {*cells.variants} else flags.out / f"study-{group}"
-    for path in [files.with_suffix(".json"), *([] if flags.results is None else [flags.results])]:
+    kept = [] if flags.shown else [files.with_suffix(".json")]
+    for path in [*kept, *([] if flags.results is None else [flags.results])]:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, record)
-    with replacing(files.with_suffix(".md")) as file:
-        parts = [*section(found).markdown(), *(joint.markdown() if joint else [])]
-        file.write(("\n\n".join(parts) + "\n").encode())
-    drawn = figure(found)
-    for kind in ("svg", "png"):
-        with replacing(files.with_suffix(f".{kind}")) as file:
-            drawn.savefig(file, format=kind, dpi=120)
+    if not flags.shown:
+        with replacing(files.with_suffix(".md")) as file:
+            parts = [*section(found).markdown(), *(joint.markdown() if joint else [])]
+            file.write(("\n\n".join(parts) + "\n").encode())
+        drawn = figure(found)
+        for kind in ("svg", "png"):
+            with replacing(files.with_suffix(f".{kind}")) as file:
+                drawn.savefig(file, format=kind, dpi=120)
     shown = console()
     shown.print(in_terminal(found))
     if joint:
         shown.print(*joint.console(), sep="\n")
     complete, wanted = len(cells.rows), len(cells.cells)
-    shown.print(literal(f"{complete} of {wanted} cells are complete; {files.with_suffix('.md')}, .json, .svg, .png"))
+    where = "" if flags.shown else f"; {files.with_suffix('.md')}, .json, .svg, .png"
+    shown.print(literal(f"{complete} of {wanted} cells are complete{where}"))

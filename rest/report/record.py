@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rest import __version__
-from rest.folder import read_json, stages_in
+from rest.folder import newest_evaluations, read_json, stages_in
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "sacrebleu", "sentencepiece")
 POINTS = (1, 2, 4, 8, 10, 16, 32, 64, 128, 256)  # what is kept of a curve over N
@@ -19,15 +19,25 @@ POINTS = (1, 2, 4, 8, 10, 16, 32, 64, 128, 256)  # what is kept of a curve over 
 
 def made_with(command: str) -> dict[str, Any]:
     """How and where numbers were made."""
-    here = Path(__file__).resolve().parent
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True)
     return {
         "command": command,
         "version": __version__,
-        "commit": commit.stdout.strip() if commit.returncode == 0 else None,
+        "commit": _commit(),
         "machine": {"processors": os.cpu_count(), "python": platform.python_version()},
         "packages": {package: version(package) for package in PACKAGES},
     }
+
+
+def _commit() -> str | None:
+    """Of a clone of the project that this runs in; None where it is installed, whatever repository it lies in."""
+    root = Path(__file__).resolve().parents[2]
+    ask = ["git", "rev-parse", "--show-toplevel", "HEAD"]
+    try:
+        said = subprocess.run(ask, cwd=root, capture_output=True, text=True)
+    except OSError:  # there is no git
+        return None
+    top, *commit = said.stdout.split("\n") if said.returncode == 0 else [""]
+    return commit[0] if commit and Path(top) == root else None
 
 
 def without_paths(settings: Any) -> Any:
@@ -50,7 +60,7 @@ def record_of(run: Path) -> dict[str, Any]:
     }
     paired = {
         path.parent.name: read_json(path)["result"]["tests"]
-        for path in sorted(run.glob("evaluation/*-against-*/stage.json"))
+        for path in sorted(newest_evaluations(run).glob("*-against-*/stage.json"))
     }
     return {
         **({"rows": read_json(summary)} if (summary := run / "summary.json").exists() else {}),

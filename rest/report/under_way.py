@@ -36,7 +36,7 @@ def _of_study(run: Path) -> list[Path]:
     settings, found = run / "experiment.json", []
     if settings.is_file():
         seed = read_json(settings).get("seed")
-        for journal in (run.absolute().parents[1] / "stages").glob(".*.partial/metrics.jsonl"):
+        for journal in (run.absolute().parent.parent / "stages").glob(".*.partial/metrics.jsonl"):
             stage = journal.parent / "stage.json"
             if stage.is_file() and read_json(stage)["settings"].get("seed") == seed:
                 found.append(journal)
