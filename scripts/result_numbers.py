@@ -27,7 +27,8 @@ def number(x: float, digits: int = 3, signed: bool = False) -> str:
 
 
 def interval(lo: float, hi: float, digits: int = 3) -> str:
-    return f"[{number(lo, digits)}, {number(hi, digits)}]"
+    """An end just below 0 is −0.0, for 0 is then within."""
+    return f"[{lo:.{digits}f}, {hi:.{digits}f}]".replace("-", "−")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
