@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from result_iwslt14 import iwslt14, iwslt14_joint, iwslt14_policies, other_text
+from result_iwslt14 import iwslt14, iwslt14_joint, iwslt14_policies, other_text, table_1
 from result_multi30k import multi30k, multi30k_pair, multi30k_policies
 from result_numbers import (
     HEAD,
@@ -278,6 +278,8 @@ over sources. The reward is the mean over samples at T = 0.8. Everything ran on 
 {iwslt14()}
 
 {other_text()}
+
+{table_1()}
 
 ## Beside PPO
 

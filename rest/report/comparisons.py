@@ -38,7 +38,7 @@ def section(run: Path) -> Section | None:
 
 def read(run: Path) -> list[dict[str, Any]]:
     """The comparisons of the run in the order of its steps."""
-    results = [read_json(path)["result"] for path in newest_evaluations(run).glob("*-against-*/stage.json")]
+    results = [read_json(path)["result"] for path in newest_evaluations(run).glob("[!.]*-against-*/stage.json")]
     pairs = [tuple(filter(None, (StageName.parse(result[side]) for side in ("new", "old")))) for result in results]
     controls = {name for pair in pairs for name in pair if name.made_by.kind == "bc_continued"}
     last = max((name.steps for name in controls), default=0)  # the others are of a run that had fewer steps

@@ -56,11 +56,11 @@ def record_of(run: Path) -> dict[str, Any]:
         path.parent.relative_to(run / "evaluation").as_posix(): {
             kind: _thinned(found) for kind, found in read_json(path)["result"].items() if isinstance(found, dict)
         }
-        for path in sorted(run.glob("evaluation/best-of-*/*/stage.json"))
+        for path in sorted(run.glob("evaluation/best-of-*/[!.]*/stage.json"))
     }
     paired = {
         path.parent.name: read_json(path)["result"]["tests"]
-        for path in sorted(newest_evaluations(run).glob("*-against-*/stage.json"))
+        for path in sorted(newest_evaluations(run).glob("[!.]*-against-*/stage.json"))
     }
     return {
         **({"rows": read_json(summary)} if (summary := run / "summary.json").exists() else {}),

@@ -41,6 +41,14 @@ def test_an_alarm_is_said_and_shown(tmp_path: Path) -> None:
     assert found.tables[1][1] == ["x", "y", "y y y", "0.5 → 0.75", "0.5 → 0.25"]
 
 
+def test_a_comparison_that_is_being_made_is_left_alone(tmp_path: Path) -> None:
+    store(tmp_path, "bc_continued-40", "bc", [])
+    partial = tmp_path / "evaluation" / ".improve-1-1-against-bc.partial"
+    partial.mkdir()
+    (partial / "stage.json").write_text('{"settings": {}}')
+    assert len(read(tmp_path)) == 1
+
+
 def test_without_an_alarm_there_is_no_warning(tmp_path: Path) -> None:
     assert section(tmp_path) is None
     store(tmp_path, "bc_continued-40", "bc", [])
