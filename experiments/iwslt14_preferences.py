@@ -9,7 +9,7 @@ Shows    From the policy, the data and the samples of iwslt14_de_en.py:small, by
 Command  rest study experiments/iwslt14_preferences.py:rewards --out runs/iwslt14-preferences --seeds 0 1 \
              --corpus.directory DIRECTORY
          the same with :grows and :table, and with :people and the flags of iwslt14_de_en.py:rewards
-         rest best-of-n experiments/iwslt14_preferences.py:table.rest --out runs/iwslt14-table/rest/0 --samples 32 \
+         rest best-of-n experiments/iwslt14_preferences.py:table.rest --out runs/iwslt14-table/rest/0 --samples 16 \
              --corpus.directory DIRECTORY
 Launch   sbatch scripts/launch/slurm.sbatch experiments/iwslt14_preferences.py --out runs/iwslt14 \
              --corpus.directory DIRECTORY
