@@ -108,9 +108,8 @@ def _of_function(name: str, choices: Choices, folder: Path) -> Own:
         return Own("own", f"{name} is a Reward, and has a scale.", top)
     some = choices.dev.take(np.repeat(np.arange(min(100, len(choices.dev))), 2))  # twice: to be compared
     wrong, groups = [*some.targets[2:], *some.targets[:2]], Groups.of_samples(len(some.sources) // 2, 2)
-    scored = partial(
-        Reward(found() if call else found, scale=(-1e30, 1e30)), some.sources
-    )  # it checks what it is given
+    anything = Reward(found() if call else found, scale=(-1e30, 1e30))  # which checks what the function gives
+    scored = partial(anything, some.sources)
     scores = [scored(side, some.targets, groups).raw for side in (some.targets, wrong)]
     if choices.untranslated:  # for which there are no references
         scored(some.targets, None, groups)

@@ -147,9 +147,8 @@ def import_sheets(sheets: Sequence[Path], key: Path, seed: int = 0) -> HumanEval
     means = np.zeros(len(items))
     means[seen] = np.nanmean(differences[:, seen], axis=0)
     rows = [(entry, mean) for entry, mean, ok in zip(items.values(), means.tolist(), seen, strict=True) if ok]
-    for policy in dict.fromkeys(
-        entry["policy"] for entry in known["equal"]
-    ):  # of a sheet filled in part as large a part of these
+    # of a sheet filled in part as large a part of the equal outputs
+    for policy in dict.fromkeys(entry["policy"] for entry in known["equal"]):
         asked = np.array([entry["policy"] == policy for entry in items.values()], bool)
         equal = [(entry, 0.0) for entry in known["equal"] if entry["policy"] == policy]
         rows += equal[: round(len(equal) * seen[asked].mean())] if asked.any() else equal

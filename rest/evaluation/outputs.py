@@ -146,9 +146,8 @@ class Outputs:
 
     split: Split
     texts: list[list[str]]  # [sources][n]
-    scores: dict[
-        str, np.ndarray
-    ]  # float32 [sources, n]; "reward" but where it had nothing to compare with, "gold", "judge"
+    # float32 [sources, n]; "reward" but where it had nothing to compare with, "gold", "judge"
+    scores: dict[str, np.ndarray]
 
     def write(self, path: Path) -> None:
         """One Parquet file, a row a hypothesis: source_id, sample_index, source, reference, hypothesis, scores.
