@@ -15,12 +15,13 @@ Launch   sbatch scripts/launch/slurm.sbatch experiments/iwslt14_preferences.py -
              --corpus.directory DIRECTORY
 Data     As iwslt14_de_en.py:small.
 Hardware 2 CPU cores. `rest plan` with the same flags says how long it takes.
-Expect   `table`: over BC continued ReST has .2 BLEU greedy and .5 with beams, from G = 2 dev keeps G = 1, and PPO is
-         level with ReST. The others, with --improve.control-rate-factor 1, at which BC continued hardly moves:
-         BC, 55 minutes of a core, has 13.2 and 13.3 BLEU greedy on TEDX.dev2012. A Grow takes 34 minutes of a core, an
-         Improve 4. Over BC continued, both seeds together, `bleu` has .24 more BLEU, .19 more chrF and .91 less TER
-         in greedy outputs, .25 more BLEU with beams; of the others chrF is better and TER worse: outputs are longer.
-         `people`: from `learned` dev keeps BC, and neither `consensus` nor `both` is better than BC continued.
+Expect   `table`: over BC continued ReST has .5 BLEU with beams and is not told apart in greedy outputs, from G = 2 dev
+         keeps G = 1, and PPO (102,400 samples; ReST's Grow drew 128,000) is level with ReST. The others, with
+         --improve.control-rate-factor 1, at which BC continued hardly moves: BC, 55 minutes of a core, has 13.2 and
+         13.3 BLEU greedy on TEDX.dev2012. A Grow takes 34 minutes of a core, an Improve 4. Over BC continued, both
+         seeds together, `bleu` has .24 more BLEU, .19 more chrF and .91 less TER in greedy outputs, .25 more BLEU with
+         beams; of the others chrF is better and TER worse: outputs are longer. `people`: from `learned` dev keeps BC,
+         and neither `consensus` nor `both` is better than BC continued.
          experiments/LOG.md, 2026-11-30.
 """
 

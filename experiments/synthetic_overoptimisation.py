@@ -11,8 +11,8 @@ Command  rest study experiments/synthetic_overoptimisation.py:variants --out run
          rest study experiments/synthetic_overoptimisation.py:limits --out runs/limits --seeds 0
          one alone: rest run experiments/synthetic_overoptimisation.py:variants.biased --out runs/biased
 Hardware 2 CPU cores: `biased` took 4 minutes of processor time after BC; `quick` has two smaller Grow steps
-Expect   Gold falls with `biased`, `cautious` and `refreshed`; the others hold it. experiments/LOG.md has the numbers,
-         results/synthetic_overoptimisation.png the curves.
+Expect   Gold of samples falls with `biased`, `cautious` and `refreshed`; the others hold it. Greedy outputs lose in
+         all. experiments/LOG.md has the numbers, results/synthetic_overoptimisation.png the curves.
 """
 
 from dataclasses import replace

@@ -6,6 +6,7 @@ import difflib
 import importlib.util
 import math
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -116,6 +117,13 @@ class Experiment:
                     f"{batch.target_tokens}: the longest samples would not fit into a row of a batch"
                 )
 
+        for side in ("source_tokens", "target_tokens"):
+            if getattr(self.improve_batch, side) < getattr(self.batch, side):
+                raise UserError(
+                    f"improve.batch.{side} {getattr(self.improve_batch, side)} is less than batch.{side} "
+                    f"{getattr(self.batch, side)}: some of the training text would not fit into a row"
+                )
+
     def _undivided(self) -> None:
         """UserError where micro-batches would train by another loss than a whole batch."""
         loss, smoothing = self.improve.loss, self.improve.label_smoothing
@@ -124,6 +132,7 @@ class Experiment:
             f"improve.label_smoothing {smoothing} of improve.loss {type(loss).__name__}": smoothing
             and loss.candidates > 1,
             f"ppo.pretraining {self.ppo.pretraining}": self.ppo.rollouts and self.ppo.pretraining,
+            "the ranking of reward.loss": isinstance(self.reward, RewardSettings) and self.reward.loss.ranking,
         }
         for name, whole in wholes.items():
             if whole and self.machine.micro_batches > 1:
@@ -229,4 +238,15 @@ def import_file(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise UserError(f"{path}:{error.lineno}: not valid Python: {error.msg}") from error
+    except (ImportError, NameError, AttributeError, TypeError) as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        if not lines or not _of_its_own(error, path):  # then it is in what the file calls
+            raise
+        raise UserError(f"{path}:{lines[-1]}: {error}") from error
     return module
+
+
+def _of_its_own(error: Exception, path: Path) -> bool:
+    """Whether a file's own line is wrong: a name, an argument or a module that there is not."""
+    last = traceback.extract_tb(error.__traceback__)[-1].filename
+    return last == str(path) or isinstance(error, ImportError)

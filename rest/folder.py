@@ -15,7 +15,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +130,24 @@ def stages_in(run: Path, kind: str | None = None) -> list[StageName]:
     """The stages that are complete in a run's folder, of one kind or of all, in a table's order."""
     found = (StageName.parse(path.name) for path in run.glob("*") if (path / "stage.json").is_file())
     return sorted((name for name in found if name and kind in (None, name.kind)), key=lambda name: name.order)
+
+
+def asked_for(run: Path) -> Callable[[StageName], bool]:
+    """Whether the run's settings ask for a stage: steps of a longer run in the same folder are left out."""
+    path = run / "experiment.json"
+    settings = read_json(path) if path.is_file() else {}
+    settings = settings if isinstance(settings, dict) else {}
+    rule = (settings.get("improve") or {}).get("rule") or {}
+    while isinstance(rule.get("rule"), dict):  # one that caps another
+        rule = rule["rule"]
+    lists = [value for value in rule.values() if isinstance(value, list)]
+    most = {"g": settings.get("grow_steps"), "i": len(lists[0]) if len(lists) == 1 else None}
+
+    def asked(name: StageName) -> bool:
+        within = (limit is None or getattr(name, step) <= limit for step, limit in most.items())
+        return name.kind not in ("grow", "improve") or all(within)
+
+    return asked
 
 
 def newest_evaluations(run: Path) -> Path:
@@ -302,7 +320,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         if error.errno in FULL:
             raise UserError(f"{path} cannot be written: the disk is full") from error
-        if error.filename is None:
+        if error.filename in (None, str(temporary), temporary):
             raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
         raise
     finally:

@@ -20,8 +20,8 @@ from rest.errors import UserError
 def describe(value: Any) -> Any:
     """Settings as JSON: a dataclass by its qualified name and fields, a function by name and hash of its source.
 
-    A function is also known by what it has captured, a method by its object, and any other object by its class and what
-    it was made from. UserError for what can be told by none of these.
+    A function is also known by what it has captured and by its defaults, a method by its object, and any other object
+    by its class and what it was made from. UserError for what can be told by none of these.
     """
     if id(value) in _KNOWN:
         return _KNOWN[id(value)][1]
@@ -74,7 +74,7 @@ def _callable(value: Any) -> dict[str, Any]:
     elif function is not value:
         inside = _made_from(value)
     else:
-        inside = dict(inspect.getclosurevars(value).nonlocals) if inspect.isfunction(value) else {}
+        inside = {**inspect.getclosurevars(value).nonlocals, **_defaults(value)} if inspect.isfunction(value) else {}
         if not inspect.isfunction(value) and hasattr(value, "__wrapped__"):  # functools.lru_cache
             inside = {"wrapped": value.__wrapped__}
     return {"function": name, "source_sha256": source, **_each(name, inside)}
@@ -85,6 +85,12 @@ def _source_of(function: Any) -> str:
     """Sha256 of the source of a function or class; to find it, Python parses the whole file that it stands in."""
     own = getattr(function, "__code__", function)  # of a decorated function, not of what it decorates
     return hashlib.sha256(inspect.getsource(own).encode()).hexdigest()
+
+
+def _defaults(function: Any) -> dict[str, Any]:
+    """What arguments are where they are not given: one source makes several functions that differ in these alone."""
+    parameters = inspect.signature(function, follow_wrapped=False).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
 def _object(value: Any) -> dict[str, Any]:

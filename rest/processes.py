@@ -351,7 +351,8 @@ def quiet() -> Iterator[None]:
 def crash() -> NoReturn:
     """End every process after an error that is in the code."""
     if _group is None:
-        raise
+        traceback.print_exc()
+        raise SystemExit(CRASH)
     end(CRASH, f"rest: process {_group.index}:\n{traceback.format_exc()}")
 
 

@@ -86,6 +86,7 @@ class Study:
         """Every cell that is not complete; what fails is told at the end, and does not keep the others from it."""
         left = [cell for cell in self.cells if not cell.complete]
         failed, begun, pause = list[str](), set[Cell](), WAIT_S
+        mistaken = True
         while left:
             before = len(left)
             for cell in list(left):
@@ -101,8 +102,9 @@ class Study:
                 except Busy:  # another process makes what it needs next
                     continue
                 except Exception as error:
-                    if not isinstance(error, UserError):  # then the reason is in the code
+                    if not isinstance(error, UserError | OSError):  # then the reason is in the code
                         traceback.print_exc()
+                        mistaken = False
                     say(f"study: {cell.variant}, seed {cell.seed} failed: {error}")
                     failed.append(f"{cell.variant}, seed {cell.seed}: {error}")
                 left.remove(cell)
@@ -110,7 +112,8 @@ class Study:
             if len(left) == before:
                 time.sleep(pause)
         if failed:
-            raise UserError(f"{len(failed)} of {len(self.cells)} cells failed: " + "; ".join(failed))
+            said = f"{len(failed)} of {len(self.cells)} cells failed: " + "; ".join(failed)
+            raise UserError(said) if mistaken else RuntimeError(said)
 
     @property
     def rows(self) -> dict[tuple[str, int], list[dict[str, Any]]]:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from result_iwslt14 import iwslt14, iwslt14_joint, iwslt14_policies, other_text, table_1
-from result_multi30k import multi30k, multi30k_pair, multi30k_policies
+from result_iwslt14 import IWSLT14, MULTI30K, NEWS, by_bleu, iwslt14, other_text, table_1
+from result_multi30k import multi30k
 from result_numbers import (
     HEAD,
     RESULTS,
@@ -128,26 +128,36 @@ PPO against the reward of raters who favour length (`{read("hacking")["command"]
 {table(["policy", *head[2:]], hacked)}"""
 
 
+def trained_on(variant: dict[str, Any]) -> list[list[str]]:
+    """The two controls of a variant, less BC."""
+    cells = variant["seeds"]
+    return [["BC at T = 0.5", *gains(cells, "bc", temperature=0.5)],
+            ["BC continued, last", *gains(cells, "bc_continued_last")]]  # fmt: skip
+
+
+def of_variants(variants: dict[str, Any]) -> list[list[str]]:
+    """The last policy of each, less BC."""
+    return [[name, *gains(variant["seeds"], "rest")] for name, variant in variants.items()]
+
+
 def losses() -> str:
     improve, rules, grows = (read(name)["variants"] for name in ("improve", "rules", "grows"))
-    first = improve["NLL"]["seeds"]
-    controls = [["BC at T = 0.5", *gains(first, "bc", temperature=0.5)],
-                ["BC continued, last", *gains(first, "bc_continued_last")]]  # fmt: skip
     of_losses = sorted(improve, key=lambda name: -np.mean(differences(improve[name]["seeds"], "rest")["reward_mean"]))
     drawn = {"one": "G = 1, 48 samples", "two": "G = 2, 24 + 24 samples", "three": "G = 3, 3 × 16 samples"}
     of_grows = [[f"{said} a source", *gains(grows[name]["seeds"], "rest")] for name, said in drawn.items()]
-    three, methods = grows["three"]["seeds"], read("methods")
+    three, methods = grows["three"]["seeds"], read("methods")["variants"]
     return f"""\
-What ReST gains over BC on the small version of the demo's task, mean of three seeds and each, and what two controls do.
+What ReST gains over BC on the small version of the demo's task, and what two controls do: the mean of three seeds and
+each, but for rules and published methods, which have one.
 
 **Losses** (`{read("improve")["command"]}`): the last of three Improve steps on one D_1 of 500 × 32
 samples, without label smoothing, each at the best of three rates by dev on a seed of its own (`improve_trials.json`).
 
-{table(["loss", *HEAD], [*controls, *([name, *gains(improve[name]["seeds"], "rest")] for name in of_losses)])}
+{table(["loss", *HEAD], [*trained_on(improve["NLL"]), *of_variants({name: improve[name] for name in of_losses})])}
 
-**Rules** (`{read("rules")["command"]}`): the last of four steps with NLL, one seed.
+**Rules** (`{read("rules")["command"]}`): the last of four steps with NLL, one seed, which does not tell them apart.
 
-{table(["rule", *HEAD], [[name, *gains(cells["seeds"], "rest")] for name, cells in rules.items()])}
+{table(["rule", *HEAD], [*trained_on(rules["PerSourceTop"]), *of_variants(rules)])}
 
 **Grow steps** (`{read("grows")["command"]}`): as many samples and two Improve steps a Grow step, best 4 and 1.
 
@@ -158,13 +168,14 @@ samples, without label smoothing, each at the best of three rates by dev on a se
         )
     }
 
-**Published methods** (`{methods["command"]}`), 16,000 samples each, one seed.
+**Published methods** (`{read("methods")["command"]}`), 16,000 samples each, one seed. BC continued is
+trained as long as `rest`, which takes the most updates.
 
-{table(["method", *HEAD], [[name, *gains(cells["seeds"], "rest")] for name, cells in methods["variants"].items()])}"""
+{table(["method", *HEAD], [*trained_on(methods["rest"]), *of_variants(methods)])}"""
 
 
 WRONG = {
-    "biased": "nothing",
+    "biased": "nothing against it",
     "guarded": "a guard on length (`guards`)",
     "corrected": "a reward refreshed by people without the bias",
     "refreshed": "a reward refreshed by the same people",
@@ -179,14 +190,20 @@ def wrong_reward() -> str:
     rows = variants["biased"]["rows"]
     start = next(row["metrics"] for row in rows if row["policy"] == "bc")
     ends = {name: variant["rows"][-1]["metrics"] for name, variant in variants.items()}
-    shown = [[WRONG[name], with_interval(metrics, "gold_mean", 3)] for name, metrics in ends.items()]
+    keys = (("gold_mean", 3), ("gold_greedy_mean", 3), ("bleu", 1))
+    policies = {"BC": start, "BC continued": of(variants["guarded"]["rows"], "bc_continued")}
+    policies |= {f"ReST, {WRONG[name]}": metrics for name, metrics in ends.items()}
+    shown = [[name, *(with_interval(metrics, key, digits) for key, digits in keys)]
+             for name, metrics in policies.items() if metrics]  # fmt: skip
     before, after = number(start["reward_mean"]), number(ends["biased"]["reward_mean"])
+    fell = f"{number(start['gold_mean'])} to {number(ends['biased']['gold_mean'])}"
     return f"""\
-`experiments/synthetic_overoptimisation.py`: people who favour length teach the reward. It rises from {before} to
-{after} over three Grow steps, while gold falls from {number(start["gold_mean"])} to
-{number(ends["biased"]["gold_mean"])}. What was tried against it, and the gold at the end:
+`experiments/synthetic_overoptimisation.py`, one seed, at commit {read("synthetic_overoptimisation")["commit"][:7]}:
+people who favour length teach the reward. It rises from {before} to {after} over three Grow steps, while
+gold falls from {fell}. Below is what was tried against it. What holds samples does not hold greedy
+outputs: there BC is better than all.
 
-{table(["against it", "gold of samples"], shown)}"""
+{table(["policy", "gold of samples", "gold, greedy", "BLEU, greedy"], shown)}"""
 
 
 def judgements() -> str:
@@ -262,8 +279,9 @@ def results_page() -> str:
 # Results
 
 Written by `scripts/make_results.py` from `experiments/results/*.json`, which hold the command, commit, versions and
-settings behind every number; `experiments/LOG.md` tells what was tried and what failed. Intervals are 95 % by bootstrap
-over sources. The reward is the mean over samples at T = 0.8. Everything ran on two CPU cores.
+settings behind the numbers (but for those of the claims whose record is the log); `experiments/LOG.md` tells what was
+tried and what failed. A command's settings are those of its commit. Intervals are 95 % by bootstrap over sources. The
+reward is the mean over samples at T = 0.8. Everything ran on two CPU cores.
 
 ## The demo
 
@@ -323,16 +341,20 @@ def demo_policies() -> list[list[Metrics | None]]:
 def gain() -> str:
     """The sentence of README.md that says what is gained."""
     bc, longer, rest = (number(mean(found, "gold_greedy_mean"), 2) for found in demo_policies())
-    talks, paired = iwslt14_joint("bleu"), multi30k_pair("consensus", "improve-1-1-against-bc")
+
+    def real(which: str, digits: int) -> str:
+        _, _, _, less = by_bleu(which)
+        return " and ".join(number(less[key]["difference"], digits) for key in ("bleu", "bleu_beam"))
+
     return (
         "In the demo, where most human translators make the same mistakes, quality rises from "
         f"{bc} to {rest} (1 is perfect; three seeds);\n"
         f"training longer on the same human translations reaches {longer}. "
-        "On real text the gains are small so far: "
-        f"{number(talks['bleu']['difference'], 1)} BLEU\n"
-        f"greedy and {number(talks['bleu_beam']['difference'], 1)} with beam search on IWSLT14; "
-        f"{number(paired['chrf']['difference'], 1)} chrF, greedy alone, by agreement on Multi30k; "
-        "none from another start."
+        "On real text the gains are small so far. With BLEU\n"
+        f"as the reward, greedy and beam BLEU rise by {real(IWSLT14, 1)} on IWSLT14, {real(MULTI30K, 1)} on Multi30k, "
+        f"{real(NEWS, 1)} on\n"
+        "news. By the agreement of translations, which needs no human ones, "
+        "one metric gains and another loses, or none gains."
     )
 
 
@@ -348,15 +370,11 @@ def headline() -> str:
         )
         rows.append([label, *(number(mean(found, key), digits) for found in policies),
                      f"{difference_of_seeds}, beyond chance in {beyond(pairs, pair)} seeds"])  # fmt: skip
-    for label, key in (("BLEU, greedy", "bleu"), ("TER, greedy (less is better)", "ter"), ("BLEU, beam", "bleu_beam")):
-        rows.append([f"IWSLT14, {label}", *(number(mean(found, key), 1) for found in iwslt14_policies("bleu")),
-                     difference(iwslt14_joint("bleu"), key, 2)])  # fmt: skip
-    bc, last, _, rest, _ = multi30k_policies().values()
-    paired = multi30k_pair("consensus", "improve-1-1-against-bc")
-    for label, key in (("greedy", ""), ("beam", "_beam")):
-        for metric, name in (("BLEU", "bleu"), ("chrF", "chrf")):
-            rows.append([f"Multi30k, {metric}, {label}", *(number(m[name + key], 1) for m in (bc, last, rest)),
-                         difference(paired, name + key, 1)])  # fmt: skip
+    for which in (IWSLT14, MULTI30K, NEWS):
+        *texts, less = by_bleu(which)
+        for label, key in (("BLEU, greedy", "bleu"), ("BLEU, beam", "bleu_beam")):
+            rows.append([f"{which}, {label}", *(number(mean(found, key), 1) for found in texts),
+                         difference(less, key, 2)])  # fmt: skip
     return table(["task and metric", "BC", "BC continued", "ReST", "gain"], rows)
 
 

@@ -28,6 +28,9 @@ from rest.learning.train import TrainSettings
 from rest.model.layers import TransformerSettings
 from rest.policy.beam import BeamSettings
 from rest.policy.sampler import SamplingOverrides, SamplingSettings
+from rest.reward.learned.network import RatingLoss
+from rest.reward.learned.settings import RewardSettings
+from rest.reward.raters import MetricRater
 
 TINY = str(Path(__file__).parent / "tiny.py")
 EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").glob("*.py"))
@@ -143,6 +146,17 @@ def test_what_is_no_experiment_is_refused(tmp_path: Path) -> None:
         ),
         (lambda: {"machine": MachineSettings(micro_batches=3)}, "micro_batches 3: a batch has 8 rows by batch"),
         (
+            lambda: {
+                "machine": MachineSettings(micro_batches=2),
+                "reward": RewardSettings(rater=MetricRater(), loss=RatingLoss(ranking=1.0)),
+            },
+            "micro_batches 2: the ranking of reward.loss is a mean over a whole batch",
+        ),
+        (
+            lambda: {"improve": ImproveSettings(batch=BatchOverrides(source_tokens=16))},
+            "improve.batch.source_tokens 16 is less than batch.source_tokens 64: some of the training text",
+        ),
+        (
             lambda: {"machine": MachineSettings(micro_batches=2), "improve": ImproveSettings(loss=Anchored())},
             "micro_batches 2: improve.loss Anchored is a mean over a whole batch",
         ),
@@ -165,3 +179,26 @@ def test_what_cannot_work_is_refused_when_it_is_set(settings: Callable[[], dict[
     with pytest.raises(UserError) as refused:
         replace(load_experiment(TINY), **settings())
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("from rest import Consensuss", "cannot import name 'Consensuss' from 'rest'"),
+        ("import no_such_module", "No module named 'no_such_module'"),
+        ("GrowSettings(sample_per_source=8)", "unexpected keyword argument 'sample_per_source'"),
+        ("grow = GrowSetting()", "name 'GrowSetting' is not defined"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_said_with_its_line(tmp_path: Path, line: str, said: str) -> None:
+    file = tmp_path / "wrong.py"
+    file.write_text(f"from rest import GrowSettings\n{line}\n")
+    with pytest.raises(UserError, match=rf"wrong.py:2: .*{said}"):
+        import_file(file)
+
+
+def test_what_is_wrong_in_the_code_that_a_file_calls_is_no_mistake_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "right.py"
+    file.write_text("from concurrent.futures import Executor\nExecutor().map(None, 3)\n")
+    with pytest.raises(TypeError):
+        import_file(file)

@@ -114,3 +114,15 @@ def test_what_is_remembered_once_is_kept():
     remember(some)
     some._longest = 8
     assert describe(some)["_longest"] == 7
+
+
+def test_functions_that_differ_in_a_default_alone_are_told_apart():
+    def weighing(w):
+        def f(sources, hypotheses, w=w, *, k=2 * w):
+            return np.full(len(hypotheses), w)
+
+        return f
+
+    assert describe(weighing(0.1)) != describe(weighing(0.9))
+    assert describe(weighing(0.1)) == describe(weighing(0.1))
+    assert describe(weighing(0.1))["w"] == 0.1 and describe(weighing(0.1))["k"] == 0.2

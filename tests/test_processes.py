@@ -152,3 +152,12 @@ def test_what_is_packed_comes_back() -> None:
     back = unpacked(packed(given | {"rows": [np.arange(2), np.arange(0)], "one": [np.arange(3.0)]}))
     assert back["b"]["c"].dtype == np.float16 and back["b"]["c"].shape == (2, 3) and back["n"] == float("inf")
     assert [row.tolist() for row in back["rows"]] == [[0, 1], []] and back["one"][0].tolist() == [0, 1, 2]
+
+
+def test_a_single_process_ends_as_one_of_several_does(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="70"):
+        try:
+            raise ValueError("out of order")
+        except ValueError:
+            processes.crash()
+    assert "ValueError: out of order" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from jaxtyping import Array
 from rest import processes
 from rest.data.batches import Batch, BatchSettings, Examples, fitting
 from rest.data.corpus import Split
-from rest.data.ragged import BLOCK
+from rest.data.ragged import BLOCK, Ragged
 from rest.data.tokenizer import Tokenizer, source_ids, target_ids
 from rest.errors import UserError
 from rest.folder import seed_for
@@ -65,7 +65,8 @@ def drop_long(tokenizer: Tokenizer, split: Split, batch: BatchSettings) -> tuple
     for start in range(0, len(split), BLOCK):  # so that not all ids are in memory
         part = slice(start, start + BLOCK)
         sources = source_ids(tokenizer, split.sources[part])
-        targets = sources if split.references is None else target_ids(tokenizer, split.references[part])
+        nothing = Ragged.of([] for _ in split.sources[part])
+        targets = nothing if split.references is None else target_ids(tokenizer, split.references[part])
         fits[part] = fitting(Examples(sources, targets), batch)
     return (split, 0) if fits.all() else (split.take(np.flatnonzero(fits)), int((~fits).sum()))
 

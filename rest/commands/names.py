@@ -69,7 +69,7 @@ EXAMPLES = {  # what every help begins with
     "ppo": "rest ppo experiments/synthetic.py --out runs/demo --ppo.rollouts 200",
     "evaluate": "rest evaluate experiments/synthetic.py --out runs/demo --policy improve-1-2 --decode mbr",
     "best-of-n": "rest best-of-n experiments/synthetic.py --out runs/demo --samples 64",
-    "study": "rest study experiments/multi30k_de_en.py:rewards --out runs/rewards --seeds 0 1 2",
+    "study": "rest study experiments/synthetic_improve.py:losses --out runs/losses --seeds 0 1 2",
     "human-eval export": "rest human-eval export runs/demo --policies improve-1-2 --sheet sheet.csv --key key.json",
     "human-eval import": "rest human-eval import runs/demo --sheets ann.csv ben.csv --key key.json",
     "report": "rest report runs/demo",

@@ -72,7 +72,9 @@ def _of_ratings(path: Path, folder: Path) -> Own:
 def _kind(path: Path) -> tuple[Callable[..., Any], dict[str, str]]:
     """The reader of a file of ratings and what it must be told, by the file's first line."""
     first = next(read_lines(path), None)
-    line = "" if first is None else decode_line(first, path, 1)
+    if first is None:
+        raise UserError(f"{path}: is empty, and should hold ratings")
+    line = decode_line(first, path, 1)
     if line.lstrip().startswith("{"):
         return (Rankings if '"answers"' in line else Votes), {}
     columns = line.split("\t")

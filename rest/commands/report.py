@@ -12,12 +12,14 @@ import tyro
 
 from rest.commands.flags import console, parsed
 from rest.errors import UserError
-from rest.folder import newest_evaluations, read_json, write_json
+from rest.folder import StageName, newest_evaluations, read_json, write_json
 from rest.journal import literal, say
+from rest.policy.policy import last_stage
 from rest.report import comparisons, studies, tables
 from rest.report.page import grown, settings_of, write_report, write_waiting
 from rest.report.paper import TERMINAL, methods, read_variants, runs_in, write_paper
 from rest.report.record import made_with, record_of, without_paths
+from rest.report.sections import label_of
 from rest.report.several import write_comparison
 from rest.report.summary import summarise
 from rest.report.verdict import advice, differences, verdict
@@ -145,5 +147,8 @@ def show(folder: Path) -> None:
 def say_advice(folder: Path) -> None:
     """Whether the last policy of an evaluated run may be shipped; nothing where none was compared."""
     rows, compared = read_json(folder / "summary.json"), comparisons.read(folder)
-    if differences(rows, "test", compared):
+    shown, newest = tables.last_rest(rows, "test"), last_stage(folder).name
+    if shown is not None and StageName("improve", shown["grow"], shown["improve"]).folder != newest:
+        say(f"{folder}: this is {label_of(newest)}, which is not evaluated yet")
+    elif differences(rows, "test", compared):
         say(f"{folder}: {advice(rows, 'test', compared)}")

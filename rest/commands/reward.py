@@ -187,7 +187,7 @@ def named_reward(name: str) -> Any:
         sys.path.insert(0, "")  # as `python -m` has it, so that a module beside the user is found
         try:
             module = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
+        except ImportError as error:
             raise UserError(f"{name}: {error}") from error
         finally:
             sys.path.remove("")

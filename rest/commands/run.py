@@ -143,8 +143,9 @@ def best_of_n(arguments: Sequence[str]) -> None:
         if flags.samples < 2:
             raise UserError(f"--samples {flags.samples}: must be at least 2")
         names = [_policy(folder) for folder in flags.policies]
+        newest = run.done.newest
         for name in names or [StageName("bc"), *run.done.improves]:
-            run.stage(BestOfNCurves(name, run.policy(name), run.reward(), flags.samples))
+            run.stage(BestOfNCurves(name, run.policy(name), run.reward(newest), flags.samples, newest))
 
         def show_curves() -> None:
             found = section(flags.out)

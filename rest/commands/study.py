@@ -52,6 +52,8 @@ def study(arguments: Sequence[str]) -> None:
     flags, variants = asked, {each: experiment for each, (_, experiment) in parsed.items()}
     configure_jax()
     cells = Study(variants, flags.seeds, flags.out)
+    if flags.shown and not cells.rows:
+        raise UserError(f"{flags.out}: no cell of this study is complete")
     try:
         if not flags.shown:
             cells.make()

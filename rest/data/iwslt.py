@@ -66,6 +66,9 @@ class IWSLT14:
             raise UserError(f"source_language {self.source_language!r} is not in the pair {self.pair!r}")
         if not self.test:
             raise UserError(f"test: name at least one set, such as {TEST[2]}")
+        if both := [name for name in self.dev if name in self.test]:
+            left = [name for name in self.test if name not in self.dev]
+            raise UserError(f"dev and test both name {both[0]}, and dev would choose on test; for test say {left}")
 
     def load(self, cleaning: Cleaning) -> Corpus:
         """Read and clean. A damaged archive, a stray tag or sides that differ in length are UserErrors."""

@@ -2,7 +2,7 @@
 
 M samples per source are drawn once. Every choice of N of them is a Best-of-N trial, and the mean over all of them has a
 closed form: the i-th lowest of M samples is the best of N with probability C(i-1, N-1) / C(M, N). It has no bias,
-which resampling N of M with replacement has (PAPER.md, figure 6; Gao et al. 2023, arXiv 2210.10760, appendix I).
+which resampling N of M with replacement has (the paper's figure 6; Gao et al. 2023, arXiv 2210.10760, appendix I).
 
 Ties: among samples of equal reward any is equally likely to be chosen.
 """

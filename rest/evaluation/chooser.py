@@ -7,7 +7,7 @@ alone, and a learned reward may not see what BC gains by training on.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -48,7 +48,8 @@ class Dev:
 
     @property
     def greedy(self) -> BeamSettings:
-        return replace(self.beam, beams=1)
+        """Without the settings that decide nothing with one beam."""
+        return BeamSettings(1, max_target_tokens=self.beam.max_target_tokens)
 
     def translated(self, policy: Policy, split: Split) -> list[str]:
         """The greedy output of every source."""

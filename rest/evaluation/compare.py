@@ -1,7 +1,7 @@
 """Two policies on the same text: which metrics differ, and whether the reward was gained at the others' expense.
 
 A policy is trained on its reward, so a rising reward alone says little. The alarm is that the reward rose while a
-metric that it was not trained on fell, both beyond their paired intervals (PAPER.md on over-optimisation).
+metric that it was not trained on fell, both beyond their paired intervals (over-optimisation: Gao et al. 2023).
 """
 
 from __future__ import annotations

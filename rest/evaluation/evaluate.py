@@ -210,7 +210,7 @@ def divergences(
         raise UserError(
             f"batch.target_tokens {batch.target_tokens} is less than max_target_tokens {whole.max_target_tokens}"
         )
-    sources = [x[: batch.source_tokens] for x in policy.encode_sources(split.sources)]
+    sources = policy.encode_sources(split.sources)  # whole, as they were sampled from
     own = np.asarray([values[0].sum() for values in drawn.log_probs], np.float64)
     drops = {"entropy": -own}
     for name, anchor in anchors.items():

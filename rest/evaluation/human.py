@@ -1,7 +1,7 @@
 """People compare policies without knowing which is which: sheets to fill in, and what the filled ones say.
 
 As in the paper: a rater sees a source and two outputs, BC's and that of one ReST policy, and scores each from 0 to 6;
-the human evaluation difference is the mean score of the policy minus that of BC (PAPER.md, figure 7).
+the human evaluation difference is the mean score of the policy minus that of BC (Gulcehre et al. 2023, figure 7).
 """
 
 from __future__ import annotations
@@ -135,6 +135,8 @@ class HumanEvaluation:
 def import_sheets(sheets: Sequence[Path], key: Path, seed: int = 0) -> HumanEvaluation:
     """What the filled sheets of one or several raters say. An item's difference is the mean of its raters'."""
     known = read_json(key)
+    if not isinstance(known, dict) or not {"baseline", "items", "equal"} <= {*known}:
+        raise UserError(f"{key}: not the key of a sheet, which `rest human-eval export` writes beside it")
     baseline, items = known["baseline"], known["items"]
     filled = [read_sheet(path, items) for path in sheets]
     differences = np.full((len(sheets), len(items)), np.nan)  # of each rater and item: policy minus baseline

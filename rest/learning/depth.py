@@ -45,14 +45,13 @@ class ByDepth:
     def _scaled(self, *, frozen_only: bool) -> optax.GradientTransformation:
         def scale(updates: Any, state: jax.Array, parameters: Any = None) -> tuple[Any, jax.Array]:
             thawed = (state >= self.frozen_steps).astype(jnp.float32)
-            factors = self.factors(updates)
 
-            def of(factor: float, update: jax.Array) -> jax.Array:
-                if factor == 1:
+            def of(path: tuple[Any, ...], factor: float, update: jax.Array) -> jax.Array:
+                if path[0].key != "body":
                     return update
                 return update * (thawed if frozen_only else thawed * factor).astype(update.dtype)
 
-            return jax.tree.map(of, factors, updates), state + 1
+            return jax.tree_util.tree_map_with_path(of, self.factors(updates), updates), state + 1
 
         return optax.GradientTransformation(lambda parameters: jnp.zeros((), jnp.int32), scale)
 

@@ -22,6 +22,9 @@ Parameters = dict[Any, Any]  # dicts of dicts of arrays, as nnx.to_pure_dict giv
 DUAL_VARIABLES = "dual_variables"  # where parameters of the loss stand beside those of the network; they always train
 
 
+LINEAR = ("query", "key", "value", "output", "inner", "gate", "outer")  # the linear layers of a block
+
+
 @dataclass(frozen=True)
 class LoRA:
     """W + alpha/rank · A B with A [in, rank] random and B [rank, out] zero (Hu et al. 2022, §4.1); W is frozen."""
@@ -35,6 +38,8 @@ class LoRA:
     def __post_init__(self) -> None:
         if self.rank < 0:
             raise UserError(f"lora.rank must be at least 0, not {self.rank}")
+        if unknown := [name for name in self.targets if name not in LINEAR]:
+            raise UserError(f"lora.targets: {unknown[0]!r} is none of {', '.join(LINEAR)}")
 
     def start(self, kernel: jax.Array, key: jax.Array) -> Parameters:
         """The addition to one kernel [in, out], which is zero; float32, whatever the kernel is."""

@@ -127,14 +127,16 @@ class Trace:
     updates: int
     begin: int = 2
     """After so many updates everything is compiled."""
+    until: int | None = None
+    """The update at which it ends; None before it begins."""
     running: bool = False
 
     def look(self, done: int) -> None:
-        """Called before each update, with how many there were."""
-        if self.updates and done == self.begin:
+        """Called before updates with how many were seen to end, which may pass over a number, or say one again."""
+        if self.updates and self.until is None and done >= self.begin:
             jax.profiler.start_trace(str(self.folder))
-            self.running = True
-        elif self.running and done == self.begin + self.updates:
+            self.until, self.running = done + self.updates, True
+        elif self.running and self.until is not None and done >= self.until:
             self.close()
 
     def close(self) -> None:

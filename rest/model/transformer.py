@@ -53,9 +53,12 @@ def _blocks_of_64(vocabulary_size: int) -> int:
 
 
 class Embedding(nnx.Module):
-    """What the layers of a side are given of ids: rows of a table, which sides may share, with their positions."""
+    """What the layers of a side are given of ids: rows of a table, which sides may share, with their positions.
 
-    def __init__(self, settings: TransformerSettings, pad_id: int, *, rngs: nnx.Rngs) -> None:
+    `pad_id` is None where a source has a vocabulary of its own, in which the target's padding may be a word.
+    """
+
+    def __init__(self, settings: TransformerSettings, pad_id: int | None, *, rngs: nnx.Rngs) -> None:
         self.settings, self.pad_id = settings, pad_id
         learned = settings.positions == "learned"
         self.positions = _table(settings.max_positions + FIRST, settings, rngs) if learned else None
@@ -67,7 +70,7 @@ class Embedding(nnx.Module):
         settings, x = self.settings, table[...][ids].astype(jnp.float32)
         if settings.scale_embedding:
             x = x * settings.width**0.5
-        if settings.zero_start:
+        if settings.zero_start and self.pad_id is not None:
             x = jnp.where((ids == self.pad_id)[..., None], 0.0, x)
         if self.positions is not None:
             # a batch may be padded to more positions than the table has; no token is there
@@ -115,7 +118,8 @@ class Transformer(WithLogits, nnx.Module):
         padded, own = _blocks_of_64(vocabulary_size), settings.encoder_vocabulary
         self.embedding = _table(padded, settings, rngs)
         self.encoder_embedding = None if own is None else _table(_blocks_of_64(own), settings, rngs)
-        self.encoder_input, self.decoder_input = (Embedding(settings, pad_id, rngs=rngs) for _ in range(2))
+        pads = None if own else pad_id, pad_id
+        self.encoder_input, self.decoder_input = (Embedding(settings, pad, rngs=rngs) for pad in pads)
         self.output_bias = nnx.Param(jnp.zeros(padded)) if settings.biases and settings.output_bias else None
         self.encoder = nnx.List([Block(settings, cross=False, rngs=rngs) for _ in range(settings.encoder_layers)])
         self.decoder = nnx.List([Block(settings, cross=True, rngs=rngs) for _ in range(settings.decoder_layers)])
@@ -183,12 +187,11 @@ class Transformer(WithLogits, nnx.Module):
         and sees as many slots back as its own position tells. So rows may be at different positions, and no row's
         position may reach C.
         """
-        sources = source_mask.shape[0]
+        sources, visible = source_mask.shape[0], source_mask[:, None]
         ring = cache[0].keys.shape[2]
         back = (slot - jnp.arange(ring)) % ring
         seen = (back[None] <= positions[:, None])[:, None]
         biases = _biases(self.decoder_positions, self.decoder, -back[None, None])
-        visible = source_mask[:, None]
         x = self.decoder_input(ids[:, None], self.embedding, positions[:, None], None)
         new_cache: list[KeysAndValues] = []
         for block, old, of_source, bias in zip(self.decoder, cache, source, biases, strict=True):

@@ -20,7 +20,7 @@ from rest.data.batches import Batch, BatchSettings, Examples
 from rest.data.ragged import Ragged
 from rest.data.tokenizer import Tokenizer, load_tokenizer, source_ids, target_ids
 from rest.errors import UserError
-from rest.folder import StageName, check_seal, read_json, seal, write_json
+from rest.folder import StageName, asked_for, check_seal, read_json, seal, write_json
 from rest.learning.apply import per_sequence, per_token
 from rest.learning.losses import Loss, PolicyLoss, Tokens
 from rest.learning.mesh import MachineSettings
@@ -65,8 +65,14 @@ class Policy:
         return self.network.identity(settings + self.tokenizer.identity)
 
     def encode_sources(self, sources: Sequence[str]) -> Ragged:
-        """Token ids of each source, ending in EOS."""
-        return source_ids(self.tokenizer, sources)
+        """Token ids of each source, ending in EOS. UserError for one that has more than there are learned positions."""
+        found, settings = source_ids(self.tokenizer, sources), self.network.settings
+        if settings.positions == "learned" and (longest := found.lengths.max(initial=0)) > settings.max_positions:
+            text = sources[int(found.lengths.argmax())]
+            raise UserError(
+                f"a source has {longest} tokens, the network learned {settings.max_positions} positions: {text[:60]!r}"
+            )
+        return found
 
     def encode_references(self, references: Sequence[str]) -> Ragged:
         """Token ids of each text in the target language, ending in EOS: a human translation has ended."""
@@ -94,12 +100,17 @@ class Policy:
 
 def last_policy(folder: Path | str) -> Policy:
     """The policy of a stage's folder, or the last one of a run's."""
-    folder = Path(folder)
-    found = [stage for path in folder.glob("improve-*-*") if (stage := StageName.parse(path.name))]
+    return Policy.load(last_stage(Path(folder)) / "policy")
+
+
+def last_stage(folder: Path) -> Path:
+    """The folder of a stage with a policy: this one or, of a run's, the last stage that its settings ask for."""
+    asked = asked_for(folder)
+    found = [stage for path in folder.glob("improve-*-*") if (stage := StageName.parse(path.name)) and asked(stage)]
     steps = sorted((stage for stage in found if stage.on_the_way), key=lambda stage: stage.order)
     for candidate in [folder, *(folder / stage.folder for stage in reversed(steps)), folder / "bc"]:
         if (candidate / "policy").is_dir():
-            return Policy.load(candidate / "policy")
+            return candidate
     raise UserError(f"{folder}: no policy there, neither a stage's nor a run's")
 
 

@@ -179,13 +179,15 @@ class DirectAssessments:
 class MLQEPE:
     """The direct assessments of MLQE-PE (Fomicheva et al. 2020, arXiv 2010.04480), one system a language pair."""
 
-    path: Path  # columns original, translation, z_mean, doc
+    path: Path  # columns original, translation, z_mean and, if it names documents, doc
     language_pair: str = ""  # what the file does not say: en-de
 
     def load(self) -> Ratings:
         """One row for each translation; the score is the mean of its raters' standardised scores."""
+        header = decode_line(next(read_lines(self.path), b""), self.path, 1).split("\t")
+        document = "doc" if "doc" in header else None
         columns = DirectAssessments(
-            self.path, "original", "translation", "z_mean", document="doc", language_pair=self.language_pair
+            self.path, "original", "translation", "z_mean", document=document, language_pair=self.language_pair
         )
         return columns.load()
 
@@ -263,7 +265,8 @@ def _table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]
         if number == 1:
             header = row
             if missing := [column for column in columns if column not in header]:
-                raise UserError(f"{path}, line 1: no column {missing[0]!r}; the columns are {', '.join(header)}")
+                there = ", ".join(map(repr, header))
+                raise UserError(f"{path}, line 1: no column {missing[0]!r}; the columns, parted by tabs, are {there}")
             places = [header.index(column) for column in columns]
         elif len(row) != len(header):
             raise UserError(f"{path}, line {number}: {len(row)} columns, but the first line names {len(header)}")

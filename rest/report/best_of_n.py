@@ -1,4 +1,4 @@
-"""Best-of-N of several policies side by side (PAPER.md, figure 6): table, plot, and where curves cross, in words."""
+"""Best-of-N of several policies side by side (the paper's figure 6): table, plot, and where curves cross, in words."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.ticker import NullLocator
 from rest.evaluation.best_of_n import Crossing, Curve, crossing, curves_of, kl_bound
 from rest.evaluation.exact import majority_at, pass_at, right
 from rest.evaluation.outputs import Outputs
-from rest.folder import StageName
+from rest.folder import StageName, asked_for, newest_evaluations
 from rest.report.plots import GREY, ORANGE, STYLE, WIDTH, name_at_edge
 from rest.report.sections import Lines, Section
 
@@ -56,9 +56,10 @@ class PolicyCurves:
 def read_curves(run: Path) -> list[PolicyCurves]:
     """Every policy of the run whose samples were drawn, with the largest M where there are several."""
     found: dict[StageName, tuple[int, Path]] = {}
-    for file in run.glob("evaluation/best-of-*/[!.]*/samples.parquet"):
+    asked = asked_for(run)
+    for file in newest_evaluations(run).glob("best-of-*/[!.]*/samples.parquet"):
         samples, name = file.parent.parent.name.removeprefix("best-of-"), StageName.parse(file.parent.name)
-        if samples.isdigit() and name and (file.parent / "stage.json").is_file():
+        if samples.isdigit() and name and asked(name) and (file.parent / "stage.json").is_file():
             found[name] = max(found.get(name, (0, file)), (int(samples), file))
     names = sorted(found, key=lambda name: name.order)
     return [PolicyCurves(name, Outputs.read(found[name][1])) for name in names]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rest.folder import StageName, newest_evaluations, read_json
-from rest.report.sections import Lines, Section, asked_for, label_of
+from rest.folder import StageName, asked_for, newest_evaluations, read_json
+from rest.report.sections import Lines, Section, label_of, updates_after_bc
 
 TITLES = {
     "bleu": "BLEU",
@@ -40,14 +40,14 @@ def read(run: Path) -> list[dict[str, Any]]:
     """The comparisons of the run in the order of its steps."""
     results = [read_json(path)["result"] for path in newest_evaluations(run).glob("[!.]*-against-*/stage.json")]
     pairs = [tuple(filter(None, (StageName.parse(result[side]) for side in ("new", "old")))) for result in results]
-    controls = {name for pair in pairs for name in pair if name.made_by.kind == "bc_continued"}
-    last = max((name.steps for name in controls), default=0)  # the others are of a run that had fewer steps
-    asked = asked_for(run)
-    shown = [
-        ([name.order for name in pair], place)
-        for place, pair in enumerate(pairs)
-        if not any(name in controls and name.steps < last for name in pair) and all(map(asked, pair))
-    ]
+    made = max((name.steps for pair in pairs for name in pair), default=0)
+    within, steps = asked_for(run), updates_after_bc(run) or made
+
+    def asked(name: StageName) -> bool:
+        """Not what is of a run in this folder that had other steps."""
+        return name.steps == steps if name.made_by.kind == "bc_continued" else within(name)
+
+    shown = [([name.order for name in pair], place) for place, pair in enumerate(pairs) if all(map(asked, pair))]
     return [results[place] for _, place in sorted(shown)]
 
 

@@ -1,4 +1,4 @@
-"""What people said of blind sheets, as a section of the report (PAPER.md, figure 7)."""
+"""What people said of blind sheets, as a section of the report (the paper's figure 7)."""
 
 from __future__ import annotations
 

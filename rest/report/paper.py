@@ -148,6 +148,10 @@ def _said(variants: Sequence[Variant]) -> Iterator[str]:
         )
     if any(len(variant.runs) == 1 for variant in variants):
         yield "Of a single seed, intervals are 95% bootstrap intervals over sources."
+    for variant in variants:
+        if variant.uneven:
+            names = ", ".join(stage.label for stage in variant.uneven)
+            yield f"{variant.name}: figures leave out {names}, which not every seed has."
     if differ := unlike(variants):
         yield f"The runs differ in {' and '.join(differ)}: compare rewards within a run, not between runs."
     if len({(variant.settings.get("improve") or {}).get("label_smoothing") for variant in variants}) > 1:

@@ -56,18 +56,32 @@ class Variant:
         return {seed: read_json(run / "summary.json") for seed, run in self.runs.items()}
 
     @cached_property
-    def points(self) -> dict[StageName, Point]:
-        """The mean reward of samples, of every policy that has one, in a table's order."""
+    def values(self) -> dict[StageName, dict[int, float]]:
+        """The mean reward of samples by seed, of every policy that has one, in a table's order."""
         found: dict[StageName, dict[int, float]] = {}
-        ends: dict[StageName, tuple[float, float] | None] = {}
         for seed, rows in self.rows.items():
             for row in whole(rows):
                 stage, value = stage_of(row), number(row, REWARD.key)
                 if stage is not None and value is not None:
                     found.setdefault(stage, {})[seed] = value
-                    ends[stage] = interval(row, REWARD.interval) if len(self.runs) == 1 else None
-        order = sorted(found, key=lambda stage: stage.order)
-        return {stage: Point(float(np.mean([*found[stage].values()])), found[stage], ends[stage]) for stage in order}
+        return {stage: found[stage] for stage in sorted(found, key=lambda stage: stage.order)}
+
+    @cached_property
+    def points(self) -> dict[StageName, Point]:
+        """What figures show: the policies that all seeds have, so that means are of the same seeds."""
+        rows = whole(next(iter(self.rows.values()))) if len(self.runs) == 1 else []
+        ends = {stage_of(row): interval(row, REWARD.interval) for row in rows}
+        return {
+            stage: Point(float(np.mean([*of_seeds.values()])), of_seeds, ends.get(stage))
+            for stage, of_seeds in self.values.items()
+            if stage not in self.uneven
+        }
+
+    @property
+    def uneven(self) -> list[StageName]:
+        """The policies that some seeds have, and others do not."""
+        most = max(map(len, self.values.values()), default=0)
+        return [stage for stage, of_seeds in self.values.items() if len(of_seeds) < most]
 
     @property
     def way(self) -> list[StageName]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from rest.folder import StageName, read_json, stages_in
+from rest.folder import StageName, asked_for, read_json, stages_in
 from rest.journal import literal
 from rest.report.tables import markdown_text
 
@@ -50,20 +51,15 @@ def stages_of(run: Path, kind: str | None = None) -> list[StageName]:
     return list(filter(asked_for(run), stages_in(run, kind)))
 
 
-def asked_for(run: Path) -> Callable[[StageName], bool]:
-    """Whether the run's settings ask for a stage: steps of a longer run in the same folder are left out."""
-    path = run / "experiment.json"
-    settings = read_json(path) if path.is_file() else {}
-    settings = settings if isinstance(settings, dict) else {}
-    rule = (settings.get("improve") or {}).get("rule") or {}
-    lists = [value for value in rule.values() if isinstance(value, list)]
-    most = {"g": settings.get("grow_steps"), "i": len(lists[0]) if len(lists) == 1 else None}
+def updates_after_bc(run: Path) -> int:
+    """Those of all Improve steps on the way, or of PPO if it took more: the control in a table has as many."""
+    paths = [name for name in stages_of(run, "improve") if name.on_the_way], stages_of(run, "ppo")
+    return max(sum(result_of(run, name)["gradient_steps"] for name in path) for path in paths)
 
-    def asked(name: StageName) -> bool:
-        within = (limit is None or getattr(name, step) <= limit for step, limit in most.items())
-        return name.kind not in ("grow", "improve") or all(within)
 
-    return asked
+def result_of(run: Path, name: StageName) -> dict[str, Any]:
+    """What a complete stage has recorded."""
+    return read_json(run / name.folder / "stage.json")["result"]
 
 
 def label_of(folder: str) -> str:

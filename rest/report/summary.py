@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from rest.data.shards import reading
 from rest.errors import UserError
 from rest.folder import StageName, newest_evaluations, read_json, write_json
-from rest.report.sections import stages_of
+from rest.report.sections import result_of, stages_of, updates_after_bc
 
 DECODED = ("decode", "n", "metrics")  # what another way of decoding changes in a row; and the temperature of samples
 
@@ -25,7 +25,7 @@ def summarise(run: Path) -> list[dict[str, Any]]:
         if not evaluation.exists():
             continue
         record = read_json(evaluation)
-        made = [_result(run, stage) for stage in _lineage(run, name)]
+        made = [result_of(run, stage) for stage in _lineage(run, name)]
         row = {
             "policy": "rest" if name.kind == "improve" else name.kind,
             "grow": name.g,
@@ -55,11 +55,9 @@ def summarise(run: Path) -> list[dict[str, Any]]:
 
 def _policies(run: Path) -> list[StageName]:
     """The policies of a run in the order of the table, and of its controls the one with as many steps as the rest."""
-    improves, ppo = stages_of(run, "improve"), stages_of(run, "ppo")
-    paths = [name for name in improves if name.on_the_way], ppo
-    spent = max(sum(_result(run, name)["gradient_steps"] for name in path) for path in paths)
+    spent = updates_after_bc(run)
     controls = (StageName(kind, steps=spent) for kind in ("bc_continued", "bc_continued_last"))
-    return [StageName("bc"), *controls, *improves, *ppo]
+    return [StageName("bc"), *controls, *stages_of(run, "improve"), *stages_of(run, "ppo")]
 
 
 def _lineage(run: Path, name: StageName) -> list[StageName]:
@@ -90,10 +88,6 @@ def _hottest_first(path: Path) -> tuple[float, str]:
     """Samples by their temperature, then other ways of decoding by name."""
     way = path.parent.name.partition(".")[2]
     return (-float(way.removeprefix("sample-")), "") if way.startswith("sample-") else (0.0, way)
-
-
-def _result(run: Path, name: StageName) -> dict[str, Any]:
-    return read_json(run / name.folder / "stage.json")["result"]
 
 
 def _side_by_side(outputs: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:

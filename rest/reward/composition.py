@@ -243,6 +243,12 @@ class Cached:
     def identity(self) -> Any:
         return identify(self.function)  # what is kept is what would be computed
 
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Of the function; AttributeError where it has none, as of the function itself."""
+        function: Any = self.function
+        return function.scale
+
     def __call__(self, sources: Texts, hypotheses: Texts, references: Texts | None) -> np.ndarray:
         own = json.dumps(self.identity, sort_keys=True).encode()
         given: Sequence[str | None] = [None] * len(sources) if references is None else references

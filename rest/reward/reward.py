@@ -113,7 +113,14 @@ def with_references(function: RewardFunction | WithoutReferences) -> RewardFunct
         raise UserError(f"reward {name_of(function)}: takes {signature}, but is called as {ways}") from error
     if compares(called):
         return called if isinstance(called, _Comparing) else _Comparing(called)
-    return called if wants_references else lambda sources, hypotheses, references: called(sources, hypotheses)
+    if wants_references:
+        return called
+
+    def of_three(sources: Sequence[str], hypotheses: Sequence[str], references: Sequence[str] | None) -> np.ndarray:
+        return called(sources, hypotheses)
+
+    of_three.__qualname__ = name_of(function)  # for messages
+    return of_three
 
 
 def identify(function: Any) -> Any:

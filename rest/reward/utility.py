@@ -16,7 +16,7 @@ import numpy as np
 from rest.errors import UserError
 from rest.reward.ngrams import Counts, Symbols
 from rest.reward.reference_based import SentenceBLEU
-from rest.reward.reward import identify, with_references
+from rest.reward.reward import identify, name_of, with_references
 
 CHRF_ORDER, CHRF_BETA, BLEU_ORDER = 6, 2, 4
 PUNCTUATION = frozenset("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
@@ -188,7 +188,8 @@ class Pairwise(Utility):
     """Any reward function that compares with references, as a utility; each pair is scored once."""
 
     function: Any = SentenceBLEU()
-    """(sources, hypotheses, references) -> float32 [n]"""
+    """(sources, hypotheses, references) -> float32 [n]; within its `scale`, (low, high), if it has one, else within
+    0 and 1."""
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -201,7 +202,14 @@ class Pairwise(Utility):
     def pairs(self, source: str, candidates: Sequence[str], references: Sequence[str]) -> np.ndarray:
         own = [y for y in candidates for _ in references]
         scores = with_references(self.function)([source] * len(own), own, list(references) * len(candidates))
-        return np.asarray(scores, np.float64).reshape(len(candidates), len(references))
+        values = np.asarray(scores, np.float64)
+        beyond = values[(values < 0) | (values > 1)]
+        if len(beyond) and not hasattr(self.function, "scale"):
+            raise UserError(
+                f"Pairwise({name_of(self.function)}): gave {beyond[0]:g}, which is outside [0, 1]; give the function a "
+                "`scale`, (low, high)"
+            )
+        return values.reshape(len(candidates), len(references))
 
 
 @dataclass(frozen=True)

@@ -90,10 +90,12 @@ class BestOfNCurves(_Evaluation):
     """So many samples of every test source, and the curves of the best of N."""
 
     samples: int
+    newest: int = 1
+    """The Grow step of the newest reward."""
 
     @property
     def path(self) -> str:
-        return f"evaluation/best-of-{self.samples}/{self.name.folder}"
+        return f"{evaluations(self.newest)}/best-of-{self.samples}/{self.name.folder}"
 
     def settings(self, inputs: Inputs) -> dict[str, Any]:
         known = {"policy": self.policy.identity, "reward": self.reward.settings}

@@ -39,6 +39,7 @@ class Grow:
         known |= {"grow": describe(grow) | {"sampling": e.grow_sampling, "further": further}}
         if e.grow.beams:
             known["length_penalty"] = e.beam.length_penalty
+            known |= {"exhaustive": True} if e.beam.exhaustive else {}
         if e.grow.training_text:
             known["sources"] = hash_text(inputs.parts.grow)
         return known | ({} if text is None else {"text": hash_text(text)})

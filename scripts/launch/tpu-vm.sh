@@ -3,11 +3,12 @@
 #
 #     bash scripts/launch/tpu-vm.sh create                   ask for the slice, and wait until it is there
 #     bash scripts/launch/tpu-vm.sh install                  this checkout and its environment on every host
-#     bash scripts/launch/tpu-vm.sh run experiments/multi30k_de_en.py --out /runs/multi30k
+#     bash scripts/launch/tpu-vm.sh run experiments/multi30k_de_en.py --out /runs/multi30k --corpus.directory /runs/TEXT
 #     bash scripts/launch/tpu-vm.sh delete
 #
 # What to edit: the settings below, or the variables of their names. SHARE is an NFS export (Filestore) that every host
-# mounts at /runs: the run's folder must be shared by all, and lock files for all of them.
+# mounts at /runs: the run's folder must be shared by all, lock files for all of them, and let you write. PYTHON of the
+# hosts must be 3.11 to 3.13, with its venv; some runtimes have an older one.
 #
 # On preemption of a spot slice: its hosts are gone, and `run` ends with an error. Then `delete`, `create`, `install`
 # and the same `run` go on where the run was. Where one host's process fails, the others notice, and `run` ends all.

@@ -103,7 +103,8 @@ def test_training_pairs_that_are_too_long_are_dropped_and_counted(policy, batch)
     assert dropped == 1 and kept.ids.tolist() == [3, 9]
     assert kept.references == ["thabremas", "thabremas"]
     # without references only the sources count
-    assert drop_long(policy.tokenizer, replace(split, references=None), batch)[1] == 0
+    for room in (batch, replace(batch, target_tokens=1)):
+        assert drop_long(policy.tokenizer, replace(split, references=None), room)[1] == 0
     assert drop_long(policy.tokenizer, split, replace(batch, target_tokens=1000)) == (split, 0)
     kept, dropped = drop_long(policy.tokenizer, split, replace(batch, source_tokens=1))
     assert len(kept) == 0 and dropped == 3

@@ -84,8 +84,8 @@ def test_the_archive_is_read_as_fairseq_reads_it(tgz: Path, tmp_path: Path) -> N
     assert (corpus.dev.sources, corpus.dev.references) == (["der Hund"], ["the dog's"])  # its sed on dev and test
     assert corpus.test.sources == ["die Katze", "ein Haus"] and corpus.test.documents == ["535", "535"]
     assert corpus.test.take([1]).documents == ["535"]
-    turned = settings(tgz, source_language="en", test=("TED.tst2010", "TED.dev2010")).load(Cleaning())
-    assert turned.test.sources == ["the cat", "a house", "the dog's"]
+    turned = settings(tgz, source_language="en", test=("TED.tst2010", "TED.dev2010"), dev=())
+    assert [pair.source for pair in turned.rows("test").pairs] == ["the cat", "a house", "the dog's"]
     with tarfile.open(tgz) as tar:
         tar.extractall(tmp_path, filter="data")
     for folder in (tmp_path, tmp_path / "de-en"):
@@ -173,3 +173,9 @@ def test_settings_are_checked(tgz: Path) -> None:
         settings(tgz, test=())
     with pytest.raises(UserError, match="dev: name dev sets"):
         settings(tgz, dev=()).rows("dev")
+
+
+def test_a_set_that_chooses_is_not_tested_on() -> None:
+    with pytest.raises(UserError, match=r"dev and test both name TED.dev2010.*; for test say \['TEDX.dev2012'"):
+        IWSLT14(Path("de-en.tgz"), dev=("TED.dev2010",))
+    assert IWSLT14(Path("de-en.tgz"), dev=("TED.dev2010",), test=("TED.tst2010",)).dev

@@ -295,3 +295,7 @@ def test_wrong_settings_are_refused():
         EvaluationSettings(bc_temperatures=(0.5, 0.0))
     controls = EvaluationSettings(bc_temperatures=(0.1,), ceiling_samples=2)
     assert controls.of_every_policy == EvaluationSettings().of_every_policy != EvaluationSettings(2).of_every_policy
+
+
+def test_a_source_longer_than_a_row_is_read_whole(lively, dev, batch):
+    assert kl(lively, lively, dev, replace(batch, source_tokens=4)) == pytest.approx(0, abs=1e-4)

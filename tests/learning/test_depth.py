@@ -74,3 +74,9 @@ def test_equal_settings_are_one_compiled_update():
 def test_what_cannot_be_is_refused(wrong):
     with pytest.raises(UserError, match="optimizer: body"):
         ByDepth(**wrong)
+
+
+def test_a_body_at_the_full_rate_is_frozen_too():
+    gradient = {"body": {"layers": {0: jnp.ones(1)}}, "head": jnp.ones(1)}
+    found = updates(ByDepth(optax.identity, body=1.0, decay=1.0, frozen_steps=1), [gradient] * 2)
+    assert [(u["body"]["layers"][0][0], u["head"][0]) for u in found] == [(0, 1), (1, 1)]

@@ -128,7 +128,7 @@ def test_only_the_layers_below_are_frozen():
 @pytest.mark.parametrize(
     ("trainable", "wrong"),
     [
-        (Trainable(lora=LoRA(2, targets=("qeury",))), r"nothing is left to train with .*qeury"),
+        (Trainable(lora=LoRA(2, targets=())), r"nothing is left to train with .*targets=\(\)"),
         (Trainable(freeze_embeddings=True, freeze_layers=9, lora=LoRA(1)), "nothing is left to train"),
     ],
 )
@@ -137,3 +137,8 @@ def test_nothing_to_train_is_refused(lively, trainable, wrong):
         trainable.split(lively.network.parameters, seed=0)
     with pytest.raises(UserError, match=r"lora.rank must be at least 0, not -1"):
         LoRA(-1)
+
+
+def test_a_layer_that_there_is_not_is_refused():
+    with pytest.raises(UserError, match=r"lora.targets: 'v_proj' is none of query, key, value"):
+        LoRA(8, targets=("query", "v_proj"))

@@ -2,11 +2,12 @@
 
 import time
 
+import jax
 import numpy as np
 import pytest
 
 from rest.data.batches import Batch, Share
-from rest.learning.pace import PEAKS, Pace, peak_flops
+from rest.learning.pace import PEAKS, Pace, Trace, peak_flops
 
 
 @pytest.fixture
@@ -92,3 +93,16 @@ def test_peaks_are_known_by_the_kind_of_a_device(kind, dtype, peak):
 def test_no_kind_hides_a_longer_one():
     kinds = list(PEAKS)
     assert [(a, b) for n, a in enumerate(kinds) for b in kinds[n + 1 :] if b.startswith(a)] == []
+
+
+def test_a_trace_ends_where_numbers_are_passed_over(monkeypatch, tmp_path):
+    """Updates are seen to end one late, and two at once after an evaluation."""
+    happened = []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: happened.append("start"))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: happened.append("stop"))
+    trace = Trace(tmp_path, 2)
+    for done in (0, 0, 1, 3, 3, 4, 6, 6, 7):
+        trace.look(done)
+        happened.append(done)
+    trace.close()
+    assert happened == [0, 0, 1, "start", 3, 3, 4, "stop", 6, 6, 7]

@@ -338,3 +338,16 @@ def test_relative_positions_by_hand():
 def test_a_width_that_the_heads_do_not_divide_is_refused():
     with pytest.raises(UserError, match="width 18 must be a multiple of twice the heads, 4"):
         network(dataclasses.replace(SMALL, width=18, heads=4))
+
+
+def test_the_padding_of_targets_may_be_a_word_of_a_vocabulary_of_sources():
+    def first_row_is_nothing(settings):
+        network = Transformer(settings, VOCABULARY, pad_id=PAD, rngs=nnx.Rngs(0))
+        table = network.embedding if network.encoder_embedding is None else network.encoder_embedding
+        ids = jnp.array([[PAD, 5]])
+        embedded = network.encoder_input(ids, table, jnp.zeros((1, 2), jnp.int32), None)
+        nothing = sinusoids(jnp.zeros((1, 1), jnp.int32), settings.width)
+        return bool(jnp.allclose(embedded[:, :1], nothing))
+
+    assert first_row_is_nothing(SMALL)
+    assert not first_row_is_nothing(dataclasses.replace(SMALL, encoder_vocabulary=VOCABULARY + 10))

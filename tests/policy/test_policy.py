@@ -1,5 +1,6 @@
 """A policy on disk and in batches: the same identity, the same probabilities."""
 
+import json
 from dataclasses import replace
 
 import jax
@@ -127,6 +128,12 @@ def test_the_last_improve_step_of_the_last_grow_step(found):
     assert found("bc", "improve-2-1", "improve-10-1", "improve-9-3") == "improve-10-1/policy"
 
 
+def test_steps_that_the_run_asks_for_no_more_do_not_count(found, tmp_path):
+    rule = {"rule": {"thresholds": [0.7]}, "cap": 10}
+    (tmp_path / "experiment.json").write_text(json.dumps({"grow_steps": 1, "improve": {"rule": rule}}))
+    assert found("bc", "improve-1-1", "improve-1-2", "improve-2-1") == "improve-1-1/policy"
+
+
 def test_side_branches_and_folders_that_are_no_stage_do_not_count(found):
     assert found("bc", "improve-1-1", "improve-2-0", "improve-2-1-old", "ppo") == "improve-1-1/policy"
 
@@ -156,3 +163,12 @@ def test_changed_weights_are_refused_and_named(policy, tmp_path):
         weights.write_bytes(damaged)
         with pytest.raises(UserError, match=f"{weights.name} is damaged"):
             Policy.load(tmp_path / "policy")
+
+
+def test_a_source_beyond_the_learned_positions_is_refused(corpus, policy):
+    settings = TransformerSettings(
+        width=8, heads=2, feed_forward=8, encoder_layers=1, decoder_layers=1, positions="learned", max_positions=4
+    )
+    short = Policy.new(settings, policy.tokenizer, 0)
+    with pytest.raises(UserError, match=r"a source has \d+ tokens, the network learned 4 positions: "):
+        short.encode_sources([" ".join(corpus.dev.sources[:3])])

@@ -106,7 +106,7 @@ def test_strict_and_mild_raters_are_put_on_one_scale(tmp_path):
 def test_bad_mqm_names_the_line(tmp_path):
     with pytest.raises(UserError, match=r"mqm_tiny.tsv, line 2: severity is 'Grave'"):
         MQM(mqm(tmp_path, ("A", "1", "r", "t", MISTAKE, "Grave"))).load()
-    with pytest.raises(UserError, match=r"line 1: no column 'rater'; the columns are system"):
+    with pytest.raises(UserError, match=r"line 1: no column 'rater'; the columns, parted by tabs, are 'system'"):
         MQM(mqm(tmp_path, header=HEADER.replace("rater", "judge"))).load()
     with pytest.raises(UserError, match=r"line 2: 10 columns, but the first line names 9"):
         MQM(mqm(tmp_path, ("A", "1", "r", "a\tb", MISTAKE, "Minor"))).load()
@@ -264,3 +264,9 @@ def test_the_published_averages_come_out(data, name, translations, different):
 def test_mlqe_pe(data):
     ratings = MLQEPE(data / "mlqe-pe" / "en-de.train.tsv.gz", "en-de").load()
     assert (len(ratings), len(set(ratings.documents)), len(set(ratings.sources))) == (7_000, 3_882, 7_000)
+
+
+def test_mlqe_pe_as_it_is_published_names_no_documents(tmp_path):
+    path = table(tmp_path, ("index", "original", "translation", "z_mean"), ("0", "a", "b", "0.5"))
+    ratings = MLQEPE(path).load()
+    assert (ratings.scores.tolist(), ratings.documents) == ([0.5], [""])

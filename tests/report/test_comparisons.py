@@ -68,6 +68,16 @@ def test_only_the_last_control_is_shown(tmp_path: Path) -> None:
     ]
 
 
+def test_the_control_of_a_shorter_run_is_that_of_its_steps(tmp_path: Path) -> None:
+    for g, control in ((1, 300), (2, 600)):
+        store(tmp_path, f"improve-{g}-1", f"bc_continued-{control}", [])
+        (tmp_path / f"improve-{g}-1").mkdir()
+        (tmp_path / f"improve-{g}-1" / "stage.json").write_text(json.dumps({"result": {"gradient_steps": 300}}))
+    assert [result["old"] for result in read(tmp_path)] == ["bc_continued-600"]
+    (tmp_path / "experiment.json").write_text(json.dumps({"grow_steps": 1}))
+    assert [result["old"] for result in read(tmp_path)] == ["bc_continued-300"]
+
+
 def test_those_by_the_newest_reward_are_shown(tmp_path: Path) -> None:
     store(tmp_path, "improve-1-1", "bc", [])
     (tmp_path / "evaluation").rename(tmp_path / "evaluation-2")

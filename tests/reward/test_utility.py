@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,6 +11,8 @@ from hypothesis import strategies as st
 from sacrebleu.metrics import CHRF
 
 from rest.errors import UserError
+from rest.reward.composition import Cached
+from rest.reward.consensus import Consensus
 from rest.reward.ngrams import Symbols
 from rest.reward.reference_based import SentenceBLEU, SentenceChrF
 from rest.reward.reward import identify
@@ -115,3 +119,16 @@ def test_utilities_are_known_by_their_settings() -> None:
     ]
     assert len({repr(identify(utility)) for utility in known}) == len(known)
     assert identify(Mixture((ChrF(), BLEU()))) == identify(Mixture((ChrF(), BLEU()), (2.0, 2.0)))
+
+
+def test_the_scale_of_a_metric_is_that_of_what_it_wraps(tmp_path: Path) -> None:
+    cached = Consensus(Pairwise(Cached(SentenceBLEU(), tmp_path / "scores.sqlite"))).reward
+    assert cached.scale == Consensus(Pairwise(SentenceBLEU())).reward.scale == (0.0, 100.0)
+
+
+def test_a_metric_without_a_scale_must_stay_within_zero_and_one() -> None:
+    def half(sources: list[str], hypotheses: list[str], references: list[str]) -> np.ndarray:
+        return np.full(len(hypotheses), 50.0)
+
+    with pytest.raises(UserError, match=r"Pairwise\(.*half\): gave 50, which is outside \[0, 1\]"):
+        Pairwise(half).pairs("x", ["a"], ["b"])

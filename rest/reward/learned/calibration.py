@@ -74,13 +74,13 @@ class Isotonic:
 
     def fit(self, scores: np.ndarray, ratings: np.ndarray) -> Calibration:
         """UserError where the ratings do not rise with the scores, or most are not between `low` and `high`."""
-        order = np.argsort(scores, kind="stable")
-        x, y = scores[order].astype(np.float64), _shares(ratings[order], self.low, self.high)
-        fitted = isotonic_regression(y)
+        x, place, rows = np.unique(scores.astype(np.float64), return_inverse=True, return_counts=True)
+        y = np.bincount(place, _shares(ratings, self.low, self.high)) / rows  # equal scores get one reward
+        fitted = isotonic_regression(y, weights=rows)
         # a step at the mean of its scores
         at = fitted.blocks[:-1]
-        sizes = np.diff(fitted.blocks)
-        knots, levels = np.add.reduceat(x, at) / sizes, np.clip(fitted.x[at], 0, 1)
+        knots = np.add.reduceat(x * rows, at) / np.add.reduceat(rows, at)
+        levels = np.clip(fitted.x[at], 0, 1)
         rising = np.concatenate([[True], np.diff(knots) > 0])
         knots, levels = knots[rising], levels[rising]
         if len(knots) < 2:

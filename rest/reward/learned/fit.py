@@ -38,6 +38,8 @@ from rest.statistics.correlation import pearson, ranked_right, spearman
 
 def human_ratings(settings: RewardSettings, added: tuple[Any, ...] = ()) -> Rated:
     """The train and dev documents of the rating files, with the files that each refreshing added."""
+    if not settings.split.dev_share:
+        raise UserError("reward.split.dev_share 0: some ratings must be held out, to say when training stops")
     loaded = [[file.load() for file in files] for files in (settings.ratings, *added)]
     parts = split(mix([ratings for files in loaded for ratings in files]), settings.split)
     rows = [parts.train, parts.dev]

@@ -117,3 +117,12 @@ def test_a_reward_counts_what_is_beyond_the_ends():
     scored = reward(["x"] * 4, ["", "a", "ab", "abcdef"], None)
     np.testing.assert_allclose(scored.reward, [0, 0, 0.8, 1])
     assert scored.clipped == 2 and reward.range == (1, 4)
+
+
+@pytest.mark.parametrize("ratings", [[0, 1, 0, 1, 1], [1, 0, 1, 0, 1], [1, 1, 0, 0, 1]])
+def test_equal_scores_get_one_reward_in_whatever_order_they_come(ratings):
+    line = Isotonic().fit(np.array([0.2, 0.2, 0.8, 0.8, 0.9]), np.array(ratings, np.float64))
+    again = Isotonic().fit(np.array([0.9, 0.8, 0.8, 0.2, 0.2]), np.array(ratings[::-1], np.float64))
+    assert line == again
+    if ratings[0] != ratings[1]:  # (0.2, 0.2, 0.8, 0.8) all rated 0.5 in the mean: one step
+        assert line.scores == pytest.approx((0.5, 0.9)) and line.rewards == pytest.approx((0.5, 1.0))
