@@ -67,7 +67,7 @@ class Done:
 
     @property
     def trained_further(self) -> int:
-        """Updates from BC to the last policy: those of all Improve steps on the way, or of PPO if it took more."""
+        """Updates after BC: those of all Improve steps on the way, or of PPO if it took more."""
         paths = self.improves, self.complete("ppo")
         return max(sum(self.result(name)["gradient_steps"] for name in path) for path in paths)
 

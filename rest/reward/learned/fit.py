@@ -51,6 +51,10 @@ def human_ratings(settings: RewardSettings, added: tuple[Any, ...] = ()) -> Rate
         for ratings in loaded[g - 1]
         for pair in zip(ratings.sources, ratings.hypotheses, strict=True)
     }
+    if added:  # what the reward before has learned the source of is not new to it: documents are divided anew
+        before = split(mix([ratings for files in loaded[:-1] for ratings in files]), settings.split)
+        learned = {*before.train.sources}
+        step = {pair: min(g, len(added)) if pair[0] in learned else g for pair, g in step.items()}
     return Rated(
         sources,
         hypotheses,

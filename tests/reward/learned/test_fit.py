@@ -11,12 +11,14 @@ from rest.learning.mesh import MachineSettings
 from rest.learning.optimizers import Schedule
 from rest.learning.train import TrainSettings
 from rest.policy.sampler import SamplingSettings
+from rest.ratings.files import DirectAssessments
 from rest.ratings.rated import Rated
+from rest.ratings.record import SplitSettings
 from rest.reward.attacks import ENOUGH
 from rest.reward.learned import fit as module
 from rest.reward.learned.calibration import Quantile
 from rest.reward.learned.choice import WithinAndAcross
-from rest.reward.learned.fit import fit, rate, rate_again
+from rest.reward.learned.fit import fit, human_ratings, rate, rate_again
 from rest.reward.learned.network import RatingLoss
 from rest.reward.learned.settings import Refresh, RewardSettings
 from rest.reward.raters import MetricRater
@@ -355,3 +357,25 @@ def test_samples_are_dealt_evenly_to_the_temperatures_of_the_reward(lively, corp
     some = drawn(0.1, 1.0, n=3, text=split.take([0, 2]))
     assert some == {g: both[g] for g in some}
     assert RewardSettings(LengthRater(), samples_per_source=5).samples_at == {0.8: 3, 1.0: 2}
+
+
+def test_what_the_reward_before_has_learned_from_is_not_new(tmp_path):
+    """More ratings divide the documents anew, and some that were learned from are held out then."""
+
+    def table(name, documents):
+        rows = [f"source {d}\t{name} {d}\t{d % 7}\t{d}" for d in range(documents)]
+        path = tmp_path / f"{name}.tsv"
+        path.write_text("\n".join(["source\thypothesis\tscore\tdocument", *rows, ""]))
+        return DirectAssessments(path, document="document")
+
+    settings = RewardSettings(ratings=(table("first", 40),))
+    before, after = human_ratings(settings), human_ratings(settings, ((table("more", 45),),))
+    learned = {x for x, held in zip(before.sources, before.held_out, strict=True) if not held}
+    held_out = {x for x, held in zip(after.sources, after.held_out, strict=True) if held}
+    new = {x for x, step in zip(after.sources, after.steps, strict=True) if step == 2}
+    assert learned & held_out and new and not learned & new
+
+
+def test_ratings_must_be_held_out(tmp_path):
+    with pytest.raises(UserError, match=r"reward.split.dev_share 0: some ratings must be held out"):
+        human_ratings(RewardSettings(ratings=(DirectAssessments(tmp_path),), split=SplitSettings(dev_share=0.0)))
