@@ -66,7 +66,7 @@ base = replace(
 )
 
 # Text that nobody has translated
-mono = replace(small, grow=talks.WithText(samples_per_source=small.grow.samples_per_source))
+mono = replace(small, grow=talks.WithText(**(vars(small.grow) | {"text": MISSING})))
 sources = {
     "own": small,
     "untranslated": mono,
