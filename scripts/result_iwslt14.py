@@ -19,7 +19,9 @@ OTHER_TEXT = (
     ("Multi30k, 29,000 sources: sentence BLEU with the training text's translations", "multi30k_bleu", None),
     ("news, 12,000 sources: the same", "wmt_preferences", "bleu"),
     ("news, 12,000 sources: agreement of the samples, by chrF and BLEU", "wmt_preferences", "consensus"),
-    ("IWSLT14, 4,000 sources: the same", "iwslt14_people", "consensus"),
+    ("news, 4,000 sources: agreement; BC continued at ten times the rates", "wmt_own", None),
+    ("news, 4,000 sources of D and of text that nobody has translated: the same", "wmt_untranslated", None),
+    ("IWSLT14, 4,000 sources: agreement", "iwslt14_people", "consensus"),
     ("IWSLT14, 4,000 sources: that and the reward learned from people, half each", "iwslt14_people", "both"),
 )
 
