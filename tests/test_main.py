@@ -143,13 +143,14 @@ def test_what_went_wrong_is_one_sentence_and_a_status(error, status, said, monke
     assert capsys.readouterr().err == f"rest: {said}\n"
 
 
-def test_other_errors_of_the_system_are_raised(monkeypatch):
+def test_other_errors_of_the_system_end_with_their_traceback(monkeypatch, capsys):
     def fail(arguments):
         raise OSError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr("rest.commands.inspect.inspect", fail)
-    with pytest.raises(PermissionError):
+    with pytest.raises(SystemExit, match="70"):
         main(["inspect", "runs/a/grow-1"])
+    assert "PermissionError: [Errno 13] Permission denied" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("out", ["file", "file/run", "/proc/run"])
