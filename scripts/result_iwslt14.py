@@ -116,9 +116,9 @@ def other_text() -> str:
     heads = ["sources and reward", *(head for _, head in TEXT)]
     return f"""\
 The same Improve on other text and on fewer sources, one seed each, less BC continued (the better of its two policies in
-greedy BLEU), paired over sources. `wmt_preferences.json` and `iwslt14_people.json` have the commands (`both` also has
-`--reward.function.rewards.1.function.folder`); Multi30k is the experiment that `rest init` writes with this Improve,
-whose settings `multi30k_bleu.json` has. With the learned reward alone dev kept BC.
+greedy BLEU), paired over sources. `wmt_preferences.json` and `iwslt14_people.json` have the commands (`both` is also
+given the folder of its second reward, as the file says); Multi30k is the experiment that `rest init` writes with this
+Improve, whose settings `multi30k_bleu.json` has. With the learned reward alone dev kept BC.
 
 {table(heads, [line(*which) for which in OTHER_TEXT])}
 
